@@ -1,0 +1,27 @@
+"""The unified model: codes and text in, text and codes out."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from .config import MllmConfig
+from .generate import generate_images, generate_text, generate_texts
+from .model import MllmForConditionalGeneration
+from .processor import MllmProcessor
+
+AutoConfig.register("mllm", MllmConfig, exist_ok=True)
+AutoModel.register(MllmConfig, MllmForConditionalGeneration, exist_ok=True)
+AutoModelForImageTextToText.register(MllmConfig, MllmForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(MllmConfig, MllmProcessor, exist_ok=True)
+
+Mllm = MllmForConditionalGeneration
+Processor = MllmProcessor
+
+__all__ = [
+    "Mllm",
+    "MllmConfig",
+    "MllmForConditionalGeneration",
+    "MllmProcessor",
+    "Processor",
+    "generate_images",
+    "generate_text",
+    "generate_texts",
+]

@@ -1,0 +1,165 @@
+"""Code embeddings in, code heads out.
+
+Shapes: N images, L positions, K sub-codebooks, V entries each, D backbone width, P positions to predict, W head width.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tokenizer.projection import AttnProjection
+from tokenizer.quantizer import MultiCodebookQuantizer
+
+Pick = Callable[[torch.Tensor, int], torch.Tensor]
+"""(logits_BV, k) -> ids_B: guidance and sampling live in here, heads never hear of them."""
+
+
+class CodeTables(nn.Module):
+    """K learned tables, summed: codes_NLK -> embeds_NLD. Every position stands alone, so there is nothing to cache."""
+
+    def __init__(self, image_tokenizer, dim: int):
+        super().__init__()
+        self.codebook_size = image_tokenizer.codebook_size
+        self.tables = nn.Embedding(image_tokenizer.num_codebooks * self.codebook_size, dim)
+
+    def forward(self, codes_NLK: torch.Tensor, cache: dict | None = None) -> torch.Tensor:
+        offsets = torch.arange(codes_NLK.shape[-1], device=codes_NLK.device) * self.codebook_size
+        return self.tables(codes_NLK + offsets).sum(-2)
+
+
+class CodebookEmbedding(nn.Module):
+    """UniTok's: codebook vectors, causal attention projection, LayerNorm and MLP (arXiv 2502.20321, section 4.1).
+
+    Position l depends on positions <= l, so feeding an image step by step needs a `cache` (a dict, empty at first).
+    """
+
+    def __init__(self, image_tokenizer, dim: int):
+        super().__init__()
+        code_width, width = image_tokenizer.code_width, image_tokenizer.width
+        self.quantizer = MultiCodebookQuantizer(
+            code_width, image_tokenizer.num_codebooks, image_tokenizer.codebook_size
+        ).requires_grad_(False)
+        self.attn_projection = AttnProjection(code_width, width, width // code_width, causal=True)
+        self.mm_projector = nn.Sequential(
+            nn.LayerNorm(width, eps=1e-6), nn.Linear(width, dim), nn.GELU(), nn.Linear(dim, dim)
+        )
+
+    def forward(self, codes_NLK: torch.Tensor, cache: dict | None = None) -> torch.Tensor:
+        features_NLQ = self.quantizer.decode(codes_NLK).to(self.mm_projector[1].weight.dtype)
+        return self.mm_projector(self.attn_projection(features_NLQ, cache))
+
+
+class DepthBlock(nn.Module):
+    """A Llama layer over the K sub-codes of one position: RMSNorm, rotary attention, SwiGLU."""
+
+    def __init__(self, width: int, heads: int, hidden: int, eps: float):
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.RMSNorm(width, eps=eps)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm2 = nn.RMSNorm(width, eps=eps)
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_PKW: torch.Tensor, rotary: torch.Tensor, cache: list | None = None) -> torch.Tensor:
+        """`rotary`: cos and sin of the places, [2, K, W / heads]. `cache` collects (k, v) of one sub-code a call."""
+        q, k, v = self.qkv(self.norm1(x_PKW)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = _rotate(q, rotary), _rotate(k, rotary)
+        if cache is not None:
+            cache.append((k, v))
+            k, v = (torch.cat(parts, 2) for parts in zip(*cache, strict=True))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
+        x = x_PKW + self.out(y.transpose(1, 2).flatten(2))
+        gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up)
+
+
+def _rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+    left, right = x.chunk(2, -1)
+    return x * rotary[0] + torch.cat([-right, left], -1) * rotary[1]
+
+
+class DepthHead(nn.Module):
+    """A small transformer over the K codes of one position, autoregressive in K.
+
+    Input k is the hidden state for k = 0 and the embedding of code k-1 after that; output k predicts code k. Width and
+    depth are its own, not the backbone's. `shared_output` is one output matrix for all sub-codebooks (as in UniTok).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_codebooks: int,
+        codebook_size: int,
+        width: int | None = None,
+        layers: int = 3,
+        heads: int = 4,
+        hidden: int | None = None,
+        shared_output: bool = False,
+        rope_theta: float = 10000.0,
+        eps: float = 1e-5,
+    ):
+        super().__init__()
+        width = width or dim
+        self.enter = nn.Linear(dim, width, bias=False) if width != dim else nn.Identity()
+        self.tables = nn.ModuleList(nn.Embedding(codebook_size, width) for _ in range(num_codebooks - 1))
+        self.layers = nn.ModuleList(DepthBlock(width, heads, hidden or 3 * width, eps) for _ in range(layers))
+        self.norm = nn.RMSNorm(width, eps=eps)
+        self.outputs = nn.ModuleList(
+            nn.Linear(width, codebook_size) for _ in range(1 if shared_output else num_codebooks)
+        )
+        self.num_codebooks, self.head_width, self.rope_theta = num_codebooks, width // heads, rope_theta
+
+    def forward(self, h_PD: torch.Tensor, codes_PK: torch.Tensor) -> torch.Tensor:
+        """Teacher forced: -> logits_PKV."""
+        rows = [self.enter(h_PD)] + [table(codes_PK[:, k]) for k, table in enumerate(self.tables)]
+        x = torch.stack(rows, 1)
+        rotary = self._rotary(x)
+        for layer in self.layers:
+            x = layer(x, rotary)
+        x = self.norm(x)
+        return torch.stack([self._output(k)(x[:, k]) for k in range(self.num_codebooks)], 1)
+
+    def sample(self, h_BD: torch.Tensor, pick: Pick) -> torch.Tensor:
+        """One sub-code after the other, each layer keeping the keys of the earlier ones: -> codes_BK."""
+        x, codes = self.enter(h_BD)[:, None], []
+        rotary, caches = self._rotary(x), [[] for _ in self.layers]
+        for k in range(self.num_codebooks):
+            for layer, cache in zip(self.layers, caches, strict=True):
+                x = layer(x, rotary[:, k : k + 1], cache)
+            codes.append(pick(self._output(k)(self.norm(x[:, 0])), k))
+            if k < len(self.tables):
+                x = self.tables[k](codes[-1])[:, None]
+        return torch.stack(codes, 1)
+
+    def _output(self, k: int) -> nn.Linear:
+        return self.outputs[k % len(self.outputs)]
+
+    def _rotary(self, like: torch.Tensor) -> torch.Tensor:
+        half = torch.arange(0, self.head_width, 2, device=like.device).float() / self.head_width
+        angles = torch.arange(self.num_codebooks, device=like.device)[:, None] / self.rope_theta**half
+        angles = torch.cat([angles, angles], -1)
+        return torch.stack([angles.cos(), angles.sin()]).to(like.dtype)
+
+
+class ParallelHead(nn.Module):
+    """K independent linear heads: fast, but the codes of a position do not know of each other."""
+
+    def __init__(self, dim: int, num_codebooks: int, codebook_size: int):
+        super().__init__()
+        self.num_codebooks = num_codebooks
+        self.output = nn.Linear(dim, num_codebooks * codebook_size)
+
+    def forward(self, h_PD: torch.Tensor, codes_PK: torch.Tensor) -> torch.Tensor:
+        return self.output(h_PD).unflatten(-1, (self.num_codebooks, -1))
+
+    def sample(self, h_BD: torch.Tensor, pick: Pick) -> torch.Tensor:
+        logits_BKV = self.output(h_BD).unflatten(-1, (self.num_codebooks, -1))
+        return torch.stack([pick(logits_BKV[:, k], k) for k in range(self.num_codebooks)], 1)
+
+
+CODE_EMBEDDINGS = {"tables": CodeTables, "codebook": CodebookEmbedding}
+CODE_HEADS = {"depth": DepthHead, "parallel": ParallelHead}

@@ -1,0 +1,41 @@
+"""MllmConfig: a backbone's config, an image tokenizer's, and how codes enter and leave."""
+
+from typing import Any
+
+from transformers import AutoConfig, LlamaConfig, PretrainedConfig
+
+from tokenizer import ImageTokenizerConfig
+
+
+class MllmConfig(PretrainedConfig):
+    """`text_config` is any decoder-only config of transformers (Llama by default); `image_tokenizer` the fields of an
+    ImageTokenizerConfig. `code_embedding` and `code_head` are keys of the dicts in `codes.py`, `code_head_args`
+    the head's own sizes.
+    """
+
+    model_type = "mllm"
+    sub_configs = {"text_config": AutoConfig}
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    text_config: dict | PretrainedConfig | None = None
+    image_tokenizer: dict | None = None
+    code_embedding: str = "tables"
+    code_head: str = "depth"
+    code_head_args: dict | None = None
+    pad_token_id: int = 0
+    image_token_id: int = 4
+    boi_token_id: int = 5
+    eoi_token_id: int = 6
+
+    def __post_init__(self, **kwargs: Any):
+        if isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**{"model_type": "llama", **self.text_config})
+        elif self.text_config is None:
+            self.text_config = LlamaConfig()
+        self.image_tokenizer = ImageTokenizerConfig(**(self.image_tokenizer or {})).to_dict()
+        self.code_head_args = dict(self.code_head_args or {})
+        super().__post_init__(**kwargs)
+
+    @property
+    def image_tokenizer_config(self) -> ImageTokenizerConfig:
+        return ImageTokenizerConfig(**self.image_tokenizer)

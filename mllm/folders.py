@@ -1,0 +1,39 @@
+"""Where models lie, and one clear line when one cannot be loaded."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+
+SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
+
+
+def find_model(name: str | Path) -> str:
+    """A folder as it is, a shipped model's name as its folder under `checkpoints/`; anything else must look like a hub
+    id ("owner/name"). Raises ValueError naming the models that are shipped."""
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ValueError(f"{name} is no model folder: it has no config.json")
+        return str(name)
+    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+    if str(name) in shipped:
+        return str(SHIPPED / name)
+    if str(name).count("/") != 1 or str(name).startswith((".", "/")):
+        raise ValueError(f"unknown model {str(name)!r}: no such folder; shipped models: {', '.join(shipped) or 'none'}")
+    return str(name)
+
+
+@contextmanager
+def loading(name: str | Path) -> Iterator[None]:
+    """Turn what loading raises into one ValueError that names the model. Damaged files are found before any is read."""
+    try:
+        for path in sorted(Path(name).glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                file.keys()
+        yield
+    except (OSError, SafetensorError, HFValidationError, json.JSONDecodeError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"cannot load model {str(name)!r}: {reason}") from error

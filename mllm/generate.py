@@ -1,0 +1,263 @@
+"""Generation: prefill, one step at a time, pick. Text and images come from the same cache and the same loop shape.
+
+Shapes: B sequences, T positions, D width, S text vocabulary, V code entries, K sub-codebooks, L positions an image.
+Under guidance a batch is doubled, [cond; uncond], and only `picker` knows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import DynamicCache
+
+from .codes import Pick
+from .model import MllmForConditionalGeneration
+from .processor import MllmProcessor, Sample, as_codes
+
+Messages = Sequence[dict[str, Any]]
+
+
+def filter_logits(logits_BV: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
+    """-inf outside the `top_k` largest (0: all) and outside the smallest set that holds probability `top_p`."""
+    if 0 < top_k < logits_BV.shape[-1]:
+        lowest = logits_BV.topk(top_k, -1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < lowest, float("-inf"))
+    if top_p < 1.0:
+        ordered, order = logits_BV.sort(-1, descending=True)
+        p = ordered.softmax(-1)
+        # What comes before an entry decides, so the most likely one always stays.
+        outside = (p.cumsum(-1) - p >= top_p).scatter(-1, order, p.cumsum(-1) - p >= top_p)
+        logits_BV = logits_BV.masked_fill(outside, float("-inf"))
+    return logits_BV
+
+
+def sample(
+    logits_BV: torch.Tensor,
+    generators: Sequence[torch.Generator],
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> torch.Tensor:
+    """-> ids_B; temperature 0 is greedy. Each row draws from its own generator, apart from its batch."""
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    logits_BV = filter_logits(logits_BV.float() / temperature, top_k, top_p)
+    # Gumbel's argmax in place of multinomial: it needs no sum over the row, whose rounding would depend on the batch.
+    uniform = torch.stack([torch.rand(logits_BV.shape[-1], generator=generator) for generator in generators])
+    noise = -torch.log(-torch.log(uniform.clamp_min(1e-20).to(logits_BV.device)))
+    return (logits_BV + noise).argmax(-1)
+
+
+def picker(cfg_scale: float, generators: Sequence[torch.Generator], **sampling: Any) -> Pick:
+    """The one place of classifier-free guidance (arXiv 2207.12598): logits = u + scale * (c - u); both halves get the
+    same ids. At scale 1 the batch is not doubled and this only samples."""
+
+    def pick(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
+        if cfg_scale == 1.0:
+            return sample(logits_BV, generators, **sampling)
+        cond, uncond = logits_BV.float().chunk(2)
+        return sample(uncond + cfg_scale * (cond - uncond), generators, **sampling).repeat(2)
+
+    return pick
+
+
+def check_sampling(
+    cfg_scale: float = 1.0, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, **_: Any
+) -> None:
+    """Raises ValueError, naming the option, its value and what it may be."""
+    if temperature < 0:
+        raise ValueError(f"temperature {temperature} is negative; 0 is greedy, 1 the model's own distribution")
+    if cfg_scale < 1:
+        raise ValueError(f"cfg_scale {cfg_scale} is below 1; 1 is no guidance")
+    if top_k < 0:
+        raise ValueError(f"top_k {top_k} is negative; 0 keeps all entries")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p {top_p} is outside (0, 1]; 1 keeps all entries")
+
+
+class Stream:
+    """A batch under way: the cache, what was attended to, and the hidden state that predicts the next position."""
+
+    def __init__(self, model: MllmForConditionalGeneration, samples: Sequence[Sample], processor: MllmProcessor):
+        """Prefill, left-padded so that all rows end together."""
+        batch = processor.collate(samples, model.image_tokenizer, left=True)
+        self.model, self.mask_BT = model, batch.attention_mask.to(model.device)
+        self.cache = DynamicCache(config=model.config.text_config)
+        codes = None if batch.codes is None else batch.codes.to(model.device)
+        positions_BT = (self.mask_BT.cumsum(1) - 1).clamp_min(0)
+        self.h_BD = self._run(model.embed(batch.input_ids.to(model.device), codes), positions_BT)
+
+    def feed(self, x_BD: torch.Tensor) -> None:
+        """One more position for each row."""
+        self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(x_BD), 1)], 1)
+        self.h_BD = self._run(x_BD[:, None], self.mask_BT.sum(1, keepdim=True) - 1)
+
+    def _run(self, x_BTD: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
+        output = self.model.backbone(
+            inputs_embeds=x_BTD,
+            # Without padding the mask says nothing, and leaving it out takes the faster attention path.
+            attention_mask=None if bool(self.mask_BT.all()) else self.mask_BT,
+            position_ids=positions_BT,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state[:, -1]
+
+
+@torch.no_grad()
+def sample_codes(
+    model: MllmForConditionalGeneration,
+    processor: MllmProcessor,
+    samples: Sequence[Sample],
+    generators: Sequence[torch.Generator],
+    cfg_scale: float = 1.0,
+    progress: Callable[[int], None] | None = None,
+    **sampling: Any,
+) -> torch.Tensor:
+    """Sequences that end with the begin-of-image id -> codes_NLK of the images that follow, one each."""
+    check_sampling(cfg_scale, **sampling)
+    rows = list(samples)
+    if cfg_scale != 1.0:
+        rows += [processor.encode_drawing(None)] * len(samples)
+    stream, pick, codes = Stream(model, rows, processor), picker(cfg_scale, generators, **sampling), []
+    cache: dict = {}
+    for position in range(processor.num_positions):
+        codes.append(model.code_head.sample(stream.h_BD, pick))
+        if progress:
+            progress(position + 1)
+        if position + 1 < processor.num_positions:
+            stream.feed(model.code_embed(codes[-1][:, None], cache)[:, 0])
+    return torch.stack(codes, 1)[: len(samples)]
+
+
+def generate_images(
+    model: MllmForConditionalGeneration,
+    processor: MllmProcessor,
+    prompts: Sequence[str],
+    seeds: Sequence[int] | int = 0,
+    cfg_scale: float = 3.0,
+    progress: Callable[[int], None] | None = None,
+    **sampling: Any,
+) -> list[Image.Image]:
+    """One image a prompt, as one batch. An image depends on its prompt and seed, not on the batch around it.
+
+    `seeds` is one for each prompt, or the first of a row. `sampling`: temperature, top_k, top_p. `progress` is called
+    with the number of positions done, of `processor.num_positions`.
+    """
+    prompts = [check_prompt(model, prompt) for prompt in prompts]
+    seeds = list(range(seeds, seeds + len(prompts))) if isinstance(seeds, int) else list(seeds)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds")
+    if not prompts:
+        return []
+    samples = [processor.encode_drawing(prompt) for prompt in prompts]
+    for one in samples:
+        check_length(model, processor, one, processor.num_positions)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    codes_NLK = sample_codes(model, processor, samples, generators, cfg_scale, progress, **sampling)
+    # One by one: a batch of another size would round some pixels differently.
+    return [model.decode_image_tokens(codes_LK[None])[0] for codes_LK in codes_NLK]
+
+
+def check_prompt(model: MllmForConditionalGeneration, prompt: str) -> str:
+    """The prompt without spaces around it. Raises ValueError for an empty one."""
+    if not prompt.strip():
+        raise ValueError("empty prompt: say what to draw")
+    return prompt.strip()
+
+
+def check_length(model: MllmForConditionalGeneration, processor: MllmProcessor, sample: Sample, room: int = 1) -> None:
+    """Raises ValueError when a sequence and `room` more positions exceed the backbone's context."""
+    limit = model.config.text_config.max_position_embeddings
+    if len(sample.ids) + room > limit:
+        raise ValueError(
+            f"{len(sample.ids)} positions given and {room} to generate; the model reads {limit}: shorten it"
+        )
+
+
+def text_steps(stream: Stream, stop_ids: set[int], limit: int, pick: Pick) -> Iterator[list[int | None]]:
+    """At most `limit` steps of text for the rows of a stream: the new id of each, None once it has stopped.
+
+    A row stops with an id of `stop_ids`, which is still reported.
+    """
+    alive = [True] * len(stream.h_BD)
+    for step in range(limit):
+        ids_B = pick(stream.model.lm_head(stream.h_BD), 0)
+        yield [id if lives else None for id, lives in zip(ids_B.tolist(), alive, strict=True)]
+        alive = [lives and id not in stop_ids for id, lives in zip(ids_B.tolist(), alive, strict=True)]
+        if not any(alive):
+            return
+        if step + 1 < limit:
+            stream.feed(stream.model.get_input_embeddings()(ids_B))
+
+
+@torch.no_grad()
+def generate_texts(
+    model: MllmForConditionalGeneration,
+    processor: MllmProcessor,
+    conversations: Sequence[Messages],
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seeds: Sequence[int] | None = None,
+) -> list[str]:
+    """The answers to several chats as one batch, text only: an answer ends where the model would begin to draw."""
+    check_sampling(temperature=temperature, top_p=top_p)
+    if not conversations:
+        return []
+    samples = [processor.encode(messages) for messages in conversations]
+    for one in samples:
+        check_length(model, processor, one, max_new_tokens)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(samples))]
+    pick = picker(1.0, generators, temperature=temperature, top_p=top_p)
+    answers: list[list[int]] = [[] for _ in samples]
+    stream = Stream(model, samples, processor)
+    for ids in text_steps(stream, {processor.eos_id, processor.boi_id}, max_new_tokens, pick):
+        for answer, id in zip(answers, ids, strict=True):
+            if id is not None:
+                answer.append(id)
+    return [processor.decode(answer) for answer in answers]
+
+
+@torch.no_grad()
+def generate_text(
+    model: MllmForConditionalGeneration,
+    processor: MllmProcessor,
+    messages: Messages,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    drawing: dict[str, Any] | None = None,
+) -> Iterator[str | Image.Image]:
+    """The answer to a chat, piece by piece as it comes: text, and PIL images where the model decides to draw.
+
+    `drawing` are the options of `sample_codes` for such images (cfg_scale, temperature, top_k, top_p).
+    """
+    check_sampling(temperature=temperature, top_p=top_p)
+    sample = processor.encode(messages)
+    if sample.images:
+        sample.images = list(as_codes(sample.images, model.image_tokenizer))
+    pick = picker(1.0, [torch.Generator().manual_seed(seed)], temperature=temperature, top_p=top_p)
+    draw_generator = torch.Generator().manual_seed(seed)
+    while max_new_tokens > 0:
+        check_length(model, processor, sample, max_new_tokens)
+        ids: list[int] = []
+        stream, shown = Stream(model, [sample], processor), ""
+        for [id] in text_steps(stream, {processor.eos_id, processor.boi_id}, max_new_tokens, pick):
+            ids.append(id)
+            text = processor.decode(ids)
+            if not text.endswith("\ufffd"):  # a character of several bytes is shown once it is whole
+                yield from filter(None, [text[len(shown) :]])
+                shown = text
+        sample.add(ids)
+        max_new_tokens -= len(ids)
+        if ids[-1] != processor.boi_id:
+            return
+        check_length(model, processor, sample, processor.num_positions)
+        options = {"cfg_scale": 3.0, **(drawing or {})}
+        codes_NLK = sample_codes(model, processor, [sample], [draw_generator], **options)
+        yield model.decode_image_tokens(codes_NLK)[0]
+        sample.add([processor.image_id] * processor.num_positions + [processor.eoi_id])
+        sample.images.append(codes_NLK[0])

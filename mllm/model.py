@@ -1,0 +1,182 @@
+"""The unified model: text ids and image codes in, text logits and code logits out.
+
+Shapes: B sequences, T positions (text and image together), N images in a batch in order of appearance, L positions an
+image, K sub-codebooks, V entries each, D backbone width, P image positions that carry loss.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from tokenizer import ImageTokenizer
+
+from .codes import CODE_EMBEDDINGS, CODE_HEADS
+from .config import MllmConfig
+from .folders import find_model, loading
+
+
+@dataclass
+class MllmOutput(ModelOutput):
+    """Losses are sums over `text_count` text targets and `code_count` codes, so that a trainer can divide by counts
+    of all its ranks and micro-batches; `loss` is the mean of this batch alone."""
+
+    loss: torch.Tensor | None = None
+    text_loss: torch.Tensor | None = None
+    text_count: torch.Tensor | None = None
+    code_loss: torch.Tensor | None = None
+    code_count: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Any = None
+
+
+def _choose(choices: dict, what: str, name: str):
+    if name not in choices:
+        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(choices)}")
+    return choices[name]
+
+
+class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A decoder-only backbone with code embeddings, a code head, and the image tokenizer it sees and draws with."""
+
+    config_class = MllmConfig
+    base_model_prefix = "backbone"
+    input_modalities = ("image", "text")
+    output_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = _supports_flash_attn = True
+
+    def __init__(self, config: MllmConfig):
+        super().__init__(config)
+        sizes, dim = config.image_tokenizer_config, config.text_config.hidden_size
+        self.image_tokenizer = ImageTokenizer(sizes)
+        self.backbone = AutoModel.from_config(config.text_config)
+        self.lm_head = nn.Linear(dim, config.text_config.vocab_size, bias=False)
+        self.code_embed = _choose(CODE_EMBEDDINGS, "code_embedding", config.code_embedding)(sizes, dim)
+        self.code_head = _choose(CODE_HEADS, "code_head", config.code_head)(
+            dim, sizes.num_codebooks, sizes.codebook_size, **config.code_head_args
+        )
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> "MllmForConditionalGeneration":
+        """A shipped model's name ("scenes"), a folder, or a hub id. Raises ValueError, in one line, for unknown names,
+        damaged or missing files, and weights that do not fit the config."""
+        folder = find_model(name)
+        with loading(folder):
+            model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        wrong = [*info["missing_keys"], *info["unexpected_keys"], *(key[0] for key in info["mismatched_keys"])]
+        if wrong:
+            raise ValueError(f"{name}: weights and config disagree on {len(wrong)} tensors, e.g. {sorted(wrong)[0]}")
+        return model
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # The image tokenizer initialises itself, by its own paper's rules.
+        if not any(module is part for part in self.image_tokenizer.modules()):
+            super()._init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def embed(self, ids_BT: torch.Tensor, codes_NLK: torch.Tensor | None = None) -> torch.Tensor:
+        """ids with L placeholders for each image -> embeds_BTD. Raises ValueError when their numbers disagree."""
+        x_BTD = self.get_input_embeddings()(ids_BT)
+        slots_BT = ids_BT == self.config.image_token_id
+        given = 0 if codes_NLK is None else codes_NLK.shape[0] * codes_NLK.shape[1]
+        if int(slots_BT.sum()) != given:
+            raise ValueError(f"{int(slots_BT.sum())} image positions in the text, codes given for {given}")
+        if not given:
+            return x_BTD
+        embeds_NLD = self.code_embed(codes_NLK)
+        return x_BTD.masked_scatter(slots_BT[..., None], embeds_NLD.to(x_BTD.dtype))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        is_target: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        code_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> MllmOutput:
+        """With `labels` [B, T] (-100: ignored), losses; without, `logits` [B, T, S] of the last `logits_to_keep`
+        positions (0: all). `codes` are codes_NLK; `is_target` [N] says which images are to be drawn rather than read."""
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, codes)
+        output = self.backbone(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache if labels is None else False,
+            **kwargs,
+        )
+        h_BTD = output.last_hidden_state
+        if labels is None:
+            logits = self.lm_head(h_BTD[:, -logits_to_keep:])
+            return MllmOutput(logits=logits, past_key_values=output.past_key_values)
+        text_loss, text_count = self.text_loss(h_BTD, labels)
+        code_loss, code_count = self.code_loss(h_BTD, input_ids, codes, is_target)
+        total = text_loss + code_weight * code_loss
+        return MllmOutput(
+            loss=total / (text_count + code_count).clamp(min=1),
+            text_loss=text_loss,
+            text_count=text_count,
+            code_loss=code_loss,
+            code_count=code_count,
+        )
+
+    def text_loss(self, h_BTD: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy sum and count; the output layer is applied only where there is a target."""
+        wanted = labels_BT[:, 1:] != -100
+        logits = self.lm_head(h_BTD[:, :-1][wanted]).float()
+        return F.cross_entropy(logits, labels_BT[:, 1:][wanted], reduction="sum"), wanted.sum()
+
+    def code_loss(
+        self,
+        h_BTD: torch.Tensor,
+        ids_BT: torch.Tensor,
+        codes_NLK: torch.Tensor | None,
+        is_target_N: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy sum over the codes of target images and their count P * K.
+
+        The hidden state one position before a placeholder predicts it, the first from the begin-of-image id.
+        """
+        K = self.config.image_tokenizer["num_codebooks"]
+        if codes_NLK is None or is_target_N is None or not bool(is_target_N.any()):
+            # Under ZeRO every rank must run every module in every micro-batch: one dummy tuple, weighted with zero.
+            dummy = self.code_head(h_BTD[:1, 0], torch.zeros(1, K, dtype=torch.long, device=h_BTD.device))
+            return 0.0 * dummy.float().sum(), torch.zeros((), dtype=torch.long, device=h_BTD.device)
+        wanted_NL = is_target_N[:, None].expand(codes_NLK.shape[:2])
+        slots_BT = (ids_BT == self.config.image_token_id)[:, 1:]
+        h_PD = h_BTD[:, :-1][slots_BT][wanted_NL.flatten()]
+        codes_PK = codes_NLK[wanted_NL]
+        logits_PKV = self.code_head(h_PD, codes_PK).float()
+        return F.cross_entropy(logits_PKV.flatten(0, 1), codes_PK.flatten(), reduction="sum"), codes_PK.new_tensor(
+            codes_PK.numel()
+        )
+
+    def decode_image_tokens(self, codes_NLK: torch.Tensor) -> list:
+        """codes_NLK -> PIL images."""
+        return self.image_tokenizer.decode(codes_NLK)
+
+    def weights_hash(self) -> str:
+        """12 hex digits that change with any weight, for the records of evaluations and drawings."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]

@@ -1,0 +1,32 @@
+"""Text ids: the special tokens of our models, and the ids that the contrastive text tower reads."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+PAD, IMAGE, BEGIN_IMAGE, END_IMAGE, USER, ASSISTANT, UNCONDITIONAL = SPECIAL_TOKENS = (
+    "<pad>",
+    "<image>",
+    "<boi>",
+    "<eoi>",
+    "<user>",
+    "<assistant>",
+    "<unconditional>",
+)
+
+
+def text_ids(text_tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of plain text; words that look like special tokens stay words."""
+    return text_tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+
+def contrastive_ids(
+    text_tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context: int, vocab_size: int
+) -> torch.Tensor:
+    """ids_NT for `ImageTokenizer.text_features`: zero-padded, cut to `context`, ended by the largest id."""
+    ids_NT = torch.zeros(len(texts), context, dtype=torch.long)
+    for row, text in zip(ids_NT, texts, strict=True):
+        ids = text_ids(text_tokenizer, text)[: context - 1] + [vocab_size - 1]
+        row[: len(ids)] = torch.tensor(ids)
+    return ids_NT

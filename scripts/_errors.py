@@ -1,0 +1,60 @@
+"""How a script ends: well, with a line on what was wrong (status 2), or stopped by Ctrl-C (status 130)."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+
+def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
+    """Run `main(*args)` and leave with its status; what a user can cause is told in one line."""
+    try:
+        status = main(*args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has left, as in `... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except (ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without line breaks; for the system's errors, the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with a script's docstring as help, and errors like all others: one line, no usage above it."""
+
+    def __init__(self, doc: str):
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=doc, formatter_class=raw, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see --help)")
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Ctrl-C inside ends the process there and then. For imports and loading, which write nothing and where
+    a KeyboardInterrupt may be lost in, or printed by, the code of libraries."""
+
+    def stop(*_: Any) -> None:
+        os.write(2, b"stopped\n")
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

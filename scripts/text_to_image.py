@@ -1,0 +1,207 @@
+"""Draw images from prompts into a folder; run the same command again to draw what is still missing.
+
+python -m scripts.text_to_image "a photo of a red car" "a photo of two dogs" --out out/cars -n 4
+python -m scripts.text_to_image --prompts prompts.txt --out out/many -n 1 --batch-size 16
+
+Writes 0000.png, 0001.png, ... (all of the first prompt, then the second, ...), grid.png with a row for each
+prompt (at most the first 100 images), and metadata.jsonl with a line for each image. Image i is drawn with
+seed --seed + i, and is the same whatever the batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts._bar import drawing_bar
+from scripts._errors import Parser, cli, stop_at_once
+from scripts._files import check_folder, save_png
+from scripts._load import CFG_SCALE, check_sampling, load_model
+
+# torch, transformers and rich are imported inside functions: they take seconds, in which wrong options should
+# already be told and Ctrl-C be heard.
+if TYPE_CHECKING:
+    from mllm import Mllm, Processor
+
+GRID_IMAGES = 100
+SAMPLING = ("cfg_scale", "temperature", "top_k", "top_p")
+PNG_KEY = "mllm"  # the PNG text that holds an image's metadata, too
+
+Record = dict[str, Any]  # a line of metadata.jsonl
+
+
+def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
+    """Prompts of the command line, then those of a file, one a line; empty lines of the file are left out."""
+    for place, prompt in enumerate(words, 1):
+        if not prompt.strip():
+            raise ValueError(f"prompt {place} is empty: say what to draw")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines() if file else []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: --prompts takes one prompt a line") from error
+    prompts = [prompt.strip() for prompt in [*words, *lines] if prompt.strip()]
+    if not prompts:
+        raise ValueError("no prompts: give some on the command line, or a file with --prompts")
+    return prompts
+
+
+def check_lengths(model: Mllm, processor: Processor, prompts: Sequence[str]) -> None:
+    """Refuse a prompt that does not fit before any is drawn."""
+    from mllm.generate import check_length
+
+    for place, prompt in enumerate(prompts, 1):
+        try:
+            check_length(model, processor, processor.encode_drawing(prompt), processor.num_positions)
+        except ValueError as error:
+            raise ValueError(f"prompt {place} ({prompt[:20]!r}...) is too long: {error}") from error
+
+
+def plan(prompts: Sequence[str], count: int, seed: int, settings: dict[str, Any]) -> list[Record]:
+    """A record for each image."""
+    wanted = [prompt for prompt in prompts for _ in range(count)]
+    return [
+        {"file": f"{index:04d}.png", "prompt": prompt, "seed": seed + index, **settings}
+        for index, prompt in enumerate(wanted)
+    ]
+
+
+def find_missing(out: Path, records: Sequence[Record]) -> list[Record]:
+    """The records without an image in `out`. ValueError when what is there was drawn in another way."""
+    listed = read_listed(out / "metadata.jsonl")
+    missing = []
+    for record in records:
+        exists = (out / record["file"]).exists()
+        before = listed.get(record["file"]) or (read_embedded(out / record["file"]) if exists else None)
+        if exists or before:
+            check_same(out, record, before)
+        if not exists:
+            missing.append(record)
+        elif record["file"] not in listed:  # stopped between an image and its line
+            append(out, record)
+    return missing
+
+
+def read_listed(file: Path) -> dict[str, Record]:
+    """The records of metadata.jsonl by file; a last line that was cut short is dropped from it."""
+    if not file.exists():
+        return {}
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        file.write_text(whole, encoding="utf-8")
+    try:
+        return {record["file"]: record for record in map(json.loads, whole.splitlines())}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} was not written by this script: choose another --out") from error
+
+
+def read_embedded(file: Path) -> Record | None:
+    """The record inside an image of ours; None for any other file."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return json.loads(image.info[PNG_KEY])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def check_same(out: Path, record: Record, before: Record | None) -> None:
+    """Raises ValueError unless the image that is there was drawn as this record says."""
+    name = record["file"]
+    if before is None:
+        raise ValueError(f"{out / name} is there but was not drawn by this script: choose another --out")
+    for key, value in record.items():
+        if before.get(key) != value:
+            change = f"{key} {before.get(key)!r}, now it is {value!r}"
+            raise ValueError(f"{out / name} was drawn with {change}: choose another --out")
+
+
+def append(out: Path, record: Record) -> None:
+    with open(out / "metadata.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def draw(model: Mllm, processor: Processor, out: Path, records: Sequence[Record], batch_size: int) -> None:
+    """Draw and save in batches."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from mllm import generate_images
+
+    listed = read_listed(out / "metadata.jsonl")  # an image that was removed still has its line
+    with drawing_bar(len(records)) as bar:
+        for first in range(0, len(records), batch_size):
+            batch = records[first : first + batch_size]
+            share = len(batch) / processor.num_positions
+            images = generate_images(
+                model,
+                processor,
+                [record["prompt"] for record in batch],
+                seeds=[record["seed"] for record in batch],
+                progress=lambda done, first=first, share=share: bar(first + share * done),
+                **{name: batch[0][name] for name in SAMPLING},
+            )
+            for record, image in zip(batch, images, strict=True):
+                info = PngInfo()
+                info.add_itxt(PNG_KEY, json.dumps(record))
+                save_png(image, out / record["file"], info)
+                if record["file"] not in listed:
+                    append(out, record)
+
+
+def save_grid(out: Path, records: Sequence[Record], prompts: int) -> None:
+    """grid.png: a row for each prompt; the images of a single one in a square."""
+    from PIL import Image
+
+    columns = len(records) // prompts if prompts > 1 else math.isqrt(len(records) - 1) + 1
+    images = [Image.open(out / record["file"]).convert("RGB") for record in records[:GRID_IMAGES]]
+    (width, height), columns = images[0].size, min(columns, len(images))
+    grid = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
+    for index, image in enumerate(images):
+        grid.paste(image, (index % columns * width, index // columns * height))
+    save_png(grid, out / "grid.png")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("prompt", nargs="*", metavar="PROMPT", help="what to draw, each prompt in quotes")
+    add("--prompts", type=Path, metavar="FILE", help="a text file with more of them, one a line")
+    add("--model", default="scenes", help="a model's name or folder (default: %(default)s)")
+    add("--out", type=Path, default=Path("out/images"), help="folder for the images (default: %(default)s)")
+    add("-n", type=int, default=4, help="images for each prompt (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
+    add("--cfg-scale", type=float, default=CFG_SCALE, help="guidance; 1 is none (default: %(default)s)")
+    add("--temperature", type=float, default=1.0, help="0: the most likely codes (default: %(default)s)")
+    add("--top-k", type=int, default=0, help="draw from the k likeliest; 0: from all (default: %(default)s)")
+    add("--top-p", type=float, default=1.0, help="draw from this much probability (default: %(default)s)")
+    add("--batch-size", type=int, default=8, help="images drawn at a time (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    for name, value in (("-n", args.n), ("--batch-size", args.batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} {value} is below 1: give the number of images")
+    prompts = read_prompts(args.prompt, args.prompts)
+    check_folder(args.out)
+    sampling = {name: getattr(args, name) for name in SAMPLING}
+    check_sampling(args.seed, **sampling)
+    model, processor = load_model(args.model)
+    check_lengths(model, processor, prompts)
+    with stop_at_once():  # reads whole weights
+        settings = {**sampling, "model_hash": model.weights_hash()}
+    records = plan(prompts, args.n, args.seed, settings)
+    missing = find_missing(args.out, records)
+    draw(model, processor, args.out, missing, args.batch_size)
+    save_grid(args.out, records, len(prompts))
+    print(f"{len(missing)} images drawn, {len(records)} in {args.out}; see {args.out / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    cli(main)

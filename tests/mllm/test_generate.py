@@ -1,0 +1,179 @@
+"""Generation: cached equals uncached, batch equals single, guidance at one is none, a seed is an image."""
+
+import pytest
+import torch
+from PIL import Image
+
+from mllm import generate_images, generate_text, generate_texts
+from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
+from mllm.generate import filter_logits, picker, sample, sample_codes
+
+KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
+PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
+def model_and_processor(request, make_tiny_model):
+    return make_tiny_model(*request.param)
+
+
+def _generators(seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def _draw(model, processor, prompts, seeds=(0, 1, 2), **options):
+    samples = [processor.encode_drawing(prompt) for prompt in prompts]
+    return sample_codes(model, processor, samples, _generators(seeds), **options)
+
+
+def _chat(text="what is this?", color="red"):
+    image = {"type": "image", "image": Image.new("RGB", (32, 32), color)}
+    return [{"role": "user", "content": [image, {"type": "text", "text": text}]}]
+
+
+def test_greedy_codes_are_the_argmax_of_one_uncached_pass(model_and_processor):
+    model, processor = model_and_processor
+    codes_LK = _draw(model, processor, PROMPTS[:1], temperature=0)[0]
+    batch = processor.collate([processor.encode_drawing(PROMPTS[0], codes_LK)])
+    with torch.no_grad():
+        h_BTD = model.backbone(inputs_embeds=model.embed(batch.input_ids, batch.codes)).last_hidden_state
+        first = batch.input_ids[0].tolist().index(processor.boi_id)
+        logits_LKV = model.code_head(h_BTD[0, first : first + processor.num_positions], codes_LK)
+    assert torch.equal(logits_LKV.argmax(-1), codes_LK)
+
+
+@pytest.mark.parametrize(
+    "options", [{"cfg_scale": 1.0}, {"cfg_scale": 3.0}, {"cfg_scale": 3.0, "top_p": 0.9, "top_k": 5}]
+)
+def test_an_image_does_not_depend_on_its_batch(model_and_processor, options):
+    model, processor = model_and_processor
+    together = _draw(model, processor, PROMPTS, **options)
+    for row, prompt in enumerate(PROMPTS):
+        assert torch.equal(_draw(model, processor, [prompt], seeds=[row], **options)[0], together[row])
+
+
+def test_images_are_equal_to_the_pixel_whatever_the_batch(tiny_model):
+    model, processor = tiny_model
+    together = generate_images(model, processor, PROMPTS, seeds=[5, 6, 7])
+    for row, prompt in enumerate(PROMPTS):
+        assert generate_images(model, processor, [prompt], seeds=5 + row)[0].tobytes() == together[row].tobytes()
+
+
+def test_guidance_at_one_is_no_guidance_and_guidance_is_felt(model_and_processor):
+    model, processor = model_and_processor
+    logits_BV, doubled = torch.randn(2, 16), torch.randn(4, 16)
+    assert torch.equal(picker(1.0, [], temperature=0)(logits_BV, 0), logits_BV.argmax(-1))
+    cond, uncond = doubled.chunk(2)
+    guided = picker(3.0, [], temperature=0)(doubled, 0)
+    assert torch.equal(guided, (uncond + 3 * (cond - uncond)).argmax(-1).repeat(2))
+    seen = []
+    model.backbone.register_forward_pre_hook(
+        lambda *call: seen.append(len(call[-1]["inputs_embeds"])), with_kwargs=True
+    )
+    _draw(model, processor, PROMPTS, cfg_scale=1.0)
+    assert set(seen) == {3}
+    seen.clear()
+    _draw(model, processor, PROMPTS, cfg_scale=2.0)
+    assert set(seen) == {6}
+    model.backbone._forward_pre_hooks.clear()
+    model.backbone._forward_pre_hooks_with_kwargs.clear()
+
+
+def test_a_seed_is_an_image(tiny_model):
+    model, processor = tiny_model
+    codes = [_draw(model, processor, PROMPTS[:1], seeds=[seed])[0] for seed in (0, 0, 1)]
+    assert torch.equal(codes[0], codes[1]) and not torch.equal(codes[0], codes[2])
+
+
+def test_the_prompt_matters(tiny_model):
+    model, processor = tiny_model
+    codes = _draw(model, processor, PROMPTS[:2], seeds=[0, 0])
+    assert not torch.equal(codes[0], codes[1])
+
+
+def test_sampling_follows_the_distribution():
+    logits_BV = torch.log(torch.tensor([0.5, 0.3, 0.2])).expand(4000, 3)
+    generator = torch.Generator().manual_seed(0)
+    ids_B = sample(logits_BV, [generator] * 4000)
+    share = torch.bincount(ids_B, minlength=3) / 4000
+    torch.testing.assert_close(share, torch.tensor([0.5, 0.3, 0.2]), atol=0.03, rtol=0)
+
+
+def test_filters_keep_the_likely_entries():
+    logits_BV = torch.log(torch.tensor([[0.5, 0.1, 0.3, 0.1]]))
+    assert filter_logits(logits_BV, top_k=2).isfinite().tolist() == [[True, False, True, False]]
+    assert filter_logits(logits_BV, top_p=0.6).isfinite().tolist() == [[True, False, True, False]]
+    assert filter_logits(logits_BV, top_p=0.01).isfinite().tolist() == [[True, False, False, False]]
+    assert torch.equal(filter_logits(logits_BV), logits_BV)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature -1.0 is negative"),
+        ({"cfg_scale": 0.5}, "cfg_scale 0.5 is below 1"),
+        ({"top_k": -1}, "top_k -1 is negative"),
+        ({"top_p": 0.0}, "top_p 0.0 is outside"),
+    ],
+)
+def test_impossible_sampling_is_named(tiny_model, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate_images(*tiny_model, ["a dog"], **options)
+
+
+def test_impossible_prompts_are_named(tiny_model):
+    with pytest.raises(ValueError, match="empty prompt"):
+        generate_images(*tiny_model, ["  "])
+    with pytest.raises(ValueError, match="the model reads 256: shorten it"):
+        generate_images(*tiny_model, ["dog " * 25_000])
+    with pytest.raises(ValueError, match="2 prompts, 1 seeds"):
+        generate_images(*tiny_model, ["a", "b"], seeds=[1])
+    assert generate_images(*tiny_model, []) == []
+
+
+def test_greedy_text_is_the_argmax_of_uncached_passes(model_and_processor):
+    model, processor = model_and_processor
+    sequence = processor.encode(_chat())
+    ids = []
+    for _ in range(6):
+        batch = processor.collate([sequence], model.image_tokenizer)
+        with torch.no_grad():
+            ids.append(int(model(batch.input_ids, batch.codes).logits[0, -1].argmax()))
+        if ids[-1] in (processor.eos_id, processor.boi_id):
+            break
+        sequence.add(ids[-1:])
+    assert generate_texts(model, processor, [_chat()], max_new_tokens=6) == [processor.decode(ids)]
+
+
+def test_answers_do_not_depend_on_their_batch(model_and_processor):
+    model, processor = model_and_processor
+    chats = [_chat(), _chat("where is the dog?", "blue"), [{"role": "user", "content": "hello"}]]
+    together = generate_texts(model, processor, chats, max_new_tokens=8)
+    assert together == [generate_texts(model, processor, [chat], max_new_tokens=8)[0] for chat in chats]
+
+
+def test_streamed_pieces_join_to_the_whole_answer(tiny_model):
+    model, processor = tiny_model
+    pieces = list(generate_text(model, processor, _chat(), max_new_tokens=12))
+    text = "".join(piece for piece in pieces if isinstance(piece, str))
+    whole = generate_texts(model, processor, [_chat()], max_new_tokens=12)[0]
+    assert text == whole.rstrip("\ufffd")
+
+
+def test_the_model_may_decide_to_draw(make_tiny_model):
+    """A begin-of-image id in the text switches to image codes and back, and the text goes on after the image."""
+    model, processor = make_tiny_model()
+    wanted = iter([processor.boi_id, processor.eos_id])
+    model.lm_head.register_forward_hook(lambda _, __, logits: _only(logits, next(wanted)))
+    pieces = list(generate_text(model, processor, _chat("draw a dog"), seed=3))
+    assert [type(piece) for piece in pieces] == [Image.Image] and pieces[0].size == (32, 32)
+
+
+def _only(logits: torch.Tensor, wanted: int) -> torch.Tensor:
+    return torch.full_like(logits, -10.0).index_fill_(-1, torch.tensor([wanted]), 10.0)
+
+
+def test_text_ends_at_the_limit(tiny_model):
+    model, processor = tiny_model
+    with pytest.raises(ValueError, match="and 300 to generate; the model reads 256"):
+        list(generate_text(model, processor, _chat(), max_new_tokens=300))

@@ -1,0 +1,168 @@
+"""The unified model: positions, losses, loading."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from mllm import Mllm, MllmConfig, MllmProcessor, Processor
+from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
+
+KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
+
+
+@pytest.fixture(params=KINDS, ids="-".join)
+def model_and_processor(request, make_tiny_model):
+    return make_tiny_model(*request.param)
+
+
+def _codes(seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 16, (4, 2), generator=torch.Generator().manual_seed(seed))
+
+
+def _samples(processor: Processor) -> list:
+    image = {"type": "image", "image": _codes(1)}
+    question = [image, {"type": "text", "text": "what is this?"}]
+    chat = [{"role": "user", "content": question}, {"role": "assistant", "content": "a dog"}]
+    two_images = [{"role": "user", "content": [image, {"type": "image", "image": _codes(2)}]}]
+    return [
+        processor.encode_drawing("a red dog", _codes(0)),
+        processor.encode(chat, open_answer=False),
+        processor.encode([*two_images, {"role": "assistant", "content": "two cats"}], open_answer=False),
+        processor.encode([{"role": "user", "content": "hello"}, {"role": "assistant", "content": "a"}], False),
+    ]
+
+
+def _losses(model: Mllm, processor: Processor, samples: list, left: bool = False) -> torch.Tensor:
+    output = model(**vars(processor.collate(samples, left=left)))
+    return torch.stack([output.text_loss, output.text_count, output.code_loss, output.code_count])
+
+
+def test_a_mixed_batch_loses_the_sum_of_its_parts(model_and_processor):
+    model, processor = model_and_processor
+    samples = _samples(processor)
+    parts = sum(_losses(model, processor, [sample]) for sample in samples)
+    together = _losses(model, processor, samples)
+    torch.testing.assert_close(together, parts, rtol=1e-4, atol=1e-4)
+    assert together[3] == 4 * 2  # one target image: L * K codes
+
+
+def test_left_and_right_padding_lose_the_same(model_and_processor):
+    model, processor = model_and_processor
+    samples = _samples(processor)
+    right, left = (_losses(model, processor, samples, left=left) for left in (False, True))
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
+
+
+def test_counts_are_the_targets(tiny_model):
+    model, processor = tiny_model
+    drawing, chat, _, text = _samples(processor)
+    assert _losses(model, processor, [drawing])[1] == 3  # begin and end of image, end of turn
+    assert _losses(model, processor, [text])[3] == 0
+    assert _losses(model, processor, [chat])[3] == 0  # an image to read is no target
+
+
+def test_the_loss_of_a_code_does_not_see_the_code(model_and_processor):
+    """Changing the last code of an image changes no hidden state that predicts it, only the target."""
+    model, processor = model_and_processor
+    codes_LK = _codes()
+    logits = []
+    for last in (3, 9):
+        changed = codes_LK.clone()
+        changed[-1, -1] = last
+        seen = []
+        handle = model.code_head.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
+        model(**vars(processor.collate([processor.encode_drawing("a dog", changed)])))
+        handle.remove()
+        logits.append(seen[0])
+    torch.testing.assert_close(logits[0], logits[1])
+
+
+def test_losses_reach_embeddings_and_heads(model_and_processor):
+    model, processor = model_and_processor
+    model.zero_grad()
+    model(**vars(processor.collate(_samples(processor)))).loss.backward()
+    for part in ("backbone", "lm_head", "code_embed", "code_head"):
+        touched = [p.grad for n, p in model.named_parameters() if n.startswith(part) and p.grad is not None]
+        assert touched and any(gradient.abs().sum() > 0 for gradient in touched), part
+
+
+def test_code_positions_and_codes_must_agree(tiny_model):
+    model, processor = tiny_model
+    batch = processor.collate([processor.encode_drawing("a dog", _codes())])
+    with pytest.raises(ValueError, match="4 image positions in the text, codes given for 8"):
+        model.embed(batch.input_ids, torch.cat([batch.codes, batch.codes]))
+    with pytest.raises(ValueError, match="4 image positions in the text, codes given for 0"):
+        model.embed(batch.input_ids)
+
+
+def test_save_load_and_auto_classes_give_the_same_model(model_and_processor, tmp_path):
+    model, processor = model_and_processor
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = Mllm.from_pretrained(tmp_path).eval()
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), MllmConfig)
+    assert isinstance(AutoModel.from_pretrained(tmp_path), Mllm)
+    assert isinstance(AutoModelForImageTextToText.from_pretrained(tmp_path), Mllm)
+    assert isinstance(AutoProcessor.from_pretrained(tmp_path), MllmProcessor)
+    assert loaded.weights_hash() == model.weights_hash()
+    samples = _samples(Processor.from_pretrained(tmp_path))
+    assert torch.equal(_losses(loaded, processor, samples), _losses(model, processor, samples))
+
+
+def test_the_weights_hash_changes_with_any_weight(make_tiny_model):
+    model, _ = make_tiny_model()
+    before = model.weights_hash()
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    assert model.weights_hash() != before
+
+
+def test_unknown_kinds_name_the_known_ones(make_tiny_model):
+    with pytest.raises(ValueError, match="unknown code_head 'deep'; known: depth, parallel"):
+        make_tiny_model(code_head="deep")
+    with pytest.raises(ValueError, match="unknown code_embedding 'sum'; known: tables, codebook"):
+        make_tiny_model(code_embedding="sum")
+
+
+def _truncate_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _edit_config(**changes):
+    def edit(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"].update(changes)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncate_weights, "cannot load model"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "cannot load model"),
+        (lambda folder: (folder / "config.json").unlink(), "is no model folder: it has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot load model"),
+        (_edit_config(hidden_size=64), "cannot load model"),
+        (_edit_config(num_hidden_layers=3), "weights and config disagree on 9 tensors"),
+        (_edit_config(num_hidden_layers=1), "weights and config disagree on 9 tensors"),
+    ],
+)
+def test_a_damaged_folder_is_one_clear_line(tiny_folder, tmp_path, damage, message):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    damage(folder)
+    with pytest.raises(ValueError, match=message) as error:
+        Mllm.from_pretrained(folder)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+
+
+def test_an_unknown_name_lists_the_shipped_models():
+    for kind in (Mllm, Processor):
+        with pytest.raises(ValueError, match="unknown model 'nosuch': no such folder; shipped models:"):
+            kind.from_pretrained("nosuch")

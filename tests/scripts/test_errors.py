@@ -1,0 +1,134 @@
+"""What all scripts share: how they end, and that they start at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts import chat, demo, text_to_image
+from scripts._errors import Parser, cli
+from scripts._files import check_folder, save_text
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = {"chat": chat, "text_to_image": text_to_image, "demo": demo}
+
+
+def raises(error: BaseException):
+    def main(argv):
+        raise error
+
+    return main
+
+
+def test_a_good_end_is_status_0(run):
+    assert run(lambda argv: print("fine")) == (0, "fine\n", "")
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (ValueError("colour 'blu' is unknown:\n  known: blue"), "colour 'blu' is unknown: known: blue"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), "a.txt: No such file or directory"),
+        (OSError("it broke"), "it broke"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line(run, error, line):
+    assert run(raises(error)) == (2, "", f"error: {line}\n")
+
+
+def test_ctrl_c_is_one_word(run):
+    assert run(raises(KeyboardInterrupt())) == (130, "", "stopped\n")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    with pytest.raises(KeyError):
+        cli(raises(KeyError("ours")))
+
+
+def test_wrong_options_are_one_line(refused):
+    def main(argv):
+        parser = Parser("doc")
+        parser.add_argument("-n", type=int)
+        parser.parse_args(argv)
+
+    assert "-n: invalid int value: 'many'" in refused(main, "-n", "many")
+    assert "--colour" in refused(main, "--colour", "red")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_the_docstring_and_needs_no_torch(name):
+    code = f"import sys, scripts.{name} as s; assert 'torch' not in sys.modules; s.main(['--help'])"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert f"python -m scripts.{name} " in shown.stdout
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    check_folder(tmp_path)
+    check_folder(tmp_path / "new" / "newer")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"cannot write to .*file is not a folder; choose another --out"):
+            check_folder(folder)
+
+
+def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ValueError, match="no permission in .*; choose another --out"):
+        check_folder(tmp_path / "new")
+
+
+def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+    save_text("old", tmp_path / "page.html")
+
+    def half(self, text, **_):
+        with open(self, "w") as file:
+            file.write(text[:1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(KeyboardInterrupt):
+        save_text("new", tmp_path / "page.html")
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_text() == "old"
+
+
+def wait_for(condition, process, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.02)
+
+
+def start(*words) -> subprocess.Popen:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-m", *map(str, words)], cwd=ROOT, text=True, **pipes)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
+def test_ctrl_c_while_torch_is_imported(tiny_folder):
+    with start("scripts.chat", "--model", tiny_folder, "--prompt", "what is this?") as process:
+        wait_for(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text(), process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, "", "stopped\n")
+
+
+def test_ctrl_c_while_drawing_leaves_whole_files(tiny_folder, tmp_path):
+    words = ("--model", tiny_folder, "--out", tmp_path / "out", "-n", 100_000, "--batch-size", 2)
+    with start("scripts.text_to_image", "a cat", *words) as process:
+        wait_for((tmp_path / "out" / "0002.png").exists, process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert err.endswith("stopped\n") and "Traceback" not in err
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    lines = (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()
+    assert names[-1] == "metadata.jsonl" and len(names) - 1 - len(lines) in (0, 1)
+    assert names[:-1] == [f"{index:04d}.png" for index in range(len(names) - 1)]

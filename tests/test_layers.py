@@ -1,0 +1,95 @@
+"""Imports go one way, tokenizer <- mllm <- training, eval <- scripts, and reach only declared packages."""
+
+import ast
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+# Package -> the packages of this repository, and the dependency groups of pyproject.toml, that it may import.
+MAY_IMPORT = {
+    "tokenizer": ([], ["run"]),
+    "mllm": (["tokenizer"], ["run"]),
+    "data_recipes": ([], ["run"]),
+    "training": (["tokenizer", "mllm", "data_recipes"], ["run", "train"]),
+    "eval": (["tokenizer", "mllm", "data_recipes"], ["run", "eval"]),
+    "scripts": (["tokenizer", "mllm", "training", "eval", "data_recipes"], ["run", "train", "eval"]),
+}
+RUN_SCRIPTS = ["demo", "chat", "text_to_image"]
+
+
+def imports(package: str) -> list[tuple[str, str]]:
+    """(file:line, top-level name) of every absolute import, those inside functions included."""
+    found = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            found += [(f"{path.relative_to(ROOT)}:{node.lineno}", name.split(".")[0]) for name in names]
+    return found
+
+
+def groups() -> dict[str, set[str]]:
+    """Group -> names of its distributions; "run" is what is always installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = {"run": project["dependencies"], **project["optional-dependencies"]}
+    return {group: {canonicalize_name(Requirement(line).name) for line in lines[group]} for group in lines}
+
+
+def modules(distributions: set[str]) -> set[str]:
+    """Top-level modules of distributions; for those not installed here, a guess from the name."""
+    installed = packages_distributions().items()
+    known = {name for name, owners in installed if distributions & set(map(canonicalize_name, owners))}
+    return known | {name.replace("-", "_") for name in distributions}
+
+
+def test_every_package_is_listed():
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_packages_import_what_lies_below_them(package):
+    allowed = {package, *MAY_IMPORT[package][0]}
+    wrong = [f"{where}: {name}" for where, name in imports(package) if name in {*MAY_IMPORT, "tests"} - allowed]
+    assert not wrong, f"of this repository, {package} may import {', '.join(sorted(allowed))}; not {wrong}"
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_are_declared(package):
+    names = MAY_IMPORT[package][1]
+    allowed = {
+        *sys.stdlib_module_names,
+        *MAY_IMPORT,
+        *modules(set().union(*(groups()[name] for name in names))),
+    }
+    wrong = [f"{where}: {name}" for where, name in imports(package) if name not in allowed]
+    assert not wrong, f"not in the groups {names} of pyproject.toml: {wrong}"
+
+
+def test_data_recipes_needs_only_numpy_and_pillow():
+    allowed = {*sys.stdlib_module_names, "numpy", "PIL", "data_recipes"}
+    wrong = [f"{where}: {name}" for where, name in imports("data_recipes") if name not in allowed]
+    assert not wrong, f"data_recipes may import the standard library, numpy and PIL; not {wrong}"
+
+
+def test_running_a_model_needs_only_the_run_group():
+    """`make demo` installs no more than that."""
+    run, *others = groups().values()
+    hidden = sorted(modules(set().union(*others) - run))
+    wanted = ", ".join(f"scripts.{script}" for script in RUN_SCRIPTS)
+    code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); import {wanted}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,72 @@
+"""Every recipe in the repository loads, and a mistake in one is refused by name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from training.config import TokenizerTrainConfig, TrainConfig, load_config
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("training/stages", "data_recipes")
+    for path in (ROOT / folder).rglob("*.yaml")
+)
+
+
+def load(recipe: str, *overrides: str) -> TokenizerTrainConfig | TrainConfig:
+    """The recipe as the class that its file name stands for."""
+    kind = TokenizerTrainConfig if Path(recipe).name.startswith("tokenizer") else TrainConfig
+    return load_config(kind, ROOT / recipe, overrides)
+
+
+def test_there_are_recipes():
+    assert RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_begins_with_its_purpose(recipe):
+    assert re.match(r"# \w+( \S+){3,}\n", (ROOT / recipe).read_text()), f"{recipe}: no sentence on purpose"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_loads(recipe):
+    config = load(recipe)
+    assert config.run.name
+    assert config.run.steps > 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_overrides_win(recipe):
+    config = load(recipe, "run.name=other", "run.steps=7", "optim.lr=5e-5")
+    assert (config.run.name, config.run.steps, config.optim.lr) == ("other", 7, 5e-5)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("run.stepz=7", "stepz"),
+        ("optimizer.lr=1", "optimizer"),
+        ("run.steps=many", "many"),
+    ],
+)
+def test_mistakes_are_refused_by_name(recipe, override, named):
+    with pytest.raises(ValueError, match=named) as error:
+        load(recipe, override)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_unknown_key_in_the_file_is_refused(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("run: {name: try, steps: 1, batch: 2}\n")
+    with pytest.raises(ValueError, match="batch"):
+        load_config(TrainConfig, file)
+
+
+def test_a_value_without_default_has_to_be_given(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("run: {name: try}\n")
+    with pytest.raises(ValueError, match="steps"):
+        load_config(TrainConfig, file)

@@ -1,0 +1,148 @@
+"""The image tokenizer's promises, on a tiny one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from tokenizer import SIZES, ImageTokenizer
+from tokenizer.projection import AttnProjection
+from tokenizer.quantizer import QUANTIZERS, code_usage
+from tokenizer.transform import to_images
+
+
+@pytest.fixture(scope="module")
+def image_tokenizer() -> ImageTokenizer:
+    torch.manual_seed(0)
+    return ImageTokenizer(SIZES["tiny"]).eval()
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_codes_survive_a_round_trip(name):
+    torch.manual_seed(0)
+    quantizer = QUANTIZERS[name](8, num_codebooks=2, codebook_size=16)
+    codes_NLK = torch.randint(0, 16, (3, 5, 2))
+    assert torch.equal(quantizer.encode(quantizer.decode(codes_NLK)), codes_NLK)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_quantized_features_are_the_decoded_codes_and_gradient_passes_straight_through(name):
+    torch.manual_seed(0)
+    quantizer = QUANTIZERS[name](8, num_codebooks=2, codebook_size=16)
+    features_NLQ = torch.randn(3, 5, 8, requires_grad=True)
+    quantized = quantizer(features_NLQ, entropy=True)
+    assert torch.equal(quantized.codes_NLK, quantizer.encode(features_NLQ))
+    torch.testing.assert_close(quantized.features_NLQ, quantizer.decode(quantized.codes_NLK))
+    (gradient,) = torch.autograd.grad(
+        quantized.features_NLQ.square().sum() + quantized.features_NLQ.sum(), features_NLQ
+    )
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_codes_outside_the_codebook_are_refused(name):
+    quantizer = QUANTIZERS[name](8, num_codebooks=2, codebook_size=16)
+    with pytest.raises(ValueError, match=r"reach from 16 to 16; the codebook has 0..15"):
+        quantizer.decode(torch.full((1, 1, 2), 16))
+    with pytest.raises(ValueError, match="3 sub-codebooks"):
+        quantizer.decode(torch.zeros(1, 1, 3, dtype=torch.long))
+
+
+def test_the_entropy_loss_prefers_used_entries():
+    quantizer = QUANTIZERS["multi-codebook"](8, num_codebooks=2, codebook_size=16)
+    every_entry = quantizer.entries().detach().transpose(0, 1).reshape(1, 16, 8)
+    one_entry = every_entry[:, :1].expand(1, 16, 8)
+    assert quantizer(every_entry, entropy=True).entropy_loss < quantizer(one_entry, entropy=True).entropy_loss
+
+
+def test_code_usage_counts_each_sub_codebook():
+    codes_NLK = torch.tensor([[[0, 0], [1, 0], [2, 0], [3, 0]]])
+    assert code_usage(codes_NLK, 4).tolist() == [1.0, 0.25]
+
+
+def test_encode_takes_images_and_pixels_alike_and_does_not_depend_on_the_batch(image_tokenizer):
+    pixels_N3HW = torch.rand(3, 3, 32, 32).mul(255).round().div(127.5).sub(1)
+    codes_NLK = image_tokenizer.encode(pixels_N3HW)
+    assert codes_NLK.shape == (3, 4, 2) and codes_NLK.dtype == torch.int64
+    assert torch.equal(image_tokenizer.encode(to_images(pixels_N3HW)), codes_NLK)
+    assert torch.equal(image_tokenizer.encode(pixels_N3HW[1:2]), codes_NLK[1:2])
+
+
+def test_decode_gives_images_of_the_grid(image_tokenizer):
+    codes_NLK = torch.randint(0, 16, (2, 6, 2))
+    assert [image.size for image in image_tokenizer.decode(codes_NLK, grid=(2, 3))] == [(48, 32)] * 2
+    with pytest.raises(ValueError, match="6 positions are no square grid"):
+        image_tokenizer.decode(codes_NLK)
+
+
+def test_any_multiple_of_16_is_encoded_and_the_rest_refused(image_tokenizer):
+    assert image_tokenizer.encode(torch.zeros(1, 3, 48, 32)).shape == (1, 6, 2)
+    with pytest.raises(ValueError, match="40 x 32; both sides must be multiples of 16"):
+        image_tokenizer.encode(torch.zeros(1, 3, 40, 32))
+
+
+def test_save_and_load_give_the_same_codes(image_tokenizer, tmp_path):
+    image_tokenizer.save_pretrained(tmp_path)
+    loaded = ImageTokenizer.from_pretrained(tmp_path).eval()
+    pixels_N3HW = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert loaded.config == image_tokenizer.config
+    assert torch.equal(loaded.encode(pixels_N3HW), image_tokenizer.encode(pixels_N3HW))
+
+
+def test_contrastive_features_are_unit_vectors_of_one_space(image_tokenizer):
+    image_features = image_tokenizer.image_features([Image.new("RGB", (40, 50), "red")])
+    text_features = image_tokenizer.text_features(torch.tensor([[3, 4, 63, 0, 0]]))
+    assert image_features.shape == text_features.shape == (1, 16)
+    torch.testing.assert_close(image_features.norm(dim=-1), torch.ones(1))
+    torch.testing.assert_close(text_features.norm(dim=-1), torch.ones(1))
+
+
+def test_text_features_ignore_the_padding(image_tokenizer):
+    ids_NT = torch.tensor([[3, 4, 63]])
+    padded = torch.tensor([[3, 4, 63, 0, 0, 0]])
+    torch.testing.assert_close(image_tokenizer.text_features(ids_NT), image_tokenizer.text_features(padded))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_only_causal_projections_hide_later_positions(causal):
+    torch.manual_seed(0)
+    projection = AttnProjection(8, 32, heads=4, causal=causal).eval()
+    x = torch.randn(1, 6, 8)
+    changed = x.clone()
+    changed[:, 4:] = torch.randn(1, 2, 8)  # not a constant, which LayerNorm would remove
+    same = torch.allclose(projection(x)[:, :4], projection(changed)[:, :4], atol=1e-6)
+    assert same == causal
+
+
+def test_a_causal_projection_fed_step_by_step_equals_one_pass():
+    torch.manual_seed(0)
+    projection, x, cache = AttnProjection(8, 32, heads=4, causal=True).eval(), torch.randn(2, 6, 8), {}
+    steps = torch.cat([projection(x[:, place : place + 1], cache) for place in range(6)], 1)
+    torch.testing.assert_close(steps, projection(x), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 40}, "image_size 40 is not a positive multiple of 16"),
+        ({"width": 33}, "width 33 is not a multiple of heads 2"),
+        ({"projection": "mlp"}, "unknown projection 'mlp'; known: attn, linear"),
+    ],
+)
+def test_impossible_sizes_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        ImageTokenizer(replace(SIZES["tiny"], **change))
+
+
+def test_the_linear_projection_is_a_choice():
+    model = ImageTokenizer(replace(SIZES["tiny"], projection="linear"))
+    assert model.encode(torch.zeros(1, 3, 32, 32)).shape == (1, 4, 2)
+
+
+def test_large_has_the_released_number_of_parameters():
+    with torch.device("meta"):
+        model = ImageTokenizer(SIZES["unitok-large"])
+    # Released: 820.3 M (shared by encoder 332.3 M and decoder 352.4 M); ours drops no weight and adds none.
+    assert round(sum(p.numel() for p in model.encoder.parameters()) / 1e6, 1) == 332.3
+    assert round(sum(p.numel() for p in model.decoder.parameters()) / 1e6, 1) == 352.4

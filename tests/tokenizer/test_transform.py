@@ -1,0 +1,93 @@
+"""Files people really have: each becomes an upright RGB image, or one clear line."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tokenizer.transform import load_image, stack_pixels, to_images, to_pixels
+
+
+def test_pixels_and_images_round_trip():
+    values = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    pixels_3HW = to_pixels(Image.fromarray(values), 32)
+    assert pixels_3HW.min() >= -1 and pixels_3HW.max() <= 1
+    assert np.array_equal(np.asarray(to_images(pixels_3HW[None])[0]), values)
+
+
+def test_pixels_are_resized_and_cropped_at_the_centre():
+    image = Image.new("RGB", (96, 32), "red")
+    image.paste("blue", (32, 0, 64, 32))
+    assert to_pixels(image, 32)[:, 16, 16].tolist() == [-1, -1, 1]
+    assert stack_pixels([image, image], 16).shape == (2, 3, 16, 16)
+
+
+def test_out_of_range_pixels_are_clamped():
+    assert to_images(torch.tensor([-3.0, 0.0, 3.0]).view(1, 3, 1, 1))[0].getpixel((0, 0)) == (0, 128, 255)
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 255), (255, 0, 0)),
+        ("LA", (0, 0), (255, 255, 255)),
+        ("L", 77, (77, 77, 77)),
+        ("I;16", 65535, (255, 255, 255)),
+        ("I;16", 257 * 40, (40, 40, 40)),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_every_mode_is_read(tmp_path, mode, color, expected):
+    Image.new(mode, (20, 20), color).save(tmp_path / "image.png")
+    image = load_image(tmp_path / "image.png")
+    assert image.mode == "RGB" and image.getpixel((5, 5)) == expected
+
+
+def test_cmyk_is_read(tmp_path):
+    Image.new("CMYK", (20, 20), (0, 255, 255, 0)).save(tmp_path / "image.jpg")
+    red, green, blue = load_image(tmp_path / "image.jpg").getpixel((5, 5))
+    assert red > 200 and green < 80 and blue < 80
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    image = Image.new("RGB", (40, 20), "red")
+    exif = image.getexif()
+    exif[274] = 6  # turned by 90 degrees
+    image.save(tmp_path / "image.jpg", exif=exif)
+    assert load_image(tmp_path / "image.jpg").size == (20, 40)
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
+    assert load_image(tmp_path / "image.gif").getpixel((5, 5)) == (255, 0, 0)
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_truncated_file_is_named(tmp_path, suffix):
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    _truncate(path)
+    with pytest.raises(ValueError, match=f"cannot read .*image.{suffix} as an image") as error:
+        load_image(path)
+    assert "\n" not in str(error.value)
+
+
+def test_text_and_missing_files_are_named(tmp_path):
+    (tmp_path / "words.png").write_text("not an image")
+    with pytest.raises(ValueError, match="cannot read .*words.png as an image"):
+        load_image(tmp_path / "words.png")
+    with pytest.raises(ValueError, match="no image file at .*missing.png"):
+        load_image(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize(("size", "message"), [((1, 1), "1 x 1 pixels"), ((20_000, 20_000), "20000 x 20000 pixels")])
+def test_too_small_and_too_large_are_refused_without_decoding(tmp_path, size, message):
+    Image.new("1", size).save(tmp_path / "image.png")
+    with pytest.raises(ValueError, match=message):
+        load_image(tmp_path / "image.png")

@@ -1,0 +1,99 @@
+"""What an image tokenizer is made of, and the named sizes."""
+
+from dataclasses import asdict, dataclass
+
+STRIDE = 16  # the ViTamin stem and stages halve the image four times
+
+
+@dataclass
+class ImageTokenizerConfig:
+    """Sizes of an image tokenizer; the defaults are the released UniTok-Large.
+
+    `image_size` is what the transform resizes to (pixels); the networks take any multiple of 16.
+    `code_width` (Q) is split into `num_codebooks` (K) slices, each with `codebook_size` (V) entries.
+    `causal` makes the two attention projections causal, as in UniTok's first release.
+    """
+
+    image_size: int = 256
+    conv_widths: tuple[int, int] = (160, 320)
+    conv_depths: tuple[int, int] = (2, 4)
+    width: int = 1024
+    depth: int = 31
+    heads: int = 16
+    drop_path: float = 0.0
+    code_width: int = 64
+    num_codebooks: int = 8
+    codebook_size: int = 4096
+    commitment: float = 0.25
+    projection: str = "attn"
+    causal: bool = False
+    embed_dim: int = 768
+    text_vocab_size: int = 49408
+    text_context: int = 77
+    text_width: int = 768
+    text_layers: int = 12
+    text_heads: int = 12
+
+    def __post_init__(self):
+        self.conv_widths, self.conv_depths = tuple(self.conv_widths), tuple(self.conv_depths)
+        if self.image_size <= 0 or self.image_size % STRIDE:
+            raise ValueError(f"image_size {self.image_size} is not a positive multiple of {STRIDE}")
+        for whole, part in (
+            ("width", "heads"),
+            ("code_width", "num_codebooks"),
+            ("text_width", "text_heads"),
+        ):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
+
+    @property
+    def grid(self) -> int:
+        """Positions along one side of an image of `image_size`."""
+        return self.image_size // STRIDE
+
+    @property
+    def num_positions(self) -> int:
+        """L: positions of an image of `image_size`."""
+        return self.grid**2
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+# Base is the reference's `vitamin_base`, Large its released checkpoint (paper, section 4).
+SIZES = {
+    "unitok-large": ImageTokenizerConfig(),
+    "unitok-base": ImageTokenizerConfig(conv_widths=(128, 256), width=768, depth=14, heads=12),
+    "scenes": ImageTokenizerConfig(
+        image_size=128,
+        conv_widths=(16, 32),
+        conv_depths=(1, 1),
+        width=256,
+        depth=4,
+        heads=4,
+        codebook_size=256,
+        embed_dim=128,
+        text_vocab_size=769,
+        text_context=24,
+        text_width=128,
+        text_layers=2,
+        text_heads=4,
+    ),
+    "tiny": ImageTokenizerConfig(
+        image_size=32,
+        conv_widths=(8, 16),
+        conv_depths=(1, 1),
+        width=32,
+        depth=1,
+        heads=2,
+        code_width=8,
+        num_codebooks=2,
+        codebook_size=16,
+        embed_dim=16,
+        text_vocab_size=64,
+        text_context=12,
+        text_width=16,
+        text_layers=1,
+        text_heads=2,
+    ),
+}

@@ -1,0 +1,141 @@
+"""ImageTokenizer: images to a grid of code tuples and back, with a contrastive branch (UniTok, arXiv 2502.20321).
+
+Shapes: N images, H x W pixels, L = H/16 * W/16 positions, K sub-codebooks, Q quantized channels, C encoder channels,
+E channels of the embedding shared with text.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from PIL import Image
+from torch import nn
+
+from .config import STRIDE, ImageTokenizerConfig
+from .projection import PROJECTIONS
+from .quantizer import MultiCodebookQuantizer, Quantized
+from .text_tower import TextTower
+from .transform import stack_pixels, to_images
+from .vitamin import Decoder, Encoder
+
+
+class TrainingOutput(NamedTuple):
+    """What the losses of the image tokenizer need; image and text features are unit vectors [N, E]."""
+
+    pixels_N3HW: torch.Tensor
+    quantized: Quantized
+    image_features: torch.Tensor
+    text_features: torch.Tensor
+
+
+class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
+    """The public calls are `encode`, `decode`, `image_features`, `text_features`; all accept a batch."""
+
+    def __init__(self, config: ImageTokenizerConfig):
+        super().__init__()
+        self.config = config
+        sizes = (config.conv_widths, config.conv_depths, config.width, config.depth, config.heads, config.drop_path)
+        if config.projection not in PROJECTIONS:
+            raise ValueError(f"unknown projection {config.projection!r}; known: {', '.join(PROJECTIONS)}")
+        project = PROJECTIONS[config.projection]
+        heads = config.width // config.code_width
+        self.encoder = Encoder(*sizes)
+        self.quant_proj = project(config.width, config.code_width, heads, causal=config.causal)
+        self.quantizer = MultiCodebookQuantizer(
+            config.code_width, config.num_codebooks, config.codebook_size, config.commitment
+        )
+        self.post_quant_proj = project(config.code_width, config.width, heads, causal=config.causal)
+        self.decoder = Decoder(*sizes)
+        self.fc_norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.projection = nn.Linear(config.width, config.embed_dim)
+        self.text_encoder = TextTower(
+            config.text_vocab_size,
+            config.text_context,
+            config.text_width,
+            config.text_layers,
+            config.text_heads,
+            config.embed_dim,
+        )
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        _init_weights(self)
+
+    @property
+    def device(self) -> torch.device:
+        return self.logit_scale.device
+
+    def features(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
+        """-> features_NLQ before quantization, float32."""
+        H, W = pixels_N3HW.shape[-2:]
+        if H % STRIDE or W % STRIDE or not H or not W:
+            raise ValueError(f"pixels of {H} x {W}; both sides must be multiples of {STRIDE}")
+        x_NLC = self.encoder(pixels_N3HW)
+        # Projection and quantizer stay in float32 under autocast: near ties between entries flip otherwise.
+        with torch.autocast(x_NLC.device.type, enabled=False):
+            return self.quant_proj(x_NLC.float())
+
+    def widen(self, features_NLQ: torch.Tensor) -> torch.Tensor:
+        """Quantized features -> [N, L, C], what decoder and contrastive branch read."""
+        with torch.autocast(features_NLQ.device.type, enabled=False):
+            return self.post_quant_proj(features_NLQ)
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image] | torch.Tensor) -> torch.Tensor:
+        """PIL images (resized and cropped to `config.image_size`) or pixels_N3HW -> codes_NLK, int64."""
+        return self.quantizer.encode(self.features(self._pixels(images)))
+
+    @torch.no_grad()
+    def decode(self, codes_NLK: torch.Tensor, grid: tuple[int, int] | None = None) -> list[Image.Image]:
+        """codes_NLK -> PIL images; `grid` is (rows, columns), square if not given."""
+        return to_images(self.decode_pixels(codes_NLK.to(self.device), grid))
+
+    def decode_pixels(self, codes_NLK: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
+        """codes_NLK -> pixels_N3HW, not clamped."""
+        return self.decoder(self.widen(self.quantizer.decode(codes_NLK)), grid or _square(codes_NLK.shape[1]))
+
+    def image_features(self, images: Sequence[Image.Image] | torch.Tensor) -> torch.Tensor:
+        """-> unit vectors [N, E], from the quantized features as the decoder sees them."""
+        quantized = self.quantizer(self.features(self._pixels(images)))
+        return self._pool(self.widen(quantized.features_NLQ))
+
+    def text_features(self, ids_NT: torch.Tensor) -> torch.Tensor:
+        """Zero-padded ids with the end-of-text id as the largest -> unit vectors [N, E]."""
+        return F.normalize(self.text_encoder(ids_NT), dim=-1)
+
+    def forward(self, pixels_N3HW: torch.Tensor, ids_NT: torch.Tensor, entropy: bool = False) -> TrainingOutput:
+        """One training pass; `entropy` also computes the entropy loss."""
+        H, W = pixels_N3HW.shape[-2:]
+        quantized = self.quantizer(self.features(pixels_N3HW), entropy)
+        x_NLC = self.widen(quantized.features_NLQ)
+        return TrainingOutput(
+            self.decoder(x_NLC, (H // STRIDE, W // STRIDE)), quantized, self._pool(x_NLC), self.text_features(ids_NT)
+        )
+
+    def _pool(self, x_NLC: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.projection(self.fc_norm(x_NLC.mean(1))), dim=-1)
+
+    def _pixels(self, images: Sequence[Image.Image] | torch.Tensor) -> torch.Tensor:
+        if not torch.is_tensor(images):
+            images = stack_pixels(images, self.config.image_size)
+        return images.to(self.device, self.projection.weight.dtype)
+
+
+def _square(positions: int) -> tuple[int, int]:
+    side = math.isqrt(positions)
+    if side * side != positions:
+        raise ValueError(f"{positions} positions are no square grid: pass grid=(rows, columns)")
+    return side, side
+
+
+def _init_weights(model: ImageTokenizer) -> None:
+    """UniTok's: linear layers truncated normal 0.02, decoder convolutions Xavier with gain 0.5; the rest as it is."""
+    for part in (model.encoder.blocks, model.decoder, model.quant_proj, model.post_quant_proj, model.projection):
+        for module in part.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.xavier_normal_(module.weight, gain=0.5)
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)

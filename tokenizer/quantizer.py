@@ -1,0 +1,101 @@
+"""Multi-codebook quantization (arXiv 2502.20321, section 3.2): each slice of a feature has its own codebook.
+
+Shapes: N images, L positions, Q channels = K sub-codebooks x q channels, V entries per sub-codebook.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Quantized(NamedTuple):
+    """`features_NLQ` carry gradient straight through; `loss` is commitment plus codebook loss; `entropy_loss` as in
+    MAGVIT-v2 (arXiv 2310.05737): small when each choice is sure and all entries are used."""
+
+    features_NLQ: torch.Tensor
+    codes_NLK: torch.Tensor
+    loss: torch.Tensor
+    entropy_loss: torch.Tensor
+
+
+class MultiCodebookQuantizer(nn.Module):
+    """K independent codebooks of V l2-normalised entries; nearest entry by cosine, in float32.
+
+    float32 matters: in bf16 near ties flip, and the codes of an image would depend on the machine.
+    """
+
+    def __init__(
+        self, width: int, num_codebooks: int, codebook_size: int, commitment: float = 0.25, temperature: float = 0.01
+    ):
+        super().__init__()
+        self.commitment, self.temperature = commitment, temperature
+        self.codebooks_KVq = nn.Parameter(torch.empty(num_codebooks, codebook_size, width // num_codebooks))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        # Unit rows: only directions count, and on the reference's tiny rows (norm 0.01) one Adam step of 1e-3 turns an
+        # entry by many degrees, so that the decoder never sees the same codebook twice.
+        nn.init.normal_(self.codebooks_KVq)
+        with torch.no_grad():
+            self.codebooks_KVq.copy_(self.entries())
+
+    def entries(self) -> torch.Tensor:
+        """The unit-length entries [K, V, q]."""
+        return F.normalize(self.codebooks_KVq.float(), dim=-1)
+
+    def slices(self, features_NLQ: torch.Tensor) -> torch.Tensor:
+        """Features as unit-length slices [K, N*L, q]."""
+        num_codebooks = self.codebooks_KVq.shape[0]
+        z = features_NLQ.float().flatten(0, 1).unflatten(-1, (num_codebooks, -1)).transpose(0, 1)
+        return F.normalize(z, dim=-1)
+
+    def forward(self, features_NLQ: torch.Tensor, entropy: bool = False) -> Quantized:
+        N, L, _ = features_NLQ.shape
+        with torch.autocast(features_NLQ.device.type, enabled=False):
+            z, e = self.slices(features_NLQ), self.entries()
+            cosine = torch.bmm(z, e.mT)  # [K, N*L, V]
+            codes = cosine.argmax(-1)
+            q = torch.gather(e, 1, codes[..., None].expand(-1, -1, e.shape[-1]))
+            loss = self.commitment * F.mse_loss(z, q.detach()) + F.mse_loss(q, z.detach())
+            entropy_loss = _entropy_loss(cosine, self.temperature) if entropy else loss.new_zeros(())
+            straight_through = z + (q - z).detach()
+        features = straight_through.permute(1, 0, 2).reshape(N, L, -1)
+        return Quantized(features, codes.t().reshape(N, L, -1), loss, entropy_loss)
+
+    def encode(self, features_NLQ: torch.Tensor) -> torch.Tensor:
+        """-> codes_NLK, int64."""
+        N, L, _ = features_NLQ.shape
+        with torch.autocast(features_NLQ.device.type, enabled=False):
+            codes = torch.bmm(self.slices(features_NLQ), self.entries().mT).argmax(-1)
+        return codes.t().reshape(N, L, -1)
+
+    def decode(self, codes_NLK: torch.Tensor) -> torch.Tensor:
+        """-> features_NLQ, float32. Raises ValueError for codes outside the codebooks."""
+        K, V, _ = self.codebooks_KVq.shape
+        if codes_NLK.shape[-1] != K:
+            raise ValueError(f"codes have {codes_NLK.shape[-1]} sub-codebooks, the image tokenizer has {K}")
+        if codes_NLK.numel() and not 0 <= int(codes_NLK.min()) <= int(codes_NLK.max()) < V:
+            raise ValueError(
+                f"codes reach from {int(codes_NLK.min())} to {int(codes_NLK.max())}; the codebook has 0..{V - 1}"
+            )
+        return self.entries()[torch.arange(K, device=codes_NLK.device), codes_NLK].flatten(-2)
+
+
+QUANTIZERS = {"multi-codebook": MultiCodebookQuantizer}
+
+
+def _entropy_loss(cosine: torch.Tensor, temperature: float) -> torch.Tensor:
+    log_p = (2 * (cosine - 1) / temperature).log_softmax(-1)  # -|z - e|^2 / T for unit vectors
+    p = log_p.exp()
+    per_sample = -(p * log_p).sum(-1).mean()
+    mean = p.mean(1)
+    return per_sample + (mean * (mean + 1e-7).log()).sum(-1).mean()
+
+
+def code_usage(codes_NLK: torch.Tensor, codebook_size: int) -> torch.Tensor:
+    """Share of the entries that occur at all, for each sub-codebook: [K], in [0, 1]."""
+    flat = codes_NLK.flatten(0, -2)
+    used = torch.zeros(flat.shape[1], codebook_size, device=flat.device)
+    return used.scatter_(1, flat.t(), 1.0).mean(1)

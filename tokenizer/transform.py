@@ -1,0 +1,73 @@
+"""Image files and PIL images -> pixels in [-1, 1], and back."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 64_000_000  # refused above; a 20,000 x 20,000 bomb would take 1.2 GB
+MIN_SIDE = 2
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """A file as an upright RGB image: EXIF rotation applied, transparency on white, first frame, 16 bit scaled to 8.
+
+    Raises ValueError, in one line, for what is missing, unreadable, damaged, too big or too small.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no image file at {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                _check_size(path, file.size)
+                file.load()
+                return to_rgb(file)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"cannot read {path} as an image: {reason}") from error
+
+
+def _check_size(path: Path, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{path} has {size[0]} x {size[1]} pixels; at most {MAX_PIXELS:,} are read: make it smaller")
+    if min(size) < MIN_SIDE:
+        raise ValueError(f"{path} has {size[0]} x {size[1]} pixels; each side needs at least {MIN_SIDE}")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode as RGB, upright."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # convert("RGB") would clip these at 255
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535 if values.max() > 255 else 255
+        image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_pixels(image: Image.Image, size: int) -> torch.Tensor:
+    """PIL -> pixels [3, size, size]: short side resized (bicubic), centre crop."""
+    image = to_rgb(image)
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    values = torch.from_numpy(np.array(image))
+    return values.permute(2, 0, 1).float().div(127.5).sub(1.0)
+
+
+def stack_pixels(images: Sequence[Image.Image], size: int) -> torch.Tensor:
+    """PIL images -> pixels_N3HW."""
+    return torch.stack([to_pixels(image, size) for image in images])
+
+
+def to_images(pixels_N3HW: torch.Tensor) -> list[Image.Image]:
+    """pixels in [-1, 1] (clamped) -> PIL images."""
+    values = pixels_N3HW.detach().float().clamp(-1, 1).add(1.0).mul(127.5).round().to(torch.uint8)
+    return [Image.fromarray(v) for v in values.permute(0, 2, 3, 1).cpu().numpy()]

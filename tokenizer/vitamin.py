@@ -1,0 +1,120 @@
+"""ViTamin encoder (arXiv 2404.02132, layers from timm) and UniTok's mirrored decoder.
+
+Shapes: N images, L = H/16 * W/16 positions in raster order, C channels.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from timm.models.vision_transformer import Block
+from timm.models.vitamin import GeGluMlp, MbConvStages, VitCfg
+from torch import nn
+
+Norm2d = partial(LayerNorm2d, eps=1e-6)
+EXPANSION = 4  # of the MBConv blocks, relative to their output width
+
+
+def transformer_blocks(width: int, depth: int, heads: int, drop_path: float) -> nn.Sequential:
+    """Pre-norm ViT blocks with GeGLU; drop-path grows linearly with depth."""
+    rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+    make = partial(
+        Block,
+        width,
+        heads,
+        mlp_ratio=2.0,
+        qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        # The convolutions use the exact GELU and the GeGLU its tanh form: mixing them up costs 1e-3 at the output.
+        act_layer=partial(nn.GELU, approximate="tanh"),
+        mlp_layer=_GeGlu,
+    )
+    return nn.Sequential(*(make(drop_path=rate) for rate in rates))
+
+
+class _GeGlu(GeGluMlp):
+    """timm's GeGLU, given an activation class in place of a name (the class is what `Block` passes on)."""
+
+    def __init__(self, in_features, hidden_features, act_layer, **kwargs):
+        kwargs.pop("norm_layer", None)
+        super().__init__(in_features, hidden_features, act_layer="gelu_tanh", **kwargs)
+
+
+class Encoder(nn.Module):
+    """pixels_N3HW -> features [N, L, C]: convolutional stem, two MBConv stages, a ViT without position table."""
+
+    def __init__(self, conv_widths, conv_depths, width: int, depth: int, heads: int, drop_path: float):
+        super().__init__()
+        stages = VitCfg(embed_dim=(*conv_widths, width), depths=(*conv_depths, 1), stem_width=conv_widths[0])
+        self.patch_embed = nn.ModuleDict({"backbone": MbConvStages(stages)})
+        self.blocks = transformer_blocks(width, depth, heads, drop_path)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
+        x_NCHW = self.patch_embed["backbone"](pixels_N3HW.contiguous(memory_format=torch.channels_last))
+        return self.norm(self.blocks(x_NCHW.flatten(2).transpose(1, 2)))
+
+
+class UpConv(nn.Module):
+    """Nearest-neighbour doubling, then a 3x3 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class UpBlock(nn.Module):
+    """Inverse MBConv: norm, expand, (double), depthwise 3x3, shrink, plus shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, double: bool):
+        super().__init__()
+        hidden = EXPANSION * out_channels
+        self.shortcut = UpConv(in_channels, out_channels) if double else nn.Identity()
+        self.pre_norm = Norm2d(in_channels)
+        self.conv1_1x1 = nn.Conv2d(in_channels, hidden, 1)
+        self.up = UpConv(hidden, hidden) if double else nn.Identity()
+        self.conv2_kxk = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.conv3_1x1 = nn.Conv2d(hidden, out_channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.up(F.gelu(self.conv1_1x1(self.pre_norm(x))))
+        return self.shortcut(x) + self.conv3_1x1(F.gelu(self.conv2_kxk(y)))
+
+
+class UpOutput(nn.Module):
+    """The last doubling, to pixels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = UpConv(channels, channels)
+        self.norm1 = Norm2d(channels)
+        self.conv2 = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv2(F.gelu(self.norm1(self.conv1(x))))
+
+
+class Decoder(nn.Module):
+    """features [N, L, C] -> pixels_N3HW, not clamped: the encoder mirrored."""
+
+    def __init__(self, conv_widths, conv_depths, width: int, depth: int, heads: int, drop_path: float):
+        super().__init__()
+        narrow, wide = conv_widths
+        self.blocks = transformer_blocks(width, depth, heads, drop_path)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.up_conv1 = UpConv(width, wide)
+        self.up_conv2 = nn.Sequential(*(UpBlock(wide, wide, double=i == 0) for i in range(conv_depths[1])))
+        self.up_conv3 = nn.Sequential(
+            *(UpBlock(wide if i == 0 else narrow, narrow, double=i == 0) for i in range(conv_depths[0]))
+        )
+        self.up_conv4 = UpOutput(narrow)
+
+    def forward(self, x_NLC: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """`grid` is (rows, columns) with rows * columns == L."""
+        x_NLC = self.norm(self.blocks(x_NLC))
+        x_NCHW = x_NLC.transpose(1, 2).unflatten(2, grid).contiguous(memory_format=torch.channels_last)
+        return self.up_conv4(self.up_conv3(self.up_conv2(self.up_conv1(x_NCHW))))

@@ -1,0 +1,84 @@
+"""Parameter groups by name prefix for AdamW and Muon, and the learning-rate schedule."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from .config import OptimConfig
+
+
+class OptimizerPair:
+    """Muon for matrices and AdamW for the rest, behind the calls of one optimizer."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer):
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> dict:
+        return {str(index): optimizer.state_dict() for index, optimizer in enumerate(self.optimizers)}
+
+    def load_state_dict(self, state: dict) -> None:
+        for index, optimizer in enumerate(self.optimizers):
+            optimizer.load_state_dict(state[str(index)])
+
+
+def make_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig
+) -> torch.optim.Optimizer | OptimizerPair:
+    """AdamW, one group per (learning rate, decay); no decay on vectors (norms, biases), as in UniTok. Matrices whose
+    name starts with a word of `config.muon` go to Muon (arXiv 2502.16982), scaled so that AdamW's rates fit."""
+    adam: dict[tuple[float, float], list[nn.Parameter]] = {}
+    muon: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            is_muon = parameter.ndim == 2 and name.startswith(tuple(config.muon))
+            (muon if is_muon else adam).setdefault((_lr_of(name, config), decay), []).append(parameter)
+    if not adam and not muon:
+        raise ValueError("nothing to train: no parameter name starts with a word of `trainable`")
+    optimizers = []
+    if adam:
+        optimizers.append(torch.optim.AdamW(_groups(adam), betas=tuple(config.betas), eps=config.eps, fused=True))
+    if muon:
+        optimizers.append(torch.optim.Muon(_groups(muon), adjust_lr_fn="match_rms_adamw"))
+    return optimizers[0] if len(optimizers) == 1 else OptimizerPair(*optimizers)
+
+
+def _groups(by_rate: dict[tuple[float, float], list[nn.Parameter]]) -> list[dict]:
+    return [
+        {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay}
+        for (lr, decay), parameters in by_rate.items()
+    ]
+
+
+def _lr_of(name: str, config: OptimConfig) -> float:
+    matches = [prefix for prefix in config.lr_by_prefix if name.startswith(prefix)]
+    return config.lr_by_prefix[max(matches, key=len)] if matches else config.lr
+
+
+def schedule(step: int, steps: int, config: OptimConfig) -> float:
+    """Factor on the learning rate at `step` of `steps`: linear warm-up, then cosine down to `final_lr`."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    progress = min(1.0, (step - config.warmup) / max(1, steps - config.warmup - 1))
+    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_lr(optimizer: torch.optim.Optimizer | OptimizerPair, factor: float) -> float:
+    """Scale every group's base rate; returns the largest."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return max(group["lr"] for group in optimizer.param_groups)

@@ -1,0 +1,135 @@
+"""The image tokenizer's training loop: scenes with captions in, an ImageTokenizer out."""
+
+import dataclasses
+import math
+import random
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers import AutoTokenizer
+
+from data_recipes.scenes import World, captions
+from mllm.text import contrastive_ids
+from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
+from tokenizer.quantizer import code_usage
+from tokenizer.transform import to_pixels
+
+from .checkpoint import latest_checkpoint, load_state, save_checkpoint
+from .config import TokenizerTrainConfig
+from .device import autocast, pick_device
+from .distributed import barrier, start_ranks, stop_ranks, sum_gradients, world_size
+from .metrics import Metrics, Rate, StopSignal, due, ignore_stop_signals
+from .optim import make_optimizer, schedule, set_lr
+from .tokenizer_losses import tokenizer_losses
+
+MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound on the learned temperature
+
+
+class CaptionedScenes(Dataset):
+    """Sample i is a function of (seed, i) alone, so a run resumes by counting. -> pixels [3, H, W], ids [T]."""
+
+    def __init__(self, config: TokenizerTrainConfig, model_config: ImageTokenizerConfig, length: int):
+        self.config, self.model_config, self.length = config, model_config, length
+        self.text_tokenizer = AutoTokenizer.from_pretrained(config.text_tokenizer)
+        self.world = World(config.data.artwork, size=model_config.image_size)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seed = self.config.run.seed * 1_000_000_007 + index
+        scene = self.world.scene(seed, self.config.data.split)
+        caption = random.Random(seed).choice(captions(scene))
+        model = self.model_config
+        ids_NT = contrastive_ids(self.text_tokenizer, [caption], model.text_context, model.text_vocab_size)
+        return to_pixels(self.world.render(scene), model.image_size), ids_NT[0]
+
+
+def model_config_of(config: TokenizerTrainConfig) -> ImageTokenizerConfig:
+    """The named size with the recipe's overrides."""
+    if config.size not in SIZES:
+        raise ValueError(f"unknown size {config.size!r}; known: {', '.join(SIZES)}")
+    try:
+        return dataclasses.replace(SIZES[config.size], **config.model)
+    except TypeError as error:
+        raise ValueError(f"recipe, model: {error}") from error
+
+
+def train_tokenizer(config: TokenizerTrainConfig) -> Path:
+    """Train, or resume, a recipe's run; `run.batch_size` images on each rank. Returns the last checkpoint's model."""
+    run, device = config.run.path, pick_device(config.run)
+    rank, world = start_ranks(device)
+    torch.manual_seed(config.run.seed)
+    model = ImageTokenizer(model_config_of(config)).to(device, memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(model.named_parameters(), config.optim)
+    checkpoint = latest_checkpoint(run)
+    step, seen = _restore(model, optimizer, checkpoint) if checkpoint else (0, 0)
+    batches = iter(_loader(config, model.config, rank, world, seen, step))
+    metrics = Metrics(config, step) if rank == 0 else None
+    stop, clock = StopSignal(), Rate()
+    stopping = False
+    while step < config.run.steps and not stopping:
+        pixels_N3HW, ids_NT = (tensor.to(device) for tensor in next(batches))
+        lr = set_lr(optimizer, schedule(step, config.run.steps, config.optim))
+        report = train_tokenizer_step(model, optimizer, pixels_N3HW, ids_NT, config)
+        step, seen = step + 1, seen + world * config.run.batch_size
+        stopping = stop.anywhere()
+        if metrics and due(step, config.run.log_every, config.run.steps):
+            metrics.log(step, {**report(), "lr": lr, "images_per_s": clock.rate(seen)})
+        if rank == 0 and (due(step, config.run.save_every, config.run.steps) or stopping):
+            state = {"optimizer": optimizer.state_dict(), "seen": seen}
+            checkpoint = save_checkpoint(run, step, model.save_pretrained, state, config.run.keep)
+    barrier()
+    stop_ranks()
+    return (checkpoint or latest_checkpoint(run)) / "model"
+
+
+def _restore(model: ImageTokenizer, optimizer: torch.optim.Optimizer, checkpoint: Path) -> tuple[int, int]:
+    """-> steps done, images seen."""
+    model.load_state_dict(ImageTokenizer.from_pretrained(checkpoint / "model").state_dict())
+    state = load_state(checkpoint)
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["seen"]
+
+
+def _loader(
+    config: TokenizerTrainConfig, model_config: ImageTokenizerConfig, rank: int, world: int, seen: int, step: int
+) -> DataLoader:
+    batch = config.run.batch_size
+    length = seen + (config.run.steps - step) * batch * world
+    mine = [index for index in range(seen, length) if index // batch % world == rank]
+    return DataLoader(
+        Subset(CaptionedScenes(config, model_config, length), mine),
+        batch_size=batch,
+        num_workers=config.run.workers,
+        worker_init_fn=ignore_stop_signals,
+    )
+
+
+def train_tokenizer_step(model, optimizer, pixels_N3HW, ids_NT, config: TokenizerTrainConfig):
+    """One update. Returns a function that computes the numbers of this step, since most steps are not logged."""
+    with autocast(config.run, pixels_N3HW.device):
+        output = model(pixels_N3HW, ids_NT, entropy=config.losses.entropy > 0)
+        losses = tokenizer_losses(output, pixels_N3HW, ids_NT, model.logit_scale.exp(), config.losses)
+    if not losses["loss"].isfinite():
+        raise ValueError(f"the loss is {losses['loss'].item()}; stopped before the update: lower optim.lr")
+    optimizer.zero_grad()
+    (losses["loss"] / world_size()).backward()
+    sum_gradients(model.parameters())
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+    optimizer.step()
+    with torch.no_grad():
+        model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+    def report() -> dict[str, float]:
+        error = (output.pixels_N3HW.detach().float().clamp(-1, 1) - pixels_N3HW).pow(2).flatten(1).mean(1)
+        usage = code_usage(output.quantized.codes_NLK, model.config.codebook_size)
+        return {
+            **{name: term.item() for name, term in losses.items()},
+            "psnr": (10 * torch.log10(4 / error)).mean().item(),
+            "batch_usage": usage.mean().item(),
+            "grad_norm": grad_norm.item(),
+        }
+
+    return report
