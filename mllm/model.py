@@ -112,7 +112,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> MllmOutput:
         """With `labels` [B, T] (-100: ignored), losses; without, `logits` [B, T, S] of the last `logits_to_keep`
-        positions (0: all). `codes` are codes_NLK; `is_target` [N] says which images are to be drawn rather than read."""
+        positions (0: all). `codes` are codes_NLK; `is_target` [N] says which images are to be drawn, not read."""
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, codes)
         output = self.backbone(

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def drawing_bar(total: int) -> Iterator[Callable[[float], None]]:
-    """A bar of `total` images on standard error, if that is a terminal. -> a function to tell how many are done;
+    """A bar of `total` images on standard error if that is a terminal. -> a function to say how many are done;
     fractions count the positions within a batch."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 HELP = """\
 /image FILE    show the model an image along with your next message
 /draw PROMPT   draw, save, and show the model the drawing along with your next message
-/clear         begin a new chat
+/clear         begin a new chat, as when this one has become too long
 /help          this list
 /quit          leave (or Ctrl-D)"""
 

@@ -173,16 +173,15 @@ def print_report(report: Report, out: Path) -> None:
     table = Table("image", "question", "answer", "", title="Questions", title_justify="left")
     for example in report.examples:
         for place, asked in enumerate(example.asked):
-            mark = "[green]right[/green]" if asked.right else f"[red]wrong[/red]: {asked.truth}"
-            file = "" if place else str(out / example.file)
-            table.add_row(file, asked.question, printable(asked.answer), mark)
+            mark = "[green]right[/green]" if asked.right else f"[red]wrong[/red]: it is {asked.truth}"
+            table.add_row("" if place else example.file, asked.question, printable(asked.answer), mark)
     console.print(table)
     table = Table("image", "prompt", "skill", title="Drawings", title_justify="left")
     for drawing in report.drawings:
-        table.add_row(str(out / drawing.file), drawing.prompt, PROMPTS[drawing.prompt])
+        table.add_row(drawing.file, drawing.prompt, PROMPTS[drawing.prompt])
     console.print(table)
-    console.print(f"{report.right} of {len(report.asked)} answers right; {times_text(report)}")
-    console.print(f"see {out / 'index.html'}", soft_wrap=True)
+    console.print(f"{report.right} of {len(report.asked)} answers right; {times_text(report)}", soft_wrap=True)
+    console.print(f"images and page are in {out}: see {out / 'index.html'}", soft_wrap=True)
 
 
 def printable(text: str) -> str:
@@ -229,18 +228,18 @@ p { margin: .25rem 0 1rem; color: var(--soft); }
 dt { color: var(--soft); }
 dd { margin: 0 0 .5rem; }
 dd:last-child { margin: 0; }
-.right { color: var(--right); }
+.right { color: var(--right); white-space: nowrap; }
 .wrong { color: var(--wrong); }
 small { color: var(--soft); }
 </style>
 </head>
 <body>
 <main>
-<h1>What $model sees and draws</h1>
+<h1>What &ldquo;$model&rdquo; sees and draws</h1>
 <p>$summary.</p>
 <h2>Questions about images</h2>
 <p>$right of $asked answers are right.
-No image, nor its combination of things, colors or places, was in training.</p>
+The images are held out: their combinations of things, colors or places are in no training image.</p>
 <div class="cards">
 $examples
 </div>
@@ -278,7 +277,7 @@ def example_card(example: Example) -> str:
 def marked(asked: Asked) -> str:
     if asked.right:
         return f'{escape(asked.answer)} <span class="right">&#10003; right</span>'
-    return f'{escape(asked.answer)} <span class="wrong">&#10007; wrong: {escape(asked.truth)}</span>'
+    return f'{escape(asked.answer)} <span class="wrong">&#10007; wrong: it is {escape(asked.truth)}</span>'
 
 
 def drawing_card(drawing: Drawing) -> str:

@@ -4,19 +4,19 @@ python -m scripts.train training/stages/mixed.yaml run.name=try2 optim.lr=5e-4
 torchrun --nproc_per_node 2 -m scripts.train training/stages/mixed.yaml
 """
 
-import argparse
-
-from training.config import TrainConfig, load_config
-from training.train import train
+from scripts._errors import Parser, cli, stop_at_once
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("recipe", help="a YAML file, e.g. training/stages/mixed.yaml")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="changes to the recipe")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    with stop_at_once():
+        from training.config import TrainConfig, load_config
+        from training.train import train
     print(train(load_config(TrainConfig, args.recipe, args.overrides)))
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)

@@ -3,19 +3,20 @@
 python -m scripts.train_text_tokenizer --out checkpoints/scenes/text_tokenizer
 """
 
-import argparse
 from pathlib import Path
 
-from training.text_tokenizer import train_text_tokenizer
+from scripts._errors import Parser, cli, stop_at_once
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--vocab-size", type=int, default=768)
-    args = parser.parse_args()
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the text tokenizer")
+    parser.add_argument("--vocab-size", type=int, default=768, help="pieces, 256 bytes included (default: %(default)s)")
+    args = parser.parse_args(argv)
+    with stop_at_once():
+        from training.text_tokenizer import train_text_tokenizer
     train_text_tokenizer(args.out, args.vocab_size)
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)

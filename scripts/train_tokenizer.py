@@ -3,19 +3,19 @@
 python -m scripts.train_tokenizer training/stages/tokenizer.yaml run.name=try2 optim.lr=5e-4
 """
 
-import argparse
-
-from training.config import TokenizerTrainConfig, load_config
-from training.tokenizer_train import train_tokenizer
+from scripts._errors import Parser, cli, stop_at_once
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("recipe", help="a YAML file, e.g. training/stages/tokenizer.yaml")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="changes to the recipe")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    with stop_at_once():
+        from training.config import TokenizerTrainConfig, load_config
+        from training.tokenizer_train import train_tokenizer
     print(train_tokenizer(load_config(TokenizerTrainConfig, args.recipe, args.overrides)))
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)

@@ -4,6 +4,7 @@ Shapes: N images, L positions, K sub-codebooks.
 """
 
 import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from tokenizer import ImageTokenizer
 
 from .config import MixConfig, ScenesConfig
 
-CHUNK = 2000  # scenes in one file of codes
+CHUNK = 2048  # scenes in one file of codes
+ENCODED_TOGETHER = 32
 
 
 def scene_seed(split: str, index: int) -> int:
@@ -27,25 +29,25 @@ def scene_seed(split: str, index: int) -> int:
 
 
 def extract_codes(
-    image_tokenizer: ImageTokenizer, config: ScenesConfig, folder: Path, chunks: range, batch_size: int = 50
-):
-    """Render and encode scenes, CHUNK to a file; files that exist are kept. Yields the number of scenes done."""
+    image_tokenizer: ImageTokenizer, config: ScenesConfig, folder: Path, chunks: Iterable[int], chunk: int = CHUNK
+) -> Iterator[int]:
+    """Render and encode scenes, `chunk` to a file; files that exist are kept. Yields the number of scenes done."""
     folder.mkdir(parents=True, exist_ok=True)
-    world = World(config.artwork, size=image_tokenizer.config.image_size)
-    for chunk in chunks:
-        path = folder / f"codes_{chunk:05d}.safetensors"
-        if not path.exists():
-            parts = []
-            for first in range(chunk * CHUNK, (chunk + 1) * CHUNK, batch_size):
-                seeds = [scene_seed(config.split, index) for index in range(first, first + batch_size)]
-                images = [world.render(world.scene(seed, config.split)) for seed in seeds]
-                parts.append(image_tokenizer.encode(images).to(torch.int16))
-                yield batch_size
-            temporary = path.with_suffix(".writing")
-            save_file({"codes_NLK": torch.cat(parts)}, temporary)
-            temporary.rename(path)
-        else:
-            yield CHUNK
+    world = World(config.artwork)
+    for number in chunks:
+        path = folder / f"codes_{number:05d}.safetensors"
+        if path.exists():
+            yield chunk
+            continue
+        parts = []
+        for first in range(number * chunk, (number + 1) * chunk, ENCODED_TOGETHER):
+            seeds = [scene_seed(config.split, index) for index in range(first, first + ENCODED_TOGETHER)]
+            images = [world.render(world.scene(seed, config.split)) for seed in seeds]
+            parts.append(image_tokenizer.encode(images).to(torch.int16))
+            yield len(images)
+        temporary = path.with_suffix(".writing")
+        save_file({"codes_NLK": torch.cat(parts)}, temporary)
+        temporary.rename(path)
 
 
 class CodedScenes:

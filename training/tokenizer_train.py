@@ -32,7 +32,7 @@ class CaptionedScenes(Dataset):
     def __init__(self, config: TokenizerTrainConfig, model_config: ImageTokenizerConfig, length: int):
         self.config, self.model_config, self.length = config, model_config, length
         self.text_tokenizer = AutoTokenizer.from_pretrained(config.text_tokenizer)
-        self.world = World(config.data.artwork, size=model_config.image_size)
+        self.world = World(config.data.artwork)
 
     def __len__(self) -> int:
         return self.length

@@ -28,7 +28,7 @@ def run(capsys) -> Callable[..., Ended]:
 
 @pytest.fixture
 def refused(run) -> Callable[..., str]:
-    """Runs what must end with status 2, an empty standard output and one line on standard error: that line."""
+    """Runs what must end with status 2, nothing on standard output and one line on the other: that line."""
 
     def run_refused(main: Callable, *words: object) -> str:
         ended = run(main, *words)

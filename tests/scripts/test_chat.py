@@ -1,7 +1,9 @@
 """scripts.chat: one question, a conversation, and images of every kind."""
 
 import io
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -213,6 +215,18 @@ def write_truncated(file):
     file.write_bytes(file.read_bytes()[:-2000])
 
 
+def write_bomb(file):
+    """20,000 x 20,000 pixels of one bit, written by hand: PIL would need 400 MB for them."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    side = 20_000
+    header, rows = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0), bytes(side * (1 + side // 8))
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
 REFUSED = {
     "missing.png": lambda file: None,
     "folder.png": lambda file: file.mkdir(),
@@ -221,7 +235,7 @@ REFUSED = {
     "truncated.png": write_truncated,
     "truncated.jpg": write_truncated,
     "one_by_one.png": lambda file: Image.new("RGB", (1, 1)).save(file),
-    "bomb.png": lambda file: Image.new("1", (20_000, 20_000)).save(file),
+    "bomb.png": write_bomb,
 }
 
 

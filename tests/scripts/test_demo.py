@@ -54,7 +54,7 @@ def test_names_in_the_page_are_escaped():
     example = Example("example_01.png", Image.new("RGB", (8, 8)), [Asked("1 < 2 & 3?", "yes", "no")])
     report = demo.Report("out/<model>", "0" * 12, [example], [], 1.0, 2.0, 3.0)
     page = make_page(report)
-    assert "<h1>What &lt;model&gt; sees" in page and "1 &lt; 2 &amp; 3?" in page
+    assert "<h1>What &ldquo;&lt;model&gt;&rdquo; sees" in page and "1 &lt; 2 &amp; 3?" in page
 
 
 @pytest.mark.parametrize(

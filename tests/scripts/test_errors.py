@@ -47,7 +47,7 @@ def test_ctrl_c_is_one_word(run):
 
 def test_a_mistake_of_ours_keeps_its_traceback():
     with pytest.raises(KeyError):
-        cli(raises(KeyError("ours")))
+        cli(raises(KeyError("ours")), [])
 
 
 def test_wrong_options_are_one_line(refused):

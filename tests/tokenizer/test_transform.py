@@ -86,7 +86,10 @@ def test_text_and_missing_files_are_named(tmp_path):
         load_image(tmp_path / "missing.png")
 
 
-@pytest.mark.parametrize(("size", "message"), [((1, 1), "1 x 1 pixels"), ((20_000, 20_000), "20000 x 20000 pixels")])
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [((1, 1), "1 x 1 pixels"), ((20_000, 20_000), "decompression bomb"), ((9000, 9000), "9000 x 9000 pixels")],
+)
 def test_too_small_and_too_large_are_refused_without_decoding(tmp_path, size, message):
     Image.new("1", size).save(tmp_path / "image.png")
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,23 @@
+"""Make a model folder to ship from a checkpoint of a run, with recipes, logs and curves beside it.
+
+python -m scripts.export_model runs/scenes/step_004500/model --runs runs/scenes --out checkpoints/scenes
+"""
+
+from pathlib import Path
+
+from scripts._errors import Parser, cli, stop_at_once
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("model", type=Path, help="the `model` folder of a checkpoint")
+    parser.add_argument("--runs", type=Path, nargs="*", default=[], metavar="RUN", help="runs that made it")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    args = parser.parse_args(argv)
+    with stop_at_once():
+        from training.export import export_model
+    export_model(args.model, args.out, args.runs)
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,282 @@
+"""Both training loops on tiny models: resume is invisible, frozen is frozen, a tiny model overfits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mllm import Mllm, generate_images
+from tokenizer import SIZES, ImageTokenizer
+from training.config import (
+    MixConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ScenesConfig,
+    TokenizerLossConfig,
+    TokenizerTrainConfig,
+    TrainConfig,
+    save_config,
+)
+from training.data import CodedScenes, MixedBatches, extract_codes
+from training.export import export_model
+from training.optim import make_optimizer, schedule, set_lr
+from training.report import plot_run
+from training.tokenizer_train import train_tokenizer
+from training.train import freeze, train, train_step
+
+SHAPES = ScenesConfig(artwork="shapes")
+BACKBONE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def text_folder(text_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    text_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image_tokenizer(text_tokenizer):
+    torch.manual_seed(0)
+    return ImageTokenizer(replace(SIZES["tiny"], text_vocab_size=len(text_tokenizer) + 1, text_context=24)).eval()
+
+
+@pytest.fixture(scope="module")
+def codes_folder(image_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codes")
+    assert sum(extract_codes(image_tokenizer, SHAPES, folder, range(1), chunk=64)) == 64
+    return folder
+
+
+def _run(folder, name, **options) -> RunConfig:
+    run = RunConfig(name=name, folder=str(folder), precision="fp32", device="cpu", workers=0, log_every=1)
+    return replace(run, **{"steps": 6, "batch_size": 4, "save_every": 3, **options})
+
+
+def _tokenizer_config(folder, text_folder, name, **options) -> TokenizerTrainConfig:
+    return TokenizerTrainConfig(
+        run=_run(folder, name, **options),
+        size="tiny",
+        model={"text_vocab_size": 769, "text_context": 24},
+        text_tokenizer=str(text_folder),
+        data=SHAPES,
+        losses=TokenizerLossConfig(entropy=0.02, contrastive=0.1),
+        optim=OptimConfig(warmup=2, muon=["encoder.blocks"]),
+    )
+
+
+def _config(folder, text_folder, codes_folder, image_tokenizer, name, **options) -> TrainConfig:
+    image_tokenizer.save_pretrained(folder / "image_tokenizer")
+    return TrainConfig(
+        run=_run(folder, name, **options),
+        model=ModelConfig(
+            image_tokenizer=str(folder / "image_tokenizer"),
+            text_tokenizer=str(text_folder),
+            backbone=BACKBONE,
+            code_head_args={"layers": 1, "heads": 2},
+            trainable=["backbone", "lm_head", "code_embed", "code_head"],
+        ),
+        data=MixConfig(scenes=SHAPES, codes=str(codes_folder), draw=0.5, answer=0.5),
+        optim=OptimConfig(warmup=2, muon=["backbone.layers"]),
+        code_weight=0.5,
+    )
+
+
+def _losses(config) -> list[float]:
+    rows = (config.run.path / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(row)["loss"] for row in rows]
+
+
+def test_resuming_the_image_tokenizer_is_invisible(tmp_path, text_folder):
+    whole = _tokenizer_config(tmp_path, text_folder, "whole")
+    train_tokenizer(whole)
+    parts = _tokenizer_config(tmp_path, text_folder, "parts")
+    _stop_after(parts, 3, train_tokenizer)
+    train_tokenizer(parts)
+    assert len(_losses(whole)) == 6 and _losses(parts) == _losses(whole)
+
+
+def test_resuming_the_language_model_is_invisible(tmp_path, text_folder, codes_folder, image_tokenizer):
+    whole = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "whole")
+    train(whole)
+    parts = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "parts")
+    _stop_after(parts, 3, train)
+    folder = train(parts)
+    assert len(_losses(whole)) == 6 and _losses(parts) == _losses(whole)
+    assert isinstance(Mllm.from_pretrained(folder), Mllm)
+
+
+def _stop_after(config, step: int, loop) -> None:
+    """Send the process SIGTERM while it trains, as a cluster would."""
+    from training import metrics
+
+    class StopAt(metrics.Metrics):
+        def log(self, at, values):
+            super().log(at, values)
+            if at == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    module = sys.modules[loop.__module__]
+    original, module.Metrics = module.Metrics, StopAt
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        loop(config)
+    finally:
+        module.Metrics = original
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert len(_losses(config)) == step + 1 or len(_losses(config)) == step
+
+
+def test_frozen_is_frozen(tmp_path, text_folder, codes_folder, image_tokenizer):
+    config = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "frozen", steps=2)
+    config.model.trainable = ["code_embed", "code_head"]
+    torch.manual_seed(config.run.seed)
+    from training.train import build_model
+
+    before = build_model(config.model)[0].state_dict()
+    after = load_file(train(config) / "model.safetensors")
+    moved = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert moved == {"code_embed", "code_head"}
+
+
+def test_nothing_to_train_is_named(tmp_path, text_folder, codes_folder, image_tokenizer):
+    config = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "none")
+    config.model.trainable = ["no_such_part"]
+    with pytest.raises(ValueError, match="nothing to train"):
+        train(config)
+
+
+def test_the_update_does_not_depend_on_how_samples_are_split(make_tiny_model, codes_folder, tmp_path):
+    gradients = []
+    for split in (1, 2, 4):
+        model, processor = make_tiny_model()
+        data = MixConfig(scenes=SHAPES, codes=str(codes_folder))
+        batches = MixedBatches(data, processor, seed=0, batch_size=8, rank=0, world_size=1, steps=1)
+        samples = [batches._sample(index, draw=index < 4) for index in range(8)]
+        micro_batches = [processor.collate(samples[part::split]) for part in range(split)]
+        config = TrainConfig(run=_run(tmp_path, "x"), optim=OptimConfig(clip=1e9), code_weight=0.3)
+        freeze(model, ["backbone", "lm_head", "code_embed", "code_head"])
+        optimizer = make_optimizer(model.named_parameters(), config.optim)
+        set_lr(optimizer, 0.0)
+        report = train_step(model, optimizer, micro_batches, config, torch.device("cpu"))()
+        gradients.append((report.loss, report.grad_norm))
+    assert gradients[1] == pytest.approx(gradients[0], rel=1e-5)
+    assert gradients[2] == pytest.approx(gradients[0], rel=1e-5)
+
+
+def test_a_tiny_model_overfits_two_images_and_draws_each_by_its_prompt(make_tiny_model):
+    model, processor = make_tiny_model()
+    prompts = ["a red dog", "two cats"]
+    codes_NLK = torch.randint(0, 16, (2, 4, 2), generator=torch.Generator().manual_seed(1))
+    batch = processor.collate([processor.encode_drawing(*pair) for pair in zip(prompts, codes_NLK, strict=True)])
+    optimizer = make_optimizer(model.named_parameters(), OptimConfig(lr=5e-3))
+    for _ in range(200):
+        output = model(**vars(batch))
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    assert output.code_loss / output.code_count < 0.1
+    drawn = generate_images(model.eval(), processor, prompts, temperature=0, cfg_scale=1.0)
+    expected = [model.decode_image_tokens(codes_LK[None])[0] for codes_LK in codes_NLK]
+    assert [image.tobytes() for image in drawn] == [image.tobytes() for image in expected]
+
+
+def test_training_lowers_the_loss_of_the_image_tokenizer(tmp_path, text_folder):
+    config = _tokenizer_config(tmp_path, text_folder, "learn", steps=40, batch_size=8, save_every=40)
+    train_tokenizer(config)
+    losses = _losses(config)
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_codes_are_those_of_the_scenes(codes_folder, image_tokenizer):
+    scenes = CodedScenes(SHAPES, codes_folder)
+    scene, codes_LK = scenes[7]
+    assert torch.equal(image_tokenizer.encode([scenes.world.render(scene)])[0], codes_LK.long())
+    assert len(scenes) == 64
+
+
+def test_missing_codes_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no codes in .*: make them with scripts.extract_codes"):
+        CodedScenes(SHAPES, tmp_path)
+
+
+def test_ranks_see_different_samples_that_together_are_the_batch(make_tiny_model, codes_folder):
+    _, processor = make_tiny_model()
+    data = MixConfig(scenes=SHAPES, codes=str(codes_folder))
+
+    def ids(batch_size, rank, world):
+        batches = MixedBatches(data, processor, 0, batch_size, rank, world, steps=2)
+        return {tuple(row.tolist()) for step in range(2) for batch in batches[step] for row in batch.input_ids}
+
+    first, second = ids(4, 0, 2), ids(4, 1, 2)
+    assert len(first | second) > len(first)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL])
+def test_a_killed_run_keeps_its_last_checkpoint(tmp_path, text_folder, number):
+    config = _tokenizer_config(tmp_path, text_folder, "killed", steps=10_000, save_every=2)
+    save_config(config, tmp_path / "tokenizer.yaml")
+    command = [sys.executable, "-m", "scripts.train_tokenizer", str(tmp_path / "tokenizer.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            break
+    process.send_signal(number)
+    process.wait()
+    resumed = replace(config, run=replace(config.run, steps=7))
+    train_tokenizer(resumed)
+    steps = [json.loads(row)["step"] for row in (config.run.path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 8))
+
+
+def test_two_processes_train_as_one(tmp_path, text_folder, codes_folder, image_tokenizer):
+    """Same samples, split over two ranks: the same losses."""
+    one = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "one", batch_size=8, steps=3)
+    one.data.draw, one.data.answer = 1.0, 0.0
+    train(one)
+    two = replace(one, run=replace(one.run, name="two", batch_size=4))
+    save_config(two, tmp_path / "two.yaml")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*command, "-m", "scripts.train", str(tmp_path / "two.yaml")], check=True, capture_output=True)
+    assert _losses(two) == pytest.approx(_losses(one), rel=1e-4)
+
+
+def test_the_schedule_warms_up_and_decays():
+    config = OptimConfig(warmup=10, final_lr=0.1)
+    factors = [schedule(step, 100, config) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1) and max(factors) == pytest.approx(1.0)
+    assert factors[-1] == pytest.approx(0.1) and factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_rates_follow_the_longest_prefix():
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
+    config = OptimConfig(lr=1.0, lr_by_prefix={"a": 0.5, "a.bias": 0.25}, muon=["b"])
+    optimizer = make_optimizer(model.named_parameters(), config)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert [rates[id(p)] for _, p in model.named_parameters()] == [0.5, 0.25, 1.0, 1.0]
+
+
+def test_an_exported_model_has_the_codes_it_was_trained_on(tmp_path, text_folder, codes_folder, image_tokenizer):
+    config = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "run", steps=2)
+    folder = train(config)
+    export_model(folder, tmp_path / "shipped", [config.run.path])
+    trained, shipped = Mllm.from_pretrained(folder), Mllm.from_pretrained(tmp_path / "shipped")
+    assert {tensor.dtype for tensor in shipped.state_dict().values()} == {torch.float32}
+    pixels_N3HW = torch.rand(3, 3, 32, 32) * 2 - 1
+    assert torch.equal(shipped.image_tokenizer.encode(pixels_N3HW), trained.image_tokenizer.encode(pixels_N3HW))
+    torch.testing.assert_close(shipped.lm_head.weight, trained.lm_head.weight, rtol=2**-8, atol=1e-6)
+    beside = {path.name for path in (tmp_path / "shipped" / "training" / "run").iterdir()}
+    assert beside == {"config.yaml", "metrics.jsonl", "curves.png"}
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(ValueError, match="is no run: it has no metrics.jsonl"):
+        plot_run(tmp_path, tmp_path / "curves.png")
