@@ -61,6 +61,13 @@ class ScenesConfig:
 
 
 @dataclass
+class TokenizerDataConfig(ScenesConfig):
+    """`crop` (pixels, 0: the whole image) cuts a square around one of the things: more of them a second."""
+
+    crop: int = 0
+
+
+@dataclass
 class TokenizerLossConfig:
     """Weights of the image tokenizer's loss terms (UniTok, arXiv 2502.20321, section 3.1)."""
 
@@ -79,7 +86,7 @@ class TokenizerTrainConfig:
     size: str = MISSING
     model: dict[str, Any] = field(default_factory=dict)
     text_tokenizer: str = MISSING
-    data: ScenesConfig = field(default_factory=ScenesConfig)
+    data: TokenizerDataConfig = field(default_factory=TokenizerDataConfig)
     losses: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
