@@ -86,8 +86,9 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def embed(self, ids_BT: torch.Tensor, codes_NLK: torch.Tensor | None = None) -> torch.Tensor:
         """ids with L placeholders for each image -> embeds_BTD. Raises ValueError when their numbers disagree."""
-        x_BTD = self.get_input_embeddings()(ids_BT)
         slots_BT = ids_BT == self.config.image_token_id
+        # The placeholder need not be in the vocabulary: the released UniTok model uses -200.
+        x_BTD = self.get_input_embeddings()(ids_BT.masked_fill(slots_BT, self.config.pad_token_id))
         given = 0 if codes_NLK is None else codes_NLK.shape[0] * codes_NLK.shape[1]
         if int(slots_BT.sum()) != given:
             raise ValueError(f"{int(slots_BT.sum())} image positions in the text, codes given for {given}")

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from mllm import Mllm, Processor
 
 HELP = """\
-/image FILE    show the model an image along with your next message
-/draw PROMPT   draw, save, and show the model the drawing along with your next message
+/image FILE    show the model an image, along with your next message
+/draw PROMPT   draw and save an image; your next message can be about it
 /clear         begin a new chat, as when this one has become too long
 /help          this list
 /quit          leave (or Ctrl-D)"""

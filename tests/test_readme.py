@@ -103,12 +103,15 @@ def test_help(run_script, capsys, script):
 def test_quoted_commands_are_accepted(run_script, capsys, source, script, words):
     assert script in SCRIPTS, f"{source} quotes scripts.{script}; there is no such script"
     command = shlex.join(["python", "-m", f"scripts.{script}", *words])
+    reason = "the script does not call parse_args"
     try:
         run_script(script, words)
     except Accepted:
         return
-    except SystemExit as stop:
-        if stop.code:
-            pytest.fail(f"{source} quotes `{command}`: {capsys.readouterr().err.strip().splitlines()[-1]}")
-    else:
-        pytest.fail(f"scripts.{script} does not read its arguments with parse_args")
+    except ValueError as error:
+        reason = error
+    except SystemExit as end:
+        if not end.code:  # --help
+            return
+        reason = capsys.readouterr().err.strip().splitlines()[-1]
+    pytest.fail(f"{source} quotes `{command}`: {reason}")

@@ -104,10 +104,10 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         """Zero-padded ids with the end-of-text id as the largest -> unit vectors [N, E]."""
         return F.normalize(self.text_encoder(ids_NT), dim=-1)
 
-    def forward(self, pixels_N3HW: torch.Tensor, ids_NT: torch.Tensor, entropy: bool = False) -> TrainingOutput:
-        """One training pass; `entropy` also computes the entropy loss."""
+    def forward(self, pixels_N3HW: torch.Tensor, ids_NT: torch.Tensor, entropy_every: int = 0) -> TrainingOutput:
+        """One training pass; `entropy_every` as in the quantizer."""
         H, W = pixels_N3HW.shape[-2:]
-        quantized = self.quantizer(self.features(pixels_N3HW), entropy)
+        quantized = self.quantizer(self.features(pixels_N3HW), entropy_every)
         x_NLC = self.widen(quantized.features_NLQ)
         return TrainingOutput(
             self.decoder(x_NLC, (H // STRIDE, W // STRIDE)), quantized, self._pool(x_NLC), self.text_features(ids_NT)

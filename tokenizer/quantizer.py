@@ -51,7 +51,9 @@ class MultiCodebookQuantizer(nn.Module):
         z = features_NLQ.float().flatten(0, 1).unflatten(-1, (num_codebooks, -1)).transpose(0, 1)
         return F.normalize(z, dim=-1)
 
-    def forward(self, features_NLQ: torch.Tensor, entropy: bool = False) -> Quantized:
+    def forward(self, features_NLQ: torch.Tensor, entropy_every: int = 0) -> Quantized:
+        """`entropy_every` n takes the entropy loss over each n-th feature (0: not at all); on a CPU the whole of it is
+        a fifth of a training step."""
         N, L, _ = features_NLQ.shape
         with torch.autocast(features_NLQ.device.type, enabled=False):
             z, e = self.slices(features_NLQ), self.entries()
@@ -59,8 +61,9 @@ class MultiCodebookQuantizer(nn.Module):
             codes = cosine.argmax(-1)
             q = torch.gather(e, 1, codes[..., None].expand(-1, -1, e.shape[-1]))
             loss = self.commitment * F.mse_loss(z, q.detach()) + F.mse_loss(q, z.detach())
-            # A quarter of the features is sample enough, and this softmax is the dearest part of a training step.
-            entropy_loss = _entropy_loss(cosine[:, ::4], self.temperature) if entropy else loss.new_zeros(())
+            entropy_loss = loss.new_zeros(())
+            if entropy_every:
+                entropy_loss = _entropy_loss(cosine[:, ::entropy_every], self.temperature)
             straight_through = z + (q - z).detach()
         features = straight_through.permute(1, 0, 2).reshape(N, L, -1)
         return Quantized(features, codes.t().reshape(N, L, -1), loss, entropy_loss)

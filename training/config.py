@@ -69,21 +69,25 @@ class TokenizerDataConfig(ScenesConfig):
 
 @dataclass
 class TokenizerLossConfig:
-    """Weights of the image tokenizer's loss terms (UniTok, arXiv 2502.20321, section 3.1)."""
+    """Weights of the image tokenizer's loss terms (UniTok, arXiv 2502.20321, section 3.1). The entropy term is taken
+    over each `entropy_every`-th feature (0: not at all)."""
 
     l1: float = 0.2
     l2: float = 1.0
     quantizer: float = 1.0
     entropy: float = 0.0
+    entropy_every: int = 0
     contrastive: float = 1.0
 
 
 @dataclass
 class TokenizerTrainConfig:
-    """A run of `scripts.train_tokenizer`. `model` overrides fields of the named size."""
+    """A run of `scripts.train_tokenizer`: a new image tokenizer of a named size, `model` overriding its fields, or on
+    from the one at `init_from`."""
 
     run: RunConfig = field(default_factory=RunConfig)
     size: str = MISSING
+    init_from: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     text_tokenizer: str = MISSING
     data: TokenizerDataConfig = field(default_factory=TokenizerDataConfig)

@@ -72,12 +72,23 @@ def model_config_of(config: TokenizerTrainConfig) -> ImageTokenizerConfig:
         raise ValueError(f"recipe, model: {error}") from error
 
 
+def build_image_tokenizer(config: TokenizerTrainConfig) -> ImageTokenizer:
+    """A new one, or the one at `init_from`. Raises ValueError when that has other sizes than the recipe."""
+    model = ImageTokenizer(model_config_of(config))
+    if config.init_from:
+        before = ImageTokenizer.from_pretrained(config.init_from)
+        if before.config != model.config:
+            raise ValueError(f"recipe, init_from: {config.init_from} has other sizes than `size` and `model` say")
+        model.load_state_dict(before.state_dict())
+    return model
+
+
 def train_tokenizer(config: TokenizerTrainConfig) -> Path:
     """Train, or resume, a recipe's run; `run.batch_size` images on each rank. Returns the last checkpoint's model."""
     run, device = config.run.path, pick_device(config.run)
     rank, world = start_ranks(device)
     torch.manual_seed(config.run.seed)
-    model = ImageTokenizer(model_config_of(config)).to(device, memory_format=torch.channels_last).train()
+    model = build_image_tokenizer(config).to(device, memory_format=torch.channels_last).train()
     optimizer = make_optimizer(model.named_parameters(), config.optim)
     checkpoint = latest_checkpoint(run)
     step, seen = _restore(model, optimizer, checkpoint) if checkpoint else (0, 0)
@@ -126,7 +137,7 @@ def _loader(
 def train_tokenizer_step(model, optimizer, pixels_N3HW, ids_NT, config: TokenizerTrainConfig):
     """One update. Returns a function that computes the numbers of this step, since most steps are not logged."""
     with autocast(config.run, pixels_N3HW.device):
-        output = model(pixels_N3HW, ids_NT, entropy=config.losses.entropy > 0)
+        output = model(pixels_N3HW, ids_NT, entropy_every=config.losses.entropy_every)
         losses = tokenizer_losses(output, pixels_N3HW, ids_NT, model.logit_scale.exp(), config.losses)
     if not losses["loss"].isfinite():
         raise ValueError(f"the loss is {losses['loss'].item()}; stopped before the update: lower optim.lr")

@@ -31,7 +31,7 @@ def test_quantized_features_are_the_decoded_codes_and_gradient_passes_straight_t
     torch.manual_seed(0)
     quantizer = QUANTIZERS[name](8, num_codebooks=2, codebook_size=16)
     features_NLQ = torch.randn(3, 5, 8, requires_grad=True)
-    quantized = quantizer(features_NLQ, entropy=True)
+    quantized = quantizer(features_NLQ, entropy_every=1)
     assert torch.equal(quantized.codes_NLK, quantizer.encode(features_NLQ))
     torch.testing.assert_close(quantized.features_NLQ, quantizer.decode(quantized.codes_NLK))
     (gradient,) = torch.autograd.grad(
@@ -53,7 +53,7 @@ def test_the_entropy_loss_prefers_used_entries():
     quantizer = QUANTIZERS["multi-codebook"](8, num_codebooks=2, codebook_size=16)
     every_entry = quantizer.entries().detach().transpose(0, 1).reshape(1, 16, 8)
     one_entry = every_entry[:, :1].expand(1, 16, 8)
-    assert quantizer(every_entry, entropy=True).entropy_loss < quantizer(one_entry, entropy=True).entropy_loss
+    assert quantizer(every_entry, entropy_every=1).entropy_loss < quantizer(one_entry, entropy_every=1).entropy_loss
 
 
 def test_code_usage_counts_each_sub_codebook():

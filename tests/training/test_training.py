@@ -70,7 +70,7 @@ def _tokenizer_config(folder, text_folder, name, **options) -> TokenizerTrainCon
         model={"text_vocab_size": 769, "text_context": 24},
         text_tokenizer=str(text_folder),
         data=TokenizerDataConfig(artwork="shapes"),
-        losses=TokenizerLossConfig(entropy=0.02, contrastive=0.1),
+        losses=TokenizerLossConfig(entropy=0.02, entropy_every=1, contrastive=0.1),
         optim=OptimConfig(warmup=2, muon=["encoder.blocks"]),
     )
 
