@@ -1,6 +1,7 @@
 """Where models lie, and one clear line when one cannot be loaded."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +15,14 @@ SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 def find_model(name: str | Path) -> str:
     """A folder as it is, a shipped model's name as its folder under `checkpoints/`; anything else must look like a hub
     id ("owner/name"). Raises ValueError naming the models that are shipped."""
-    if Path(name).is_dir():
+    if str(name) and Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
-            raise ValueError(f"{name} is no model folder: it has no config.json")
+            raise ValueError(f"{str(name)!r} is no model folder: it has no config.json")
         return str(name)
     shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
-    if str(name) in shipped:
-        return str(SHIPPED / name)
-    if str(name).count("/") != 1 or str(name).startswith((".", "/")):
+    if str(name).rstrip("/") in shipped:
+        return str(SHIPPED / str(name).rstrip("/"))
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
         raise ValueError(f"unknown model {str(name)!r}: no such folder; shipped models: {', '.join(shipped) or 'none'}")
     return str(name)
 

@@ -4,6 +4,7 @@ Shapes: B sequences, T positions, D width, S text vocabulary, V code entries, K 
 Under guidance a batch is doubled, [cond; uncond], and only `picker` knows.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -66,10 +67,11 @@ def check_sampling(
     cfg_scale: float = 1.0, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, **_: Any
 ) -> None:
     """Raises ValueError, naming the option, its value and what it may be."""
-    if temperature < 0:
-        raise ValueError(f"temperature {temperature} is negative; 0 is greedy, 1 the model's own distribution")
-    if cfg_scale < 1:
-        raise ValueError(f"cfg_scale {cfg_scale} is below 1; 1 is no guidance")
+    # `not x >= 0` is true of NaN, too.
+    if not 0 <= temperature < math.inf or 0 < temperature < 1e-3:
+        raise ValueError(f"temperature {temperature} is neither 0 (greedy) nor at least 0.001; 1 is the model's own")
+    if not 1 <= cfg_scale < math.inf:
+        raise ValueError(f"cfg_scale {cfg_scale} is below 1 or no number; 1 is no guidance")
     if top_k < 0:
         raise ValueError(f"top_k {top_k} is negative; 0 keeps all entries")
     if not 0 < top_p <= 1:
@@ -172,7 +174,8 @@ def check_length(model: MllmForConditionalGeneration, processor: MllmProcessor, 
     limit = model.config.text_config.max_position_embeddings
     if len(sample.ids) + room > limit:
         raise ValueError(
-            f"{len(sample.ids)} positions given and {room} to generate; the model reads {limit}: shorten it"
+            f"{len(sample.ids)} positions of text and images and {room} to generate, but the model reads {limit}: "
+            "shorten the text, the chat or what is to be generated"
         )
 
 

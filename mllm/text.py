@@ -17,7 +17,12 @@ PAD, IMAGE, BEGIN_IMAGE, END_IMAGE, USER, ASSISTANT, UNCONDITIONAL = SPECIAL_TOK
 
 
 def text_ids(text_tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of plain text; words that look like special tokens stay words."""
+    """Ids of plain text; words that look like special tokens stay words. Raises ValueError for text that is no Unicode
+    (a command line in another encoding gives such)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text with characters that are no Unicode, at position {error.start}: use UTF-8") from error
     return text_tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
 

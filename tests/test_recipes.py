@@ -70,3 +70,10 @@ def test_a_value_without_default_has_to_be_given(tmp_path):
     file.write_text("run: {name: try}\n")
     with pytest.raises(ValueError, match="steps"):
         load_config(TrainConfig, file)
+
+
+def test_a_recipe_that_is_not_yaml_is_named_in_one_line(tmp_path):
+    (tmp_path / "broken.yaml").write_text("run: {name: x\nsteps: [")
+    with pytest.raises(ValueError, match="recipe .*broken.yaml") as error:
+        load_config(TrainConfig, tmp_path / "broken.yaml")
+    assert "\n" not in str(error.value)

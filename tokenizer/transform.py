@@ -20,16 +20,23 @@ def load_image(path: str | Path) -> Image.Image:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no image file at {path}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                _check_size(path, file.size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, on odd metadata
+        try:
+            file = Image.open(path)
+        except Exception as error:
+            raise _unreadable(path, error) from error
+        with file:
+            _check_size(path, file.size)
+            try:
                 file.load()
                 return to_rgb(file)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"cannot read {path} as an image: {reason}") from error
+            except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
+                raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"cannot read {path} as an image: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def _check_size(path: Path, size: tuple[int, int]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 ConfigType = TypeVar("ConfigType")
 
@@ -141,8 +142,8 @@ def load_config(kind: type[ConfigType], path: str | Path, overrides: Sequence[st
             OmegaConf.structured(kind), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
         )
         return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"recipe {path}: {str(error).splitlines()[0]}") from error
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"recipe {path}: {' '.join(str(error).split())}") from error
 
 
 def save_config(config: Any, path: Path) -> None:

@@ -104,7 +104,10 @@ def test_filters_keep_the_likely_entries():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1.0}, "temperature -1.0 is negative"),
+        ({"temperature": -1.0}, "temperature -1.0 is neither 0"),
+        ({"temperature": float("nan")}, "temperature nan is neither 0"),
+        ({"temperature": 1e-300}, "temperature 1e-300 is neither 0"),
+        ({"cfg_scale": float("inf")}, "cfg_scale inf is below 1 or no number"),
         ({"cfg_scale": 0.5}, "cfg_scale 0.5 is below 1"),
         ({"top_k": -1}, "top_k -1 is negative"),
         ({"top_p": 0.0}, "top_p 0.0 is outside"),
@@ -118,8 +121,10 @@ def test_impossible_sampling_is_named(tiny_model, options, message):
 def test_impossible_prompts_are_named(tiny_model):
     with pytest.raises(ValueError, match="empty prompt"):
         generate_images(*tiny_model, ["  "])
-    with pytest.raises(ValueError, match="the model reads 256: shorten it"):
+    with pytest.raises(ValueError, match="but the model reads 256: shorten"):
         generate_images(*tiny_model, ["dog " * 25_000])
+    with pytest.raises(ValueError, match="no Unicode, at position 2"):
+        generate_images(*tiny_model, ["a \udcff"])
     with pytest.raises(ValueError, match="2 prompts, 1 seeds"):
         generate_images(*tiny_model, ["a", "b"], seeds=[1])
     assert generate_images(*tiny_model, []) == []
@@ -169,5 +174,5 @@ def _only(logits: torch.Tensor, wanted: int) -> torch.Tensor:
 
 def test_text_ends_at_the_limit(tiny_model):
     model, processor = tiny_model
-    with pytest.raises(ValueError, match="and 300 to generate; the model reads 256"):
+    with pytest.raises(ValueError, match="and 300 to generate, but the model reads 256"):
         list(generate_text(model, processor, _chat(), max_new_tokens=300))

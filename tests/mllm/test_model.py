@@ -162,7 +162,8 @@ def test_a_damaged_folder_is_one_clear_line(tiny_folder, tmp_path, damage, messa
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
 
 
-def test_an_unknown_name_lists_the_shipped_models():
-    for kind in (Mllm, Processor):
-        with pytest.raises(ValueError, match="unknown model 'nosuch': no such folder; shipped models:"):
-            kind.from_pretrained("nosuch")
+@pytest.mark.parametrize("name", ["nosuch", "", "nosuch/", "/nosuch/model", "../nosuch"])
+@pytest.mark.parametrize("kind", [Mllm, Processor])
+def test_an_unknown_name_lists_the_shipped_models(kind, name):
+    with pytest.raises(ValueError, match=f"unknown model '{name}': no such folder; shipped models:"):
+        kind.from_pretrained(name)

@@ -300,7 +300,7 @@ def test_16_bit_images_are_scaled(run, tiny_folder, spoken, tmp_path):
     [
         (["--prompt", ""], "--prompt is empty"),
         (["--prompt", " \n"], "--prompt is empty"),
-        (["--prompt", "hi", "--temperature", "-0.5"], "temperature -0.5 is negative"),
+        (["--prompt", "hi", "--temperature", "-0.5"], "temperature -0.5 is neither 0"),
         (["--prompt", "hi", "--top-p", "0"], "top_p 0.0 is outside"),
         (["--prompt", "hi", "--cfg-scale", "0.5"], "cfg_scale 0.5 is below 1"),
         (["--prompt", "hi", "--max-new-tokens", "0"], "--max-new-tokens 0 is below 1"),
@@ -320,4 +320,4 @@ def test_an_unknown_model_is_refused(refused):
 
 def test_a_very_long_prompt_is_refused(refused, tiny_folder):
     line = refused(main, "--model", tiny_folder, "--prompt", "a cat " * 17_000)
-    assert "the model reads 256: shorten it" in line and len(line) < 300
+    assert "the model reads 256: shorten" in line and len(line) < 300

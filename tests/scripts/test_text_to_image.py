@@ -210,7 +210,7 @@ def test_a_strange_metadata_file_is_refused(refused, tiny_folder, tmp_path):
         (["a cat", "-n", "-3"], "-n -3 is below 1"),
         (["a cat", "-n", "two"], "-n: invalid int value: 'two'"),
         (["a cat", "--batch-size", "0"], "--batch-size 0 is below 1"),
-        (["a cat", "--temperature", "-1"], "temperature -1.0 is negative"),
+        (["a cat", "--temperature", "-1"], "temperature -1.0 is neither 0"),
         (["a cat", "--top-k", "-1"], "top_k -1 is negative"),
         (["a cat", "--top-p", "1.5"], "top_p 1.5 is outside"),
         (["a cat", "--cfg-scale", "0"], "cfg_scale 0.0 is below 1"),

@@ -21,7 +21,13 @@ SMALL = ImageTokenizerConfig(
     text_heads=4,
     text_layers=2,
 )
-CASES = {"tok_small": (SMALL, 1000), "tok_base": (SIZES["unitok-base"], 1010)}  # config, seed of the images
+# config, seed of the images, batch
+CASES = {
+    "tok_small": (SMALL, 1000, 2),
+    "tok_base": (SIZES["unitok-base"], 1010, 2),
+    "tok_large": (SIZES["unitok-large"], 1020, 1),
+}
+SLOW = {"tok_large"}  # 820 M parameters
 ATOL = 1e-4
 
 
@@ -38,16 +44,24 @@ def reference_weights(model: ImageTokenizer) -> dict[str, torch.Tensor]:
     return {name: filled(name, shape) for name, shape in shapes.items()}
 
 
-@pytest.fixture(scope="module", params=[(name, causal) for name in CASES for causal in (False, True)], ids=str)
+def _cases() -> list:
+    return [
+        pytest.param((name, causal), id=name + "-causal" * causal, marks=[pytest.mark.slow] * (name in SLOW))
+        for name in CASES
+        for causal in (False, True)
+    ]
+
+
+@pytest.fixture(scope="module", params=_cases())
 def case(request):
     """(model, pixels, texts, the golden tensors of the case)."""
     name, causal = request.param
-    config, seed = CASES[name]
+    config, seed, batch = CASES[name]
     model = ImageTokenizer(replace(config, causal=causal)).eval()
     model.load_state_dict(convert_unitok(reference_weights(model)))
     prefix = f"{name}/causal/" if causal else f"{name}/"
     stored = {key.removeprefix(prefix): value for key, value in golden().items() if key.startswith(prefix)}
-    return model, make_images(seed), make_texts(seed + 1), stored
+    return model, make_images(seed, batch), make_texts(seed + 1, batch), stored
 
 
 @torch.no_grad()

@@ -78,6 +78,21 @@ def test_a_truncated_file_is_named(tmp_path, suffix):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("suffix", ["ppm", "tiff", "jp2", "webp", "gif", "bmp", "avif", "qoi"])
+def test_damaged_files_of_any_format_are_named_or_read(tmp_path, suffix):
+    path, rng = tmp_path / f"image.{suffix}", np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    for _ in range(40):
+        damaged = bytearray(whole[: rng.integers(1, len(whole))] if rng.random() < 0.5 else whole)
+        damaged[rng.integers(len(damaged))] = rng.integers(256)
+        path.write_bytes(bytes(damaged))
+        try:
+            assert load_image(path).mode == "RGB"
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+
+
 def test_text_and_missing_files_are_named(tmp_path):
     (tmp_path / "words.png").write_text("not an image")
     with pytest.raises(ValueError, match="cannot read .*words.png as an image"):
