@@ -38,7 +38,7 @@ def convert_unitok_mllm(reference: dict[str, torch.Tensor]) -> dict[str, torch.T
         codebook = CODEBOOK.fullmatch(inside)
         if codebook:
             codebooks[int(codebook[1])] = tensor
-        elif not any(re.fullmatch(pattern, inside) for pattern in DROPPED) and not inside.endswith("zero_k_bias"):
+        elif not any(re.fullmatch(pattern, inside) for pattern in DROPPED):
             ours[_rename(name)] = tensor
     ours["code_embed.quantizer.codebooks_KVq"] = torch.stack([codebooks[k] for k in range(len(codebooks))])
     return ours

@@ -10,7 +10,7 @@ import torch
 # Reference tensors that ours does not have, and why nothing is lost.
 DROPPED = {
     r"encoder\.pos_embed": "frozen zeros, added to nothing",
-    r"(quant_proj|post_quant_proj)\.attn\.zero_k_bias": "a buffer of zeros",
+    r"(quant_proj|post_quant_proj|attn_projection)\.attn\.zero_k_bias": "a buffer of zeros",
     r"quantizer\.codebooks\.\d+\.vocab_usage": "a running statistic of training",
 }
 CODEBOOK = re.compile(r"quantizer\.codebooks\.(\d+)\.codebook\.weight")

@@ -21,7 +21,6 @@ class RunConfig:
     seed: int = 0
     steps: int = MISSING
     batch_size: int = 32
-    accumulate: int = 1
     save_every: int = 500
     log_every: int = 20
     keep: int = 2
