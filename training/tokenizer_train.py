@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import AutoTokenizer
 
-from data_recipes.scenes import SIZE, Scene, World, captions
+from data_recipes.scenes import SIZE, Thing, World, captions
 from mllm.text import contrastive_ids
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 from tokenizer.quantizer import code_usage
@@ -40,19 +40,21 @@ class CaptionedScenes(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         seed = self.config.run.seed * 1_000_000_007 + index
         scene, rng = self.world.scene(seed, self.config.data.split), random.Random(seed)
-        caption = rng.choice(captions(scene))
         model = self.model_config
-        ids_NT = contrastive_ids(self.text_tokenizer, [caption], model.text_context, model.text_vocab_size)
         pixels_3HW = to_pixels(self.world.render(scene), model.image_size)
         if self.config.data.crop:
-            pixels_3HW = crop_around(pixels_3HW, scene, self.config.data.crop, rng)
+            thing = rng.choice(scene.things)
+            scene = dataclasses.replace(scene, skill="single_object", things=(thing,))  # what the caption is about
+            pixels_3HW = crop_around(pixels_3HW, thing, self.config.data.crop, rng)
+        caption = rng.choice(captions(scene))
+        ids_NT = contrastive_ids(self.text_tokenizer, [caption], model.text_context, model.text_vocab_size)
         return pixels_3HW, ids_NT[0]
 
 
-def crop_around(pixels_3HW: torch.Tensor, scene: Scene, size: int, rng: random.Random) -> torch.Tensor:
-    """A square of `size` pixels with the centre of one thing in its middle half, as far as the image reaches."""
+def crop_around(pixels_3HW: torch.Tensor, thing: Thing, size: int, rng: random.Random) -> torch.Tensor:
+    """A square of `size` pixels with the centre of the thing in its middle half, as far as the image reaches."""
     scale = pixels_3HW.shape[-1] / SIZE
-    x1, y1, x2, y2 = rng.choice(scene.things).box
+    x1, y1, x2, y2 = thing.box
 
     def start(low: float, high: float) -> int:
         middle = scale * (low + high) / 2 - size / 2 + rng.uniform(-size / 4, size / 4)

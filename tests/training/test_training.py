@@ -290,7 +290,7 @@ def test_crops_show_the_centre_of_a_thing():
     for seed in range(30):
         scene = world.scene(seed)
         rows, columns = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
-        crop = crop_around(torch.stack([rows, columns, rows]), scene, 64, random.Random(seed))
+        crop = crop_around(torch.stack([rows, columns, rows]), scene.things[0], 64, random.Random(seed))
         assert crop.shape == (3, 64, 64)
         top, left = crop[0, 0, 0].item(), crop[1, 0, 0].item()
         centres = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in (thing.box for thing in scene.things)]
