@@ -29,6 +29,24 @@ class CodeTables(nn.Module):
         return self.tables(codes_NLK + offsets).sum(-2)
 
 
+class PlacedTables(CodeTables):
+    """K tables, summed, and one more of the L places in the image: rows and columns need not be counted out.
+
+    Feeding an image step by step needs a `cache` (a dict, empty at first) that knows how far it is.
+    """
+
+    def __init__(self, image_tokenizer, dim: int):
+        super().__init__(image_tokenizer, dim)
+        self.places = nn.Embedding(image_tokenizer.num_positions, dim)
+
+    def forward(self, codes_NLK: torch.Tensor, cache: dict | None = None) -> torch.Tensor:
+        start = 0 if cache is None else cache.get("seen", 0)
+        end = start + codes_NLK.shape[1]
+        if cache is not None:
+            cache["seen"] = end
+        return super().forward(codes_NLK) + self.places.weight[start:end]
+
+
 class CodebookEmbedding(nn.Module):
     """UniTok's: codebook vectors, causal attention projection, LayerNorm and MLP (arXiv 2502.20321, section 4.1).
 
@@ -161,5 +179,5 @@ class ParallelHead(nn.Module):
         return torch.stack([pick(logits_BKV[:, k], k) for k in range(self.num_codebooks)], 1)
 
 
-CODE_EMBEDDINGS = {"tables": CodeTables, "codebook": CodebookEmbedding}
+CODE_EMBEDDINGS = {"tables": CodeTables, "placed_tables": PlacedTables, "codebook": CodebookEmbedding}
 CODE_HEADS = {"depth": DepthHead, "parallel": ParallelHead}

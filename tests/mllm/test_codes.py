@@ -60,8 +60,9 @@ def test_the_depth_head_has_its_own_width_and_may_share_its_output():
 def test_codes_fed_step_by_step_embed_as_in_one_pass(name):
     torch.manual_seed(0)
     embedding, cache = CODE_EMBEDDINGS[name](SIZES["tiny"], D).eval(), {}
-    codes_NLK = torch.randint(0, V, (3, 6, K))
+    L = SIZES["tiny"].num_positions
+    codes_NLK = torch.randint(0, V, (3, L, K))
     whole = embedding(codes_NLK)
-    steps = torch.cat([embedding(codes_NLK[:, place : place + 1], cache) for place in range(6)], 1)
-    assert whole.shape == (3, 6, D)
+    steps = torch.cat([embedding(codes_NLK[:, place : place + 1], cache) for place in range(L)], 1)
+    assert whole.shape == (3, L, D)
     torch.testing.assert_close(steps, whole, atol=1e-6, rtol=1e-5)

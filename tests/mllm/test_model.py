@@ -123,7 +123,7 @@ def test_the_weights_hash_changes_with_any_weight(make_tiny_model):
 def test_unknown_kinds_name_the_known_ones(make_tiny_model):
     with pytest.raises(ValueError, match="unknown code_head 'deep'; known: depth, parallel"):
         make_tiny_model(code_head="deep")
-    with pytest.raises(ValueError, match="unknown code_embedding 'sum'; known: tables, codebook"):
+    with pytest.raises(ValueError, match="unknown code_embedding 'sum'; known: tables, placed_tables, codebook"):
         make_tiny_model(code_embedding="sum")
 
 
