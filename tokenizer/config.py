@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
+from .transform import INTERPOLATIONS
+
 STRIDE = 16  # the ViTamin stem and stages halve the image four times
 
 
@@ -9,12 +11,15 @@ STRIDE = 16  # the ViTamin stem and stages halve the image four times
 class ImageTokenizerConfig:
     """Sizes of an image tokenizer; the defaults are the released UniTok-Large.
 
-    `image_size` is what the transform resizes to (pixels); the networks take any multiple of 16.
+    The transform makes images of `image_size` pixels: short side resized to `image_size * resize_ratio` by
+    `interpolation`, then a centre crop; the networks take any multiple of 16.
     `code_width` (Q) is split into `num_codebooks` (K) slices, each with `codebook_size` (V) entries.
     `causal` makes the two attention projections causal, as in UniTok's first release.
     """
 
     image_size: int = 256
+    resize_ratio: float = 1.0
+    interpolation: str = "bicubic"
     conv_widths: tuple[int, int] = (160, 320)
     conv_depths: tuple[int, int] = (2, 4)
     width: int = 1024
@@ -38,6 +43,10 @@ class ImageTokenizerConfig:
         self.conv_widths, self.conv_depths = tuple(self.conv_widths), tuple(self.conv_depths)
         if self.image_size <= 0 or self.image_size % STRIDE:
             raise ValueError(f"image_size {self.image_size} is not a positive multiple of {STRIDE}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"unknown interpolation {self.interpolation!r}; known: {', '.join(INTERPOLATIONS)}")
+        if not 1 <= self.resize_ratio <= 4:
+            raise ValueError(f"resize_ratio {self.resize_ratio} is outside 1 to 4; 1 crops as little as possible")
         for whole, part in (
             ("width", "heads"),
             ("code_width", "num_codebooks"),

@@ -18,7 +18,7 @@ from .config import STRIDE, ImageTokenizerConfig
 from .projection import PROJECTIONS
 from .quantizer import MultiCodebookQuantizer, Quantized
 from .text_tower import TextTower
-from .transform import stack_pixels, to_images
+from .transform import to_images, to_pixels
 from .vitamin import Decoder, Encoder
 
 
@@ -82,8 +82,8 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
             return self.post_quant_proj(features_NLQ)
 
     @torch.no_grad()
-    def encode(self, images: Sequence[Image.Image] | torch.Tensor) -> torch.Tensor:
-        """PIL images (resized and cropped to `config.image_size`) or pixels_N3HW -> codes_NLK, int64."""
+    def encode(self, images: Sequence[Image.Image | torch.Tensor] | torch.Tensor) -> torch.Tensor:
+        """PIL images (resized and cropped as the config says) and pixels [3, H, W], mixed -> codes_NLK, int64."""
         return self.quantizer.encode(self.features(self._pixels(images)))
 
     @torch.no_grad()
@@ -95,7 +95,7 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         """codes_NLK -> pixels_N3HW, not clamped."""
         return self.decoder(self.widen(self.quantizer.decode(codes_NLK)), grid or _square(codes_NLK.shape[1]))
 
-    def image_features(self, images: Sequence[Image.Image] | torch.Tensor) -> torch.Tensor:
+    def image_features(self, images: Sequence[Image.Image | torch.Tensor] | torch.Tensor) -> torch.Tensor:
         """-> unit vectors [N, E], from the quantized features as the decoder sees them."""
         quantized = self.quantizer(self.features(self._pixels(images)))
         return self._pool(self.widen(quantized.features_NLQ))
@@ -104,22 +104,32 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         """Zero-padded ids with the end-of-text id as the largest -> unit vectors [N, E]."""
         return F.normalize(self.text_encoder(ids_NT), dim=-1)
 
-    def forward(self, pixels_N3HW: torch.Tensor, ids_NT: torch.Tensor, entropy_every: int = 0) -> TrainingOutput:
-        """One training pass; `entropy_every` as in the quantizer."""
+    def forward(
+        self, pixels_N3HW: torch.Tensor, ids_NT: torch.Tensor, entropy_every: int = 0, decoded: int | None = None
+    ) -> TrainingOutput:
+        """One training pass; `entropy_every` as in the quantizer. Only the first `decoded` images are decoded: the
+        contrastive loss wants more of them than the decoder can afford."""
         H, W = pixels_N3HW.shape[-2:]
         quantized = self.quantizer(self.features(pixels_N3HW), entropy_every)
         x_NLC = self.widen(quantized.features_NLQ)
         return TrainingOutput(
-            self.decoder(x_NLC, (H // STRIDE, W // STRIDE)), quantized, self._pool(x_NLC), self.text_features(ids_NT)
+            self.decoder(x_NLC[:decoded], (H // STRIDE, W // STRIDE)),
+            quantized,
+            self._pool(x_NLC),
+            self.text_features(ids_NT),
         )
 
     def _pool(self, x_NLC: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.projection(self.fc_norm(x_NLC.mean(1))), dim=-1)
 
-    def _pixels(self, images: Sequence[Image.Image] | torch.Tensor) -> torch.Tensor:
+    def _pixels(self, images: Sequence[Image.Image | torch.Tensor] | torch.Tensor) -> torch.Tensor:
         if not torch.is_tensor(images):
-            images = stack_pixels(images, self.config.image_size)
+            images = torch.stack([image if torch.is_tensor(image) else self._transform(image) for image in images])
         return images.to(self.device, self.projection.weight.dtype)
+
+    def _transform(self, image: Image.Image) -> torch.Tensor:
+        config = self.config
+        return to_pixels(image, config.image_size, config.resize_ratio, config.interpolation)
 
 
 def _square(positions: int) -> tuple[int, int]:

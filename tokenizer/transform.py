@@ -1,7 +1,6 @@
 """Image files and PIL images -> pixels in [-1, 1], and back."""
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,13 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 64_000_000  # refused above; a 20,000 x 20,000 bomb would take 1.2 GB
 MIN_SIDE = 2
+LONGEST_STRIP = 16  # long side by short side; of longer ones only the middle is resized
+LARGEST_SQUARE = 8192  # pixels of a side; what is larger is shrunk before it is padded
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -60,18 +66,39 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_pixels(image: Image.Image, size: int) -> torch.Tensor:
-    """PIL -> pixels [3, size, size]: short side resized (bicubic), centre crop."""
-    image = to_rgb(image)
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+def to_pixels(image: Image.Image, size: int, resize_ratio: float = 1.0, interpolation: str = "bicubic") -> torch.Tensor:
+    """PIL -> pixels [3, size, size]: short side resized to `size * resize_ratio`, centre crop."""
+    image, method = to_rgb(image), INTERPOLATIONS[interpolation]
+    if resize_ratio != 1.0:
+        image = _resize_and_crop(image, int(size * resize_ratio), size, method)
+    elif image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), method)
     values = torch.from_numpy(np.array(image))
     return values.permute(2, 0, 1).float().div(127.5).sub(1.0)
 
 
-def stack_pixels(images: Sequence[Image.Image], size: int) -> torch.Tensor:
-    """PIL images -> pixels_N3HW."""
-    return torch.stack([to_pixels(image, size) for image in images])
+def _resize_and_crop(image: Image.Image, short: int, size: int, method: Image.Resampling) -> Image.Image:
+    """torchvision's Resize and CenterCrop, to the pixel: `ImageOps.fit` would centre to fractions of one."""
+    side = min(image.size)
+    # The whole of a strip of 2 x 30,000,000 pixels, resized, would not fit into memory.
+    image = _centre_crop(image, min(image.width, LONGEST_STRIP * side), min(image.height, LONGEST_STRIP * side))
+    image = image.resize((int(short * image.width / side), int(short * image.height / side)), method)
+    return _centre_crop(image, size, size)
+
+
+def _centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    """The whole image in the middle of a square, RGB."""
+    image = to_rgb(image)
+    image.thumbnail((LARGEST_SQUARE, LARGEST_SQUARE))
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), color)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
 
 def to_images(pixels_N3HW: torch.Tensor) -> list[Image.Image]:

@@ -70,7 +70,8 @@ class TokenizerDataConfig(ScenesConfig):
 @dataclass
 class TokenizerLossConfig:
     """Weights of the image tokenizer's loss terms (UniTok, arXiv 2502.20321, section 3.1). The entropy term is taken
-    over each `entropy_every`-th feature (0: not at all)."""
+    over each `entropy_every`-th feature (0: not at all). The first `decoded` images of a rank's batch (null: all) are
+    decoded; all of them count in the contrastive loss."""
 
     l1: float = 0.2
     l2: float = 1.0
@@ -78,6 +79,7 @@ class TokenizerLossConfig:
     entropy: float = 0.0
     entropy_every: int = 0
     contrastive: float = 1.0
+    decoded: int | None = None
 
 
 @dataclass

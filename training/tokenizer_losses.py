@@ -29,7 +29,7 @@ def tokenizer_losses(
     weights: TokenizerLossConfig,
 ) -> dict[str, torch.Tensor]:
     """Each term unweighted, and `loss`, their weighted sum."""
-    difference = output.pixels_N3HW.float() - pixels_N3HW
+    difference = output.pixels_N3HW.float() - pixels_N3HW[: len(output.pixels_N3HW)]
     terms = {
         "l1": difference.abs().mean(),
         "l2": difference.pow(2).mean(),

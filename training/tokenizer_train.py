@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import AutoTokenizer
 
-from data_recipes.scenes import SIZE, Thing, World, captions
+from data_recipes.scenes import SIZE, Scene, Thing, World, captions
 from mllm.text import contrastive_ids
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 from tokenizer.quantizer import code_usage
@@ -24,6 +24,7 @@ from .optim import make_optimizer, schedule, set_lr
 from .tokenizer_losses import tokenizer_losses
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound on the learned temperature
+COLORLESS_SHARE = 0.6  # of the captions; where colours are named they tell images apart, and classes are not learned
 
 
 class CaptionedScenes(Dataset):
@@ -46,9 +47,18 @@ class CaptionedScenes(Dataset):
             thing = rng.choice(scene.things)
             scene = dataclasses.replace(scene, skill="single_object", things=(thing,))  # what the caption is about
             pixels_3HW = crop_around(pixels_3HW, thing, self.config.data.crop, rng)
-        caption = rng.choice(captions(scene))
+        caption = rng.choice(captions(colorless(scene) if rng.random() < COLORLESS_SHARE else scene))
         ids_NT = contrastive_ids(self.text_tokenizer, [caption], model.text_context, model.text_vocab_size)
         return pixels_3HW, ids_NT[0]
+
+
+def colorless(scene: Scene) -> Scene:
+    """The same picture, as one whose caption names no colours."""
+    skill = {"colors": "single_object", "color_attr": "two_object"}.get(scene.skill, scene.skill)
+    things = tuple(dataclasses.replace(thing, color=None) for thing in scene.things)
+    return dataclasses.replace(
+        scene, skill=skill, things=things, background=dataclasses.replace(scene.background, name=None)
+    )
 
 
 def crop_around(pixels_3HW: torch.Tensor, thing: Thing, size: int, rng: random.Random) -> torch.Tensor:
@@ -139,7 +149,7 @@ def _loader(
 def train_tokenizer_step(model, optimizer, pixels_N3HW, ids_NT, config: TokenizerTrainConfig):
     """One update. Returns a function that computes the numbers of this step, since most steps are not logged."""
     with autocast(config.run, pixels_N3HW.device):
-        output = model(pixels_N3HW, ids_NT, entropy_every=config.losses.entropy_every)
+        output = model(pixels_N3HW, ids_NT, config.losses.entropy_every, config.losses.decoded)
         losses = tokenizer_losses(output, pixels_N3HW, ids_NT, model.logit_scale.exp(), config.losses)
     if not losses["loss"].isfinite():
         raise ValueError(f"the loss is {losses['loss'].item()}; stopped before the update: lower optim.lr")
@@ -152,7 +162,8 @@ def train_tokenizer_step(model, optimizer, pixels_N3HW, ids_NT, config: Tokenize
         model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
     def report() -> dict[str, float]:
-        error = (output.pixels_N3HW.detach().float().clamp(-1, 1) - pixels_N3HW).pow(2).flatten(1).mean(1)
+        decoded_N3HW = output.pixels_N3HW.detach().float().clamp(-1, 1)
+        error = (decoded_N3HW - pixels_N3HW[: len(decoded_N3HW)]).pow(2).flatten(1).mean(1)
         usage = code_usage(output.quantized.codes_NLK, model.config.codebook_size)
         return {
             **{name: term.item() for name, term in losses.items()},

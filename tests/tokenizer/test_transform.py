@@ -1,25 +1,85 @@
 """Files people really have: each becomes an upright RGB image, or one clear line."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
-from tokenizer.transform import load_image, stack_pixels, to_images, to_pixels
+from tokenizer import SIZES, ImageTokenizer
+from tokenizer.transform import load_image, pad_to_square, to_images, to_pixels
+
+
+def _noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def test_pixels_and_images_round_trip():
-    values = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    pixels_3HW = to_pixels(Image.fromarray(values), 32)
+    image = _noise(32, 32)
+    pixels_3HW = to_pixels(image, 32)
     assert pixels_3HW.min() >= -1 and pixels_3HW.max() <= 1
-    assert np.array_equal(np.asarray(to_images(pixels_3HW[None])[0]), values)
+    assert to_images(pixels_3HW[None])[0].tobytes() == image.tobytes()
 
 
 def test_pixels_are_resized_and_cropped_at_the_centre():
     image = Image.new("RGB", (96, 32), "red")
     image.paste("blue", (32, 0, 64, 32))
     assert to_pixels(image, 32)[:, 16, 16].tolist() == [-1, -1, 1]
-    assert stack_pixels([image, image], 16).shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(100, 61), (61, 100), (33, 32), (90, 90)])
+def test_a_resize_ratio_is_torchvisions_resize_and_centre_crop(size, interpolation):
+    image = _noise(*size)
+    resize = transforms.Resize(36, transforms.InterpolationMode(interpolation))
+    expected = transforms.Compose([resize, transforms.CenterCrop(32)])(image)
+    assert torch.equal(to_pixels(image, 32, 1.125, interpolation), to_pixels(expected, 32))
+
+
+def test_interpolations_differ_and_bicubic_is_the_default():
+    image = _noise(64, 64)
+    pixels = [to_pixels(image, 32, interpolation=name) for name in ("bilinear", "bicubic", "lanczos")]
+    assert torch.equal(to_pixels(image, 32), pixels[1])
+    assert not torch.equal(pixels[0], pixels[1]) and not torch.equal(pixels[1], pixels[2])
+
+
+def test_an_image_tokenizer_transforms_as_its_config_says():
+    torch.manual_seed(0)
+    model = ImageTokenizer(replace(SIZES["tiny"], resize_ratio=1.125, interpolation="bilinear")).eval()
+    image = _noise(50, 40)
+    versions = [image, to_pixels(image, 32, 1.125, "bilinear"), to_pixels(image, 32)]
+    from_image, expected, plain = model.features(model._pixels(versions))
+    from_image, expected, plain = model.image_features(versions)
+    assert torch.equal(from_image, expected) and not torch.equal(from_image, plain)
+    assert torch.equal(*model.encode(versions[:2]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"interpolation": "nearest"}, "unknown interpolation 'nearest'; known: bilinear, bicubic, lanczos"),
+        ({"resize_ratio": 0.5}, "resize_ratio 0.5 is outside 1 to 4"),
+    ],
+)
+def test_impossible_transforms_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SIZES["tiny"], **change)
+
+
+def test_padding_keeps_the_whole_image_in_the_middle():
+    square = pad_to_square(Image.new("L", (40, 11), 255), (122, 116, 104))
+    values = np.asarray(square)
+    assert square.size == (40, 40)
+    assert (values[14:25] == 255).all()
+    assert (values[:14] == (122, 116, 104)).all() and (values[25:] == (122, 116, 104)).all()
+
+
+def test_long_strips_do_not_fill_the_memory():
+    strip = Image.new("RGB", (300_000, 2), "red")
+    assert to_pixels(strip, 32, 1.125).shape == (3, 32, 32)
+    assert pad_to_square(strip, (0, 0, 0)).size == (8192, 8192)
 
 
 def test_out_of_range_pixels_are_clamped():
@@ -71,7 +131,7 @@ def _truncate(path):
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_a_truncated_file_is_named(tmp_path, suffix):
     path = tmp_path / f"image.{suffix}"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    _noise(64, 64).save(path)
     _truncate(path)
     with pytest.raises(ValueError, match=f"cannot read .*image.{suffix} as an image") as error:
         load_image(path)
