@@ -10,7 +10,7 @@ from tokenizer import ImageTokenizerConfig
 class MllmConfig(PretrainedConfig):
     """`text_config` is any decoder-only config of transformers (Llama by default); `image_tokenizer` the fields of an
     ImageTokenizerConfig. `code_embedding` and `code_head` are keys of the dicts in `codes.py`, `code_head_args`
-    the head's own sizes.
+    the head's own sizes. `code_z_loss` weighs the squared largest logit of each code in the loss (UniTok: 5e-5).
     """
 
     model_type = "mllm"
@@ -22,6 +22,7 @@ class MllmConfig(PretrainedConfig):
     code_embedding: str = "tables"
     code_head: str = "depth"
     code_head_args: dict | None = None
+    code_z_loss: float = 0.0
     pad_token_id: int = 0
     image_token_id: int = 4
     boi_token_id: int = 5

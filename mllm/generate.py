@@ -12,11 +12,15 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from .codes import Pick
+from .codes import CodebookEmbedding, Pick
 from .model import MllmForConditionalGeneration
-from .processor import MllmProcessor, Sample, as_codes
+from .processor import MllmProcessor, as_codes
+from .templates import Sample
 
 Messages = Sequence[dict[str, Any]]
+
+CFG_SCALE = 3.0  # guidance of drawings, where a caller does not choose
+CODE_CONTEXTS = ("exact", "published")
 
 
 def filter_logits(logits_BV: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
@@ -64,9 +68,16 @@ def picker(cfg_scale: float, generators: Sequence[torch.Generator], **sampling: 
 
 
 def check_sampling(
-    cfg_scale: float = 1.0, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, **_: Any
+    cfg_scale: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    code_context: str = "exact",
+    **_: Any,
 ) -> None:
     """Raises ValueError, naming the option, its value and what it may be."""
+    if code_context not in CODE_CONTEXTS:
+        raise ValueError(f"unknown code_context {code_context!r}; known: {', '.join(CODE_CONTEXTS)}")
     # `not x >= 0` is true of NaN, too.
     if not 0 <= temperature < math.inf or 0 < temperature < 1e-3:
         raise ValueError(f"temperature {temperature} is neither 0 (greedy) nor at least 0.001; 1 is the model's own")
@@ -107,6 +118,20 @@ class Stream:
         return output.last_hidden_state[:, -1]
 
 
+def code_steps(stream: Stream, positions: int, pick: Pick, code_context: str = "exact") -> Iterator[torch.Tensor]:
+    """The codes_BK of each position, fed back to the stream before the next.
+
+    "exact" embeds a position in the context of the earlier ones, as in training. "published" embeds it alone, as
+    UniTok's released generation does: a difference where the embedding attends (`CodebookEmbedding`).
+    """
+    cache = {} if code_context == "exact" else None
+    for position in range(positions):
+        codes_BK = stream.model.code_head.sample(stream.h_BD, pick)
+        yield codes_BK
+        if position + 1 < positions:
+            stream.feed(stream.model.code_embed(codes_BK[:, None], cache)[:, 0])
+
+
 @torch.no_grad()
 def sample_codes(
     model: MllmForConditionalGeneration,
@@ -115,21 +140,21 @@ def sample_codes(
     generators: Sequence[torch.Generator],
     cfg_scale: float = 1.0,
     progress: Callable[[int], None] | None = None,
+    code_context: str = "exact",
     **sampling: Any,
 ) -> torch.Tensor:
     """Sequences that end with the begin-of-image id -> codes_NLK of the images that follow, one each."""
-    check_sampling(cfg_scale, **sampling)
+    check_sampling(cfg_scale, code_context=code_context, **sampling)
+    if code_context == "published" and not isinstance(model.code_embed, CodebookEmbedding):
+        raise ValueError("code_context 'published' is for converted UniTok models: leave it at 'exact'")
     rows = list(samples)
     if cfg_scale != 1.0:
         rows += [processor.encode_drawing(None)] * len(samples)
     stream, pick, codes = Stream(model, rows, processor), picker(cfg_scale, generators, **sampling), []
-    cache: dict = {}
-    for position in range(processor.num_positions):
-        codes.append(model.code_head.sample(stream.h_BD, pick))
+    for codes_BK in code_steps(stream, processor.num_positions, pick, code_context):
+        codes.append(codes_BK)
         if progress:
-            progress(position + 1)
-        if position + 1 < processor.num_positions:
-            stream.feed(model.code_embed(codes[-1][:, None], cache)[:, 0])
+            progress(len(codes))
     return torch.stack(codes, 1)[: len(samples)]
 
 
@@ -138,14 +163,15 @@ def generate_images(
     processor: MllmProcessor,
     prompts: Sequence[str],
     seeds: Sequence[int] | int = 0,
-    cfg_scale: float = 3.0,
+    cfg_scale: float = CFG_SCALE,
     progress: Callable[[int], None] | None = None,
+    code_context: str = "exact",
     **sampling: Any,
 ) -> list[Image.Image]:
     """One image a prompt, as one batch. An image depends on its prompt and seed, not on the batch around it.
 
     `seeds` is one for each prompt, or the first of a row. `sampling`: temperature, top_k, top_p. `progress` is called
-    with the number of positions done, of `processor.num_positions`.
+    with the number of positions done, of `processor.num_positions`. `code_context` as in `code_steps`.
     """
     prompts = [check_prompt(model, prompt) for prompt in prompts]
     seeds = list(range(seeds, seeds + len(prompts))) if isinstance(seeds, int) else list(seeds)
@@ -157,7 +183,7 @@ def generate_images(
     for one in samples:
         check_length(model, processor, one, processor.num_positions)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    codes_NLK = sample_codes(model, processor, samples, generators, cfg_scale, progress, **sampling)
+    codes_NLK = sample_codes(model, processor, samples, generators, cfg_scale, progress, code_context, **sampling)
     # One by one: a batch of another size would round some pixels differently.
     return [model.decode_image_tokens(codes_LK[None])[0] for codes_LK in codes_NLK]
 
@@ -236,7 +262,7 @@ def generate_text(
 ) -> Iterator[str | Image.Image]:
     """The answer to a chat, piece by piece as it comes: text, and PIL images where the model decides to draw.
 
-    `drawing` are the options of `sample_codes` for such images (cfg_scale, temperature, top_k, top_p).
+    `drawing` are the options of `sample_codes` for such images (cfg_scale, temperature, top_k, top_p, code_context).
     """
     check_sampling(temperature=temperature, top_p=top_p)
     sample = processor.encode(messages)
@@ -259,7 +285,7 @@ def generate_text(
         if ids[-1] != processor.boi_id:
             return
         check_length(model, processor, sample, processor.num_positions)
-        options = {"cfg_scale": 3.0, **(drawing or {})}
+        options = {"cfg_scale": CFG_SCALE, **(drawing or {})}
         codes_NLK = sample_codes(model, processor, [sample], [draw_generator], **options)
         yield model.decode_image_tokens(codes_NLK)[0]
         sample.add([processor.image_id] * processor.num_positions + [processor.eoi_id])

@@ -4,7 +4,7 @@ Shapes: B sequences, T positions, N images in order of appearance, L positions a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,8 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from tokenizer import ImageTokenizerConfig
 
 from .folders import find_model, loading
-from .text import ASSISTANT, BEGIN_IMAGE, END_IMAGE, IMAGE, UNCONDITIONAL, USER, contrastive_ids, text_ids
-
-IGNORED = -100  # label of positions without a text target
-
-
-@dataclass
-class Sample:
-    """One sequence. `images` are PIL images or codes_LK, one for each run of L placeholders in `ids`; `is_target` says
-    which of them are to be drawn."""
-
-    ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    images: list[Image.Image | torch.Tensor] = field(default_factory=list)
-    is_target: list[bool] = field(default_factory=list)
-
-    def add(self, ids: Sequence[int], target: bool = False) -> None:
-        """Append ids, as targets of the text loss or not."""
-        self.ids += ids
-        self.labels += ids if target else [IGNORED] * len(ids)
+from .templates import IGNORED, TEMPLATES, Sample
+from .text import contrastive_ids
 
 
 @dataclass
@@ -48,30 +31,28 @@ class Batch:
 
 
 class MllmProcessor(ProcessorMixin):
-    """Turns chats into ids and back. A user's words are always plain text: "<image>" in a prompt stays those letters.
-
-    A turn reads `<user> text <assistant> answer </s>`; an image is `<boi>`, L times `<image>`, `<eoi>`.
-    """
+    """Turns chats into ids and back, by one of the `TEMPLATES`."""
 
     attributes = ["tokenizer"]
     tokenizer_class = "AutoTokenizer"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, num_positions: int = 64, image_size: int = 128):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        num_positions: int = 64,
+        image_size: int = 128,
+        template: str = "mllm",
+    ):
         super().__init__(tokenizer)
-        self.num_positions, self.image_size = num_positions, image_size
-        known = tokenizer.get_vocab()
-        missing = [token for token in (IMAGE, BEGIN_IMAGE, END_IMAGE, USER, ASSISTANT) if token not in known]
-        if missing:
-            raise ValueError(
-                f"the text tokenizer has no {', '.join(missing)}: train it with scripts.train_text_tokenizer"
-            )
-        self.image_id, self.boi_id, self.eoi_id, self.user_id, self.assistant_id, self.unconditional_id = (
-            known[token] for token in (IMAGE, BEGIN_IMAGE, END_IMAGE, USER, ASSISTANT, UNCONDITIONAL)
-        )
-        self.bos_id, self.eos_id, self.pad_id = (
-            tokenizer.bos_token_id,
-            tokenizer.eos_token_id,
-            tokenizer.pad_token_id,
+        if template not in TEMPLATES:
+            raise ValueError(f"unknown template {template!r}; known: {', '.join(TEMPLATES)}")
+        self.num_positions, self.image_size, self.template = num_positions, image_size, template
+        self._template = TEMPLATES[template](tokenizer, num_positions, image_size)
+        self.bos_id, self.eos_id, self.pad_id = self._template.bos_id, self._template.eos_id, self._template.pad_id
+        self.image_id, self.boi_id, self.eoi_id = (
+            self._template.image_id,
+            self._template.boi_id,
+            self._template.eoi_id,
         )
 
     @classmethod
@@ -91,51 +72,21 @@ class MllmProcessor(ProcessorMixin):
         `messages` are {"role": "user" | "assistant", "content": str | list of {"type": "text", "text": ...} and
         {"type": "image", "image": PIL image or codes_LK}}.
         """
-        sample = Sample()
-        sample.add([self.bos_id])
-        for message in messages:
-            role, content = message["role"], message["content"]
-            if role not in ("user", "assistant"):
-                raise ValueError(f"unknown role {role!r}; known: user, assistant")
-            answer = role == "assistant"
-            sample.add([self.assistant_id if answer else self.user_id])
-            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-                self._add_part(sample, part, answer)
-            if answer:
-                sample.add([self.eos_id], target=True)
-        if open_answer:
-            sample.add([self.assistant_id])
-        return sample
-
-    def _add_part(self, sample: Sample, part: dict[str, Any], answer: bool) -> None:
-        if part["type"] == "text":
-            sample.add(text_ids(self.tokenizer, part["text"]), answer)
-        elif part["type"] == "image":
-            sample.add([self.boi_id], answer)
-            sample.add([self.image_id] * self.num_positions)
-            sample.add([self.eoi_id], answer)
-            sample.images.append(part["image"])
-            sample.is_target.append(answer)
-        else:
-            raise ValueError(f"unknown content type {part['type']!r}; known: text, image")
+        return self._template.chat(messages, open_answer)
 
     def encode_drawing(self, prompt: str | None, image: Any = None) -> Sample:
         """A prompt (None: unconditional) up to the image; with `image`, a whole training sequence."""
-        sample = Sample()
-        words = [self.unconditional_id] if prompt is None else text_ids(self.tokenizer, prompt)
-        sample.add([self.bos_id, self.user_id, *words, self.assistant_id])
-        if image is None:
-            sample.add([self.boi_id])
-        else:
-            self._add_part(sample, {"type": "image", "image": image}, answer=True)
-            sample.add([self.eos_id], target=True)
-        return sample
+        return self._template.drawing(prompt, image)
 
     def decode(self, ids: Sequence[int] | torch.Tensor, **kwargs: Any) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, **kwargs).strip()
+        """The text among the ids."""
+        # Marks of images need not be special tokens, and placeholders need not be in the vocabulary.
+        text = [id for id in torch.as_tensor(ids).tolist() if id not in (self.image_id, self.boi_id, self.eoi_id)]
+        return self.tokenizer.decode(text, skip_special_tokens=True, **kwargs).strip()
 
     def collate(self, samples: Sequence[Sample], image_tokenizer=None, left: bool = False) -> Batch:
-        """Pad to the longest, right (training) or left (generation). PIL images become codes by `image_tokenizer`."""
+        """Pad to the longest, right (training) or left (generation). PIL images and pixels become codes by
+        `image_tokenizer`."""
         T = max(len(sample.ids) for sample in samples)
         ids, labels = torch.full((len(samples), T), self.pad_id), torch.full((len(samples), T), IGNORED)
         mask = torch.zeros(len(samples), T, dtype=torch.long)
@@ -149,11 +100,11 @@ class MllmProcessor(ProcessorMixin):
 
 
 def as_codes(images: Sequence[Image.Image | torch.Tensor], image_tokenizer) -> torch.Tensor | None:
-    """PIL images and codes_LK, mixed, -> codes_NLK; None if there are none."""
+    """PIL images, pixels and codes_LK, mixed, -> codes_NLK; None if there are none."""
     if not images:
         return None
-    pictures = [index for index, image in enumerate(images) if not torch.is_tensor(image)]
     rows = list(images)
+    pictures = [i for i, image in enumerate(rows) if not torch.is_tensor(image) or image.is_floating_point()]
     if pictures:
         codes = image_tokenizer.encode([images[index] for index in pictures])
         for index, row in zip(pictures, codes, strict=True):

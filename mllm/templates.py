@@ -1,0 +1,216 @@
+"""Templates: how chats and drawings become ids, one class for each family of models.
+
+A user's words are always plain text: "<image>" or "</s>" in a prompt stays those letters.
+Shapes: L positions an image, K sub-codebooks.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from tokenizer.transform import pad_to_square, to_pixels
+
+from .text import SPECIAL_TOKENS, text_ids
+
+IGNORED = -100  # label of positions without a text target
+
+
+@dataclass
+class Sample:
+    """One sequence. `images` are PIL images, pixels [3, H, W] or codes_LK, one for each run of L placeholders in `ids`;
+    `is_target` says which of them are to be drawn."""
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    images: list[Image.Image | torch.Tensor] = field(default_factory=list)
+    is_target: list[bool] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int], target: bool = False) -> None:
+        """Append ids, as targets of the text loss or not."""
+        self.ids += ids
+        self.labels += ids if target else [IGNORED] * len(ids)
+
+
+class Template(ABC):
+    """A sub-class names the pieces its text tokenizer must have, sets the six ids, and writes chats and requests."""
+
+    needs: tuple[str, ...]
+    advice: str
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    image_id: int
+    boi_id: int
+    eoi_id: int
+
+    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, num_positions: int, image_size: int):
+        known = text_tokenizer.get_vocab()
+        missing = [piece for piece in self.needs if piece not in known]
+        if missing:
+            raise ValueError(f"the text tokenizer has no {', '.join(missing)}: {self.advice}")
+        self.text_tokenizer, self.num_positions, self.image_size = text_tokenizer, num_positions, image_size
+        self.bos_id, self.eos_id = text_tokenizer.bos_token_id, text_tokenizer.eos_token_id
+
+    @abstractmethod
+    def chat(self, messages: Sequence[dict[str, Any]], open_answer: bool) -> Sample:
+        """As `MllmProcessor.encode`."""
+
+    @abstractmethod
+    def request(self, prompt: str | None) -> list[int]:
+        """Ids between the begin of text and the begin of the image that `prompt` (None: unconditional) asks for."""
+
+    def drawing(self, prompt: str | None, image: Any) -> Sample:
+        """As `MllmProcessor.encode_drawing`."""
+        sample = Sample()
+        sample.add([self.bos_id, *self.request(prompt)])
+        if image is None:
+            sample.add([self.boi_id])
+        else:
+            self.add_marked_image(sample, image, target=True)
+            sample.add([self.eos_id], target=True)
+        return sample
+
+    def add_image(self, sample: Sample, image: Any, target: bool) -> None:
+        """Its L placeholders."""
+        sample.add([self.image_id] * self.num_positions)
+        sample.images.append(image)
+        sample.is_target.append(target)
+
+    def add_marked_image(self, sample: Sample, image: Any, target: bool) -> None:
+        """The placeholders between the ids of begin and end."""
+        sample.add([self.boi_id], target)
+        self.add_image(sample, image, target)
+        sample.add([self.eoi_id], target)
+
+
+class MllmTemplate(Template):
+    """Our own models': a turn reads `<user> text <assistant> answer </s>`, an image `<boi>`, L times `<image>`,
+    `<eoi>`, and all of these are special tokens."""
+
+    needs = SPECIAL_TOKENS
+    advice = "train it with scripts.train_text_tokenizer"
+
+    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, num_positions: int, image_size: int):
+        super().__init__(text_tokenizer, num_positions, image_size)
+        (
+            self.pad_id,
+            self.image_id,
+            self.boi_id,
+            self.eoi_id,
+            self.user_id,
+            self.assistant_id,
+            self.unconditional_id,
+        ) = text_tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+
+    def chat(self, messages: Sequence[dict[str, Any]], open_answer: bool) -> Sample:
+        sample = Sample()
+        sample.add([self.bos_id])
+        for is_answer, parts in turns(messages):
+            sample.add([self.assistant_id if is_answer else self.user_id])
+            for kind, value in parts:
+                if kind == "text":
+                    sample.add(text_ids(self.text_tokenizer, value), is_answer)
+                else:
+                    self.add_marked_image(sample, value, is_answer)
+            if is_answer:
+                sample.add([self.eos_id], target=True)
+        if open_answer:
+            sample.add([self.assistant_id])
+        return sample
+
+    def request(self, prompt: str | None) -> list[int]:
+        words = [self.unconditional_id] if prompt is None else text_ids(self.text_tokenizer, prompt)
+        return [self.user_id, *words, self.assistant_id]
+
+
+class UniTokTemplate(Template):
+    """The released UniTok model's: Vicuna's chat in Llama's pieces, images of the user padded to squares and without
+    marks, drawn ones between the pieces of bytes 0 and 1 (github FoundationVision/UniTok)."""
+
+    needs = ("<unk>", "<s>", "</s>", "<0x00>", "<0x01>", "<0x0A>")
+    advice = "the template 'unitok' needs Llama's"
+    system = (
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    )
+    padding = (122, 116, 104)  # CLIP's mean color
+
+    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, num_positions: int, image_size: int):
+        super().__init__(text_tokenizer, num_positions, image_size)
+        self.pad_id, self.boi_id, self.eoi_id, self.newline_id = text_tokenizer.convert_tokens_to_ids(
+            ["<unk>", "<0x00>", "<0x01>", "<0x0A>"]
+        )
+        self.image_id = -200
+        # Llama's tokenizer puts a space before a text; the older `legacy` one after each end of turn, too.
+        self.turn_start = " " if getattr(text_tokenizer, "legacy", False) else ""
+
+    def chat(self, messages: Sequence[dict[str, Any]], open_answer: bool) -> Sample:
+        sample, text = Sample(), f" {self.system} "
+        sample.add([self.bos_id])
+        for is_answer, parts in turns(messages):
+            if is_answer:
+                sample.add(self.ids(text + "ASSISTANT:"))
+                self._add_answer(sample, parts)
+                text = self.turn_start
+            else:
+                text = self._add_question(sample, text + "USER: ", parts) + " "
+        if open_answer:
+            text += "ASSISTANT:"
+        if text != self.turn_start:
+            sample.add(self.ids(text))
+        return sample
+
+    def _add_question(self, sample: Sample, text: str, parts: Sequence[tuple[str, Any]]) -> str:
+        """Up to the last image; returns the text after it."""
+        for kind, value in parts:
+            if kind == "text":
+                text += value
+            else:
+                sample.add(self.ids(text))
+                self.add_image(sample, self._pixels(value), target=False)
+                text = " \n"  # the space before a text, see above: images cut it into several
+        return text
+
+    def _add_answer(self, sample: Sample, parts: Sequence[tuple[str, Any]]) -> None:
+        for kind, value in parts:
+            if kind == "text":
+                sample.add(self.ids(" " + value), target=True)
+            else:
+                self.add_marked_image(sample, value, target=True)
+        sample.add([self.eos_id], target=True)
+
+    def request(self, prompt: str | None) -> list[int]:
+        words = "<unconditional>" if prompt is None else f"{prompt} Generate an image based on this description."
+        return self.ids(" " + words)
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of text as it is, without the tokenizer's own space before it."""
+        # That space goes before a newline, which no piece of Llama's crosses. The bytes of the marks are no text.
+        ids = text_ids(self.text_tokenizer, "\n" + text.replace("\x00", "").replace("\x01", ""))
+        return ids[ids.index(self.newline_id) + 1 :]
+
+    def _pixels(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
+        if torch.is_tensor(image):
+            return image  # codes
+        return to_pixels(pad_to_square(image, self.padding), self.image_size, interpolation="bilinear")
+
+
+TEMPLATES = {"mllm": MllmTemplate, "unitok": UniTokTemplate}
+
+
+def turns(messages: Sequence[dict[str, Any]]) -> Iterator[tuple[bool, list[tuple[str, Any]]]]:
+    """Messages as (is it an answer, its parts as ("text" or "image", value)). Raises ValueError for anything else."""
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role not in ("user", "assistant"):
+            raise ValueError(f"unknown role {role!r}; known: user, assistant")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        for part in parts:
+            if part["type"] not in ("text", "image"):
+                raise ValueError(f"unknown content type {part['type']!r}; known: text, image")
+        yield role == "assistant", [(part["type"], part[part["type"]]) for part in parts]
