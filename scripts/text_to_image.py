@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mllm import Mllm, Processor
 
 GRID_IMAGES = 100
-SAMPLING = ("cfg_scale", "temperature", "top_k", "top_p")
+SAMPLING = ("cfg_scale", "temperature", "top_k", "top_p", "code_context")
 PNG_KEY = "mllm"  # the PNG text that holds an image's metadata, too
 
 Record = dict[str, Any]  # a line of metadata.jsonl
@@ -179,6 +179,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, default=1.0, help="0: the most likely codes (default: %(default)s)")
     add("--top-k", type=int, default=0, help="draw from the k likeliest; 0: from all (default: %(default)s)")
     add("--top-p", type=float, default=1.0, help="draw from this much probability (default: %(default)s)")
+    add("--code-context", default="exact", help="exact, or published: as UniTok's released loop (default: %(default)s)")
     add("--batch-size", type=int, default=8, help="images drawn at a time (default: %(default)s)")
     return parser.parse_args(argv)
 

@@ -1,0 +1,161 @@
+"""scripts.bench: both ways must agree before they are timed; what is printed; bad arguments. No time is judged."""
+
+import json
+
+import pytest
+import torch
+
+from mllm.generate import filter_logits
+from scripts import bench
+from scripts.bench import BENCHES, NEAR_TIE, check_codes, check_pixels, main, reference_pick
+
+FEW = ("--repeats", 2)
+COMMANDS = {"encode": (), "decode": (), "generate": ("--positions", 2)}
+CODES_OF_AN_IMAGE = {"encode": 4 * 2, "decode": 4 * 2, "generate": 256 * 8}  # of --shape tiny
+
+
+@pytest.fixture
+def figures(run):
+    """Runs the script with --json; -> the object that it prints."""
+
+    def run_json(*words):
+        ended = run(main, *words, *FEW, "--json")
+        assert (ended.status, ended.err) == (0, "")
+        return json.loads(ended.out)
+
+    return run_json
+
+
+# ---- what is printed
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_json(figures, command):
+    told = figures(command, "--shape", "tiny", "--batch", 2, 1, *COMMANDS[command])
+    assert told["settings"].items() >= {"command": command, "shape": "tiny", "batch": [2, 1], "repeats": 2}.items()
+    expected = [(f"{command}, batch {batch}", unit) for batch in (2, 1) for unit in ("images/s", "codes/s")]
+    assert [(figure["name"], figure["unit"]) for figure in told["figures"]] == expected
+    keys = {"name", "value", "unit", "baseline", "ratio", "spread", "baseline_spread"}
+    for figure in told["figures"]:
+        assert set(figure) == keys and figure["spread"] >= 0 and figure["baseline_spread"] >= 0
+        assert figure["ratio"] == pytest.approx(figure["value"] / figure["baseline"])
+    images, codes = told["figures"][:2]
+    assert codes["value"] / images["value"] == pytest.approx(CODES_OF_AN_IMAGE[command])
+
+
+def test_the_table(run):
+    ended = run(main, "decode", "--shape", "tiny", *FEW)
+    assert (ended.status, ended.err) == (0, "")
+    assert "decode, batch 1" in ended.out and "images/s" in ended.out and "ratio" in ended.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_model_in_place_of_a_shape(figures, tiny_folder, command):
+    told = figures(command, "--model", tiny_folder, "--batch", 3)
+    assert told["settings"]["model"] == str(tiny_folder) and len(told["figures"]) == 2
+
+
+def test_rates_are_amounts_by_median_times(monkeypatch):
+    clock = iter([0, 1, 1, 5, 10, 12, 20, 30, 40, 43, 50, 52])  # ours 1, 2, 3 seconds; the baseline 4, 10, 2
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    runs = []
+    [figure] = bench.compare("x", lambda: runs.append("ours"), lambda: runs.append("baseline"), {"images/s": 8}, 3)
+    assert runs == ["ours", "baseline"] * 3
+    assert (figure.value, figure.baseline, figure.ratio) == (4, 2, 2)
+    assert (figure.spread, figure.baseline_spread) == (1, 2)
+
+
+# ---- both ways agree, or nothing is timed
+
+
+def other_codes(function):
+    """The function, with its last code another."""
+
+    def wrong(*words):
+        codes = function(*words)
+        codes[0, -1] = (codes[0, -1] + 1) % 16
+        return codes
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "spoil", "told"),
+    [
+        ("encode", "reference_encode", other_codes, "different codes, first in image 0, position 3"),
+        (
+            "generate",
+            "reference_position",
+            other_codes,
+            "different codes, first in image 0, position 0, sub-codebook 1",
+        ),
+        ("decode", "reference_decode", lambda f: lambda *words: [x + 0.01 for x in f(*words)], "different images: "),
+        ("decode", "reference_decode", lambda f: lambda *words: list(f(*words))[::-1], "different images: "),
+    ],
+)
+def test_a_wrong_baseline_is_refused(refused, monkeypatch, tiny_folder, command, name, spoil, told):
+    monkeypatch.setattr(bench, name, spoil(getattr(bench, name)))
+    monkeypatch.setattr(bench, "compare", None)
+    assert told in refused(main, command, "--model", tiny_folder, "--batch", 2)
+
+
+def test_near_ties_may_differ():
+    codes, gaps = torch.zeros(2, 3, 2, dtype=torch.long), torch.ones(2, 3, 2)
+    other = codes.clone()
+    other[1, 0, 1] = 5
+    gaps[1, 0, 1] = NEAR_TIE / 2
+    check_codes(codes, other, gaps)
+    other[1, 2, 0] = 5
+    with pytest.raises(ValueError, match="image 1, position 2, sub-codebook 0"):
+        check_codes(codes, other, gaps)
+    check_codes(codes, other, gaps, in_turn=True)  # after a near tie, an image goes its own way
+    gaps[1, 0, 1] = 1
+    with pytest.raises(ValueError, match="image 1, position 0, sub-codebook 1"):
+        check_codes(codes, other, gaps, in_turn=True)
+
+
+def test_images_of_no_number_are_refused():
+    pixels = torch.rand(1, 3, 4, 4)
+    check_pixels(pixels, pixels + 1e-6)
+    with pytest.raises(ValueError, match="different images"):
+        check_pixels(pixels, pixels * float("nan"))
+
+
+def test_the_reference_draws_from_what_our_filter_keeps():
+    logits_BV = torch.randn(1, 32, generator=torch.Generator().manual_seed(0)).mul(2).repeat(4000, 1)
+    kept = filter_logits(logits_BV[:1] / 0.9, top_k=12, top_p=0.8)[0].isfinite().nonzero()[:, 0]
+    drawn = reference_pick(0.9, 12, 0.8)(logits_BV, 0)
+    assert 3 < len(kept) < 12 and torch.equal(drawn.unique(), kept)
+
+
+# ---- bad arguments
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["encode"], "one of the arguments --model --shape is required"),
+        (["encode", "--shape", "tiny", "--model", "scenes"], "not allowed with argument"),
+        (["fly", "--shape", "tiny"], "invalid choice: 'fly'"),
+        (["encode", "--shape", "huge"], "unknown --shape 'huge'; known for this command: unitok-large, unitok-base,"),
+        (["generate", "--shape", "unitok-large"], "known for this command: tiny, w320, w576"),
+        (["encode", "--model", "no_such_model"], "unknown model 'no_such_model'"),
+        (["decode", "--shape", "tiny", "--batch", "2", "0"], "--batch 0 is below 1"),
+        (["decode", "--shape", "tiny", "--repeats", "0"], "--repeats 0 is below 1"),
+        (["generate", "--shape", "tiny", "--positions", "-1"], "--positions -1 is below 1"),
+        (["generate", "--shape", "tiny", "--positions", "257"], "--positions 257: an image of this model has 256"),
+        (["encode", "--shape", "tiny", "--positions", "3"], "--positions is for generate, not for encode"),
+    ],
+)
+def test_bad_arguments(refused, words, told):
+    assert told in refused(main, *words)
+
+
+def test_a_model_without_a_depth_head(refused, make_tiny_model, tmp_path):
+    for part in make_tiny_model(code_head="parallel"):
+        part.save_pretrained(tmp_path)
+    assert "'parallel': generate compares depth heads" in refused(main, "generate", "--model", tmp_path)
+
+
+def test_every_command_is_tested():
+    assert set(COMMANDS) == set(BENCHES)
