@@ -49,3 +49,24 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     dist.all_reduce(flat)
     for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def gather_features(x_NE: torch.Tensor) -> torch.Tensor:
+    """The rows of all ranks, in the order of ranks: [world * N, E]. Gradients of every rank's loss reach the rank that
+    a row is from. N is the same on all ranks; integers (ids) can be gathered as well."""
+    return _Gather.apply(x_NE) if dist.is_initialized() else x_NE
+
+
+class _Gather(torch.autograd.Function):
+    """Not torch.distributed.nn's all_gather, which torch 2.14 deprecates in favour of a private module."""
+
+    @staticmethod
+    def forward(ctx, x_NE: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(x_NE, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x_NE.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = sum_over_ranks(gradient.clone(memory_format=torch.contiguous_format))
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
