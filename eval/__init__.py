@@ -1,1 +1,1 @@
-"""Evaluation: GenEval's rules, the detector that feeds them in the scenes world, and the scenes report."""
+"""Evaluation: GenEval, distances of image sets, lmms-eval's plugin, the scenes report, and a model's self-check."""

@@ -1,4 +1,4 @@
-"""GenEval's verdict on one image, and its score over many. Boxes are [x1, y1, x2, y2] in pixels, y down.
+"""GenEval's verdict on one image, and its score of a folder. Boxes are [x1, y1, x2, y2] in pixels, y down.
 
 The rules are those of "GenEval: An Object-Focused Framework for Evaluating Text-to-Image Alignment"
 (arXiv 2310.11513). Where the objects and their colours come from is the caller's business.
@@ -8,11 +8,21 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from tokenizer.transform import load_image
+
+from .pieces import claimed, digest, origin, work
 
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
 MAX_OBJECTS = 16  # of one class
 POSITION_THRESHOLD = 0.1
+
+NOT_DRAWN = "not_drawn.json"  # {file: reason} in a folder of drawings
+PNG_KEY = "mllm"  # the PNG text that says what drew an image
 
 
 def judge(metadata: dict, detections: list[dict]) -> tuple[bool, str]:
@@ -119,18 +129,131 @@ def load_records(path: str | Path) -> list[dict]:
     return records
 
 
-def judge_images(detector, records: list[dict], images: list) -> list[dict]:
+def judge_images(detector: Any, records: list[dict], images: list) -> list[dict]:
     """One row each: {"tag", "prompt", "correct", "reason", "detections"}. `detector` has `detect(images)`."""
     rows = []
     for record, detections in zip(records, detector.detect(images), strict=True):
         correct, reason = judge(record, detections)
-        rows.append(
-            {
-                "tag": record["tag"],
-                "prompt": record["prompt"],
-                "correct": correct,
-                "reason": reason,
-                "detections": detections,
-            }
-        )
+        about = {"tag": record["tag"], "prompt": record["prompt"]}
+        rows.append({**about, "correct": correct, "reason": reason, "detections": detections})
     return rows
+
+
+def result_row(filename: str, record: dict, verdict: dict) -> dict:
+    """A line of results.jsonl, with the fields of GenEval's own; `details` are the detections."""
+    about = {"filename": filename, "tag": record["tag"], "prompt": record["prompt"]}
+    details = {"metadata": json.dumps(record), "details": json.dumps(verdict["detections"])}
+    return {**about, "correct": verdict["correct"], "reason": verdict["reason"], **details}
+
+
+# ---- a folder of drawings
+
+
+class Prompt(NamedTuple):
+    """A prompt's images; `refusal` is why there are none."""
+
+    record: dict
+    files: list[Path]
+    refusal: str = ""
+
+
+def score_folder(folder: Path, prompts: dict[str, Prompt], detector: Any, detector_id: str) -> list[dict] | None:
+    """A row (`result_row`) for each image of `read_drawings`; a damaged one, and one that could not be drawn, is wrong.
+    Verdicts are kept in `folder`, so a second run goes on. None while other processes are still judging."""
+    pieces = {f"{name}_{digest([detector_id, *fingerprint(one)])}.json": one for name, one in prompts.items()}
+
+    def verdicts(name: str) -> bytes:
+        return json.dumps(judge_prompt(detector, folder, pieces[name])).encode()
+
+    files = work(folder / "verdicts", list(pieces), verdicts, "judging")
+    return None if files is None else [row for file in files for row in json.loads(file.read_text())]
+
+
+def fingerprint(prompt: Prompt) -> list:
+    """What a verdict depends on. An image drawn again has another."""
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in prompt.files if file.is_file()]
+    return [prompt.record, stats]
+
+
+def judge_prompt(detector: Any, folder: Path, prompt: Prompt) -> list[dict]:
+    images, damage = {}, {}
+    for file in prompt.files:
+        try:
+            if prompt.refusal:
+                raise ValueError(f"not drawn: {prompt.refusal}")
+            images[file] = load_image(file)
+        except ValueError as error:
+            damage[file] = {"correct": False, "reason": str(error), "detections": []}
+    judged = judge_images(detector, [prompt.record] * len(images), list(images.values()))
+    verdicts = {**damage, **dict(zip(images, judged, strict=True))}
+    return [
+        {**result_row(str(file.relative_to(folder)), prompt.record, verdicts[file]), "judged": file in images}
+        for file in prompt.files
+    ]
+
+
+def report(folder: Path, rows: list[dict], known: Iterable[str]) -> dict:
+    """Scores of `score_folder`'s rows, how the images were drawn, and what there was to tell: images that could not be
+    judged, and prompts that name things other than the `known` ones, which the detector cannot find."""
+    prompts: dict[str, list[bool]] = {}
+    for row in rows:
+        prompts.setdefault(row["filename"].split("/")[0], []).append(row["correct"])
+    records = {row["metadata"] for row in rows}
+    names = [{clause["class"] for clause in json.loads(record)["include"]} for record in records]
+    return {
+        **(origin(folder) or {"model": "unknown", "model_hash": "unknown", "settings": {}}),
+        "scores": summary(rows),
+        "images": len(rows),
+        "correct_images": sum(row["correct"] for row in rows) / len(rows),
+        "correct_prompts": sum(map(any, prompts.values())) / len(prompts),
+        "not_judged": [row["filename"] for row in rows if not row["judged"]],
+        "prompts_with_unknown_things": sum(not things <= set(known) for things in names),
+    }
+
+
+def read_drawings(folder: Path, images_per_prompt: int = 4) -> dict[str, Prompt]:
+    """{"00000": prompt} of a complete folder. Where `drawing.draw` made it, run.json says what is complete. Raises
+    ValueError for one that is not, or that holds images of more than one run."""
+    run, refused = claimed(folder), folder / NOT_DRAWN
+    refusals = json.loads(refused.read_text()) if refused.is_file() else {}
+    count = run.get("images_per_prompt", images_per_prompt)
+    prompts = {}
+    for place in sorted(path for path in folder.glob("*/") if path.name.isdigit()):
+        record = load_records(place / "metadata.jsonl")[0]
+        files = sorted(file for file in (place / "samples").glob("*.png") if file.stem.isdigit())
+        planned = [place / "samples" / f"{sample:04d}.png" for sample in range(count)]
+        refusal = refusals.get(str(planned[0].relative_to(folder)), "")
+        prompts[place.name] = Prompt(record, planned if refusal else files, refusal)
+    check_complete(folder, run, prompts, count)
+    return prompts
+
+
+def check_complete(folder: Path, run: dict, prompts: dict[str, Prompt], count: int) -> None:
+    """Raises ValueError for missing prompts and images, and for images of another run."""
+    if not prompts:
+        raise ValueError(f"{folder} holds no images: draw some with python -m scripts.geneval generate --out {folder}")
+    expected = run.get("prompts", max(map(int, prompts)) + 1)
+    if len(prompts) != expected:
+        raise ValueError(f"{folder} is incomplete, {len(prompts)} of {expected} prompts: generate again to go on")
+    for name, prompt in prompts.items():
+        if len(prompt.files) != count:
+            found = f"{len(prompt.files)} images in {folder / name / 'samples'}, {count} are wanted"
+            raise ValueError(f"{folder} is incomplete or mixed, {found}: generate again to go on")
+        for file in prompt.files if run else []:
+            check_same_run(run, prompt.record, file)
+    if run and digest({str(int(name)): prompt.record for name, prompt in prompts.items()}) != run["prompts_hash"]:
+        raise ValueError(f"{folder} is mixed: its metadata.jsonl files are not those it was made with")
+
+
+def check_same_run(run: dict, record: dict, file: Path) -> None:
+    """Every PNG says what drew it. Damaged ones are told later."""
+    try:
+        with Image.open(file) as image:
+            note = json.loads(image.info.get(PNG_KEY, "{}"))
+    except (OSError, ValueError):
+        return
+    changed = [f"{key} {note[key]}, not {run[key]}" for key in note.keys() & run.keys() if note[key] != run[key]]
+    if note.get("prompt") != record["prompt"]:
+        changed.append(f"prompt {note.get('prompt')!r}")
+    if changed:
+        raise ValueError(f"{file.parents[2]} is mixed: {file} was drawn otherwise ({'; '.join(sorted(changed))})")

@@ -10,18 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
 
 from data_recipes.scenes import CLASSES, GENEVAL, QUESTIONS, World, a, expressible, held_out, questions
 from eval.detector import Detector
-from eval.geneval import judge_images, load_records, summary
+from eval.drawing import Picture, Settings, draw, geneval_pictures, in_batches, spread
+from eval.geneval import judge_images, load_records, result_row, summary
+from eval.image_metrics import psnr
+from eval.pieces import claim, watch
 from mllm import Mllm, Processor, generate_images, generate_text, generate_texts
 from mllm.text import contrastive_ids
 
@@ -42,36 +43,9 @@ class Subject(NamedTuple):
         return World(size=self.model.image_tokenizer.config.image_size)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """`limit`: at most so many scenes and GenEval prompts, None for all. The rest is how images are drawn."""
-
-    limit: int | None = None
-    images_per_prompt: int = 4
-    seed: int = 0
-    cfg_scale: float = 3.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    batch_size: int = 32
-
-    def __post_init__(self):
-        for name in ("images_per_prompt", "batch_size", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-
-    @property
-    def sampling(self) -> dict:
-        return {name: getattr(self, name) for name in ("cfg_scale", "temperature", "top_k", "top_p")}
-
-    def scene_seeds(self) -> range:
-        start = self.seed * 1_000_000
-        return range(start, start + (self.limit or SCENES))
-
-    def image_seed(self, record: int, sample: int) -> int:
-        """Of one drawn image: the same whatever the batches, and different for every prompt."""
-        return self.seed * 10_000_000 + record * 1000 + sample
+def scene_seeds(settings: Settings) -> range:
+    start = settings.seed * 1_000_000
+    return range(start, start + (settings.limit or SCENES))
 
 
 def evaluate_scenes(subject: Subject, settings: Settings, out: Path, parts: Sequence[str] | None = None) -> dict:
@@ -83,8 +57,7 @@ def evaluate_scenes(subject: Subject, settings: Settings, out: Path, parts: Sequ
     for part in parts:
         if part not in PARTS:
             raise ValueError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
-    out.mkdir(parents=True, exist_ok=True)
-    claim(out, subject, settings)
+    claim(out, drawn_by(subject, settings))
     results_file = out / "parts.json"
     results = json.loads(results_file.read_text()) if results_file.is_file() else {}
     for part in (name for name in PARTS if name in parts):
@@ -99,29 +72,9 @@ def evaluate_scenes(subject: Subject, settings: Settings, out: Path, parts: Sequ
     return results
 
 
-def claim(out: Path, subject: Subject, settings: Settings) -> None:
-    """Bind `out` to one model and one way of drawing, so that no results of two are ever mixed."""
-    identity = {"model": subject.model.weights_hash(), "seed": settings.seed, **settings.sampling}
-    file = out / "run.json"
-    if not file.is_file():
-        file.write_text(json.dumps(identity, indent=2) + "\n")
-        return
-    before = json.loads(file.read_text())
-    changed = [
-        f"{name} was {before.get(name)}, is {value}" for name, value in identity.items() if before.get(name) != value
-    ]
-    if changed:
-        raise ValueError(f"{out} holds another run ({'; '.join(changed)}): choose another --out or remove it")
-
-
-def in_batches(items: Sequence, size: int) -> list[Sequence]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-def spread(items: Sequence, limit: int | None) -> list:
-    """`limit` of the items, evenly over the whole list."""
-    count = min(limit or len(items), len(items))
-    return [items[i * len(items) // count] for i in range(count)]
+def drawn_by(subject: Subject, settings: Settings) -> dict:
+    """What must be equal for results to be of one run."""
+    return {"model": subject.model.weights_hash(), "seed": settings.seed, **settings.sampling}
 
 
 def read_rows(file: Path) -> list[dict]:
@@ -141,11 +94,11 @@ def read_rows(file: Path) -> list[dict]:
 def answer_questions(subject: Subject, settings: Settings, out: Path) -> dict[str, float]:
     """Share of answers that match exactly, overall and by kind; greedy. Rows in questions.jsonl."""
     file = out / "questions.jsonl"
-    wanted = set(settings.scene_seeds())
+    wanted = set(scene_seeds(settings))
     done = {(row["scene"], row["number"]) for row in read_rows(file)}
     batches = in_batches([ask for ask in asked(subject.world, settings) if ask[:2] not in done], settings.batch_size)
     with open(file, "a", encoding="utf-8") as rows:
-        for batch in track(batches, "questions"):
+        for batch in watch(batches, "questions"):
             for row in answered(subject, batch):
                 print(json.dumps(row), file=rows)
             rows.flush()
@@ -157,7 +110,7 @@ def answer_questions(subject: Subject, settings: Settings, out: Path) -> dict[st
 
 def asked(world: World, settings: Settings) -> Iterator[tuple]:
     """(scene seed, number, question)."""
-    for seed in settings.scene_seeds():
+    for seed in scene_seeds(settings):
         scene = world.scene(seed, "held_out")
         for number, question in enumerate(questions(scene, random.Random(f"questions {seed}"))):
             yield seed, number, question
@@ -199,14 +152,14 @@ def judge_drawings(subject: Subject, settings: Settings, out: Path) -> dict[str,
     Images are in images/00000/samples/0000.png (GenEval's layout), their verdicts in results.jsonl.
     """
     records = spread([(i, r) for i, r in enumerate(load_records(GENEVAL)) if expressible(r)], settings.limit)
-    wanted = [(index, record, sample) for index, record in records for sample in range(settings.images_per_prompt)]
-    draw_missing(subject, settings, out / "images", wanted)
+    pictures = list(geneval_pictures(records, settings))
+    draw(subject.model, subject.processor, out / "images", pictures, settings, drawn_by(subject, settings))
     rows = []
-    for batch in track(in_batches(wanted, settings.batch_size), "judging"):
-        rows += judged(subject.detector, settings, out, batch)
+    for batch in watch(in_batches(pictures, settings.batch_size), "judging"):
+        rows += judged(subject.detector, out, batch)
     with open(out / "results.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    ceiling, through_tokenizer = judge_true_renders(subject, settings, wanted)
+    ceiling, through_tokenizer = judge_true_renders(subject, settings, pictures)
     return {
         "model": summary(rows),
         "held_out": summary(row for row in rows if row["held_out"]),
@@ -215,58 +168,27 @@ def judge_drawings(subject: Subject, settings: Settings, out: Path) -> dict[str,
     }
 
 
-def image_file(folder: Path, index: int, sample: int) -> Path:
-    return folder / f"{index:05d}" / "samples" / f"{sample:04d}.png"
-
-
-def draw_missing(subject: Subject, settings: Settings, folder: Path, wanted: Sequence[tuple[int, dict, int]]) -> None:
-    """Draw what `folder` does not hold yet."""
-    missing = [item for item in wanted if not image_file(folder, item[0], item[2]).is_file()]
-    for batch in track(in_batches(missing, settings.batch_size), "drawing"):
-        images = generate_images(
-            subject.model,
-            subject.processor,
-            [record["prompt"] for _, record, _ in batch],
-            seeds=[settings.image_seed(index, sample) for index, _, sample in batch],
-            **settings.sampling,
-        )
-        for (index, record, sample), image in zip(batch, images, strict=True):
-            file = image_file(folder, index, sample)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            (file.parents[1] / "metadata.jsonl").write_text(json.dumps(record) + "\n")
-            image.save(file.with_suffix(".new"), "PNG")
-            file.with_suffix(".new").replace(file)  # a run killed here leaves no half image behind
-
-
-def judged(detector: Detector, settings: Settings, out: Path, batch: Sequence[tuple[int, dict, int]]) -> list[dict]:
+def judged(detector: Detector, out: Path, batch: Sequence[Picture]) -> list[dict]:
     """GenEval's row for every drawn image: its own fields, and seed and held_out."""
-    files = [image_file(out / "images", index, sample) for index, _, sample in batch]
-    verdicts = judge_images(detector, [record for _, record, _ in batch], [Image.open(file) for file in files])
+    files = [out / "images" / picture.file for picture in batch]
+    verdicts = judge_images(detector, [picture.record for picture in batch], [Image.open(file) for file in files])
     return [
         {
-            "filename": str(file.relative_to(out)),
-            "tag": record["tag"],
-            "prompt": record["prompt"],
-            "correct": verdict["correct"],
-            "reason": verdict["reason"],
-            "metadata": json.dumps(record),
-            "details": json.dumps(verdict["detections"]),
-            "seed": settings.image_seed(index, sample),
-            "held_out": held_out(record),
+            **result_row(f"images/{picture.file}", picture.record, verdict),
+            "seed": picture.seeds[0],
+            "held_out": held_out(picture.record),
         }
-        for (index, record, sample), file, verdict in zip(batch, files, verdicts, strict=True)
+        for picture, verdict in zip(batch, verdicts, strict=True)
     ]
 
 
-def judge_true_renders(
-    subject: Subject, settings: Settings, wanted: Sequence[tuple[int, dict, int]]
-) -> tuple[dict, dict]:
+def judge_true_renders(subject: Subject, settings: Settings, pictures: Sequence[Picture]) -> tuple[dict, dict]:
     """Scores of true scenes of the records, as rendered and through the image tokenizer."""
     world, image_tokenizer = subject.world, subject.model.image_tokenizer
     plain, coded = [], []
-    for batch in track(in_batches(wanted, settings.batch_size), "ceilings"):
-        records = [record for _, record, _ in batch]
-        images = [world.render(world.scene_of(record, settings.image_seed(i, sample))) for i, record, sample in batch]
+    for batch in watch(in_batches(pictures, settings.batch_size), "ceilings"):
+        records = [picture.record for picture in batch]
+        images = [world.render(world.scene_of(picture.record, picture.seeds[0])) for picture in batch]
         plain += judge_images(subject.detector, records, images)
         coded += judge_images(subject.detector, records, image_tokenizer.decode(image_tokenizer.encode(images)))
     return summary(plain), summary(coded)
@@ -279,7 +201,7 @@ def measure_tokenizer(subject: Subject, settings: Settings, out: Path) -> dict:
     """Mean PSNR in dB, share of the entries used by each sub-codebook, and zero-shot class accuracy."""
     image_tokenizer, world = subject.model.image_tokenizer, subject.world
     psnrs, codes = [], []
-    for seeds in track(in_batches(settings.scene_seeds(), settings.batch_size), "tokenizer"):
+    for seeds in watch(in_batches(scene_seeds(settings), settings.batch_size), "tokenizer"):
         images = [world.render(world.scene(seed, "held_out")) for seed in seeds]
         codes_NLK = image_tokenizer.encode(images)
         psnrs += map(psnr, images, image_tokenizer.decode(codes_NLK))
@@ -292,11 +214,6 @@ def measure_tokenizer(subject: Subject, settings: Settings, out: Path) -> dict:
     }
 
 
-def psnr(image: Image.Image, other: Image.Image) -> float:
-    difference = np.asarray(image, dtype=np.float64) - np.asarray(other, dtype=np.float64)
-    return 10 * float(np.log10(255**2 / max(np.mean(difference**2), 1e-10)))
-
-
 @torch.inference_mode()
 def zero_shot(subject: Subject, settings: Settings) -> float:
     """Share of single-object scenes whose class name, of all, is nearest in the contrastive branch."""
@@ -305,7 +222,7 @@ def zero_shot(subject: Subject, settings: Settings) -> float:
     ids_CT = contrastive_ids(subject.processor.tokenizer, captions, config.text_context, config.text_vocab_size)
     names_CE = image_tokenizer.text_features(ids_CT.to(image_tokenizer.device))
     correct = []
-    for seeds in track(in_batches(settings.scene_seeds(), settings.batch_size), "zero-shot"):
+    for seeds in watch(in_batches(scene_seeds(settings), settings.batch_size), "zero-shot"):
         scenes = [world.scene(seed, "held_out", "single_object") for seed in seeds]
         features_NE = image_tokenizer.image_features([world.render(scene) for scene in scenes])
         nearest = (features_NE @ names_CE.T).argmax(1).tolist()

@@ -8,7 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from data_recipes.scenes import CLASSES, COLORS, QUESTIONS, World
-from eval import scenes
+from eval import drawing, scenes
 from eval.detector import Detector, DetectorConfig
 from eval.scenes import (
     AT_LEAST,
@@ -76,13 +76,13 @@ def test_only_missing_drawings_are_drawn_and_alone_they_are_the_same(subject, tm
     before = files[3].read_bytes()
     files[3].unlink()
     prompts = []
-    generate = scenes.generate_images
+    generate = drawing.generate_images
 
-    def counted(model, processor, batch, **options):
+    def counted(model, processor, batch, seeds, **options):
         prompts.extend(batch)
-        return generate(model, processor, batch, **options)
+        return generate(model, processor, batch, seeds, **options)
 
-    monkeypatch.setattr(scenes, "generate_images", counted)
+    monkeypatch.setattr(drawing, "generate_images", counted)
     evaluate_scenes(subject, SMALL, tmp_path, ["drawing"])
     assert len(prompts) == 1
     assert files[3].read_bytes() == before

@@ -1,0 +1,190 @@
+"""Is a model healthy here? Small checks of what every use of it relies on.
+
+Shapes: B = 1 sequence, T positions, D width, L positions an image, K sub-codebooks, V entries.
+"""
+
+import json
+import os
+import platform
+import resource
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from packaging.requirements import Requirement
+from PIL import Image, ImageDraw
+
+from data_recipes.artwork import find_font
+from mllm import Mllm, Processor, generate_images, generate_texts
+from mllm.folders import find_model
+from mllm.generate import Stream, code_steps, picker
+
+from .image_metrics import psnr
+
+PROMPT, QUESTION = "a photo of a red car", "what is this?"
+TOLERANCE = 1e-3  # of hidden states, relative to the largest; float32 leaves 1e-5
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
+
+
+class Check(NamedTuple):
+    name: str
+    healthy: bool
+    detail: str
+
+
+class Patient(NamedTuple):
+    name: str
+    model: Mllm
+    processor: Processor
+
+
+def examine(name: str, load: Callable[[str], tuple[Mllm, Processor]]) -> Iterator[Check]:
+    """Load a model and try it. What a check raises is what it found; without a model there is nothing to try."""
+    patient = None
+    for title, run in CHECKS.items():
+        try:
+            if patient is None:
+                patient = Patient(name, *load(name))
+            yield Check(title, True, run(patient))
+        except Exception as error:  # whatever a broken model leads to
+            yield Check(title, False, " ".join(str(error).split()) or type(error).__name__)
+        if patient is None:
+            return
+
+
+def loads(patient: Patient) -> str:
+    parameters = sum(parameter.numel() for parameter in patient.model.parameters())
+    return f"{parameters / 1e6:.1f} million parameters on {patient.model.device}"
+
+
+def weights(patient: Patient) -> str:
+    """Finite, and where the folder has results, those that were measured."""
+    bad = [name for name, tensor in patient.model.state_dict().items() if not tensor.isfinite().all()]
+    if bad:
+        raise ValueError(f"{len(bad)} tensors hold numbers that are not finite, e.g. {bad[0]}")
+    found, results = patient.model.weights_hash(), Path(find_model(patient.name)) / "results.json"
+    if not results.is_file():
+        return f"{found}, no results to compare it with"
+    measured = json.loads(results.read_text())["model_hash"]
+    if measured != found:
+        raise ValueError(f"hash {found}, but {results} was measured with {measured}")
+    return f"{found}, as in {results}"
+
+
+def reconstructs(patient: Patient) -> str:
+    """An image to codes and back. How well depends on the training, so it is told, not judged."""
+    image_tokenizer = patient.model.image_tokenizer
+    image, config = sample_image(image_tokenizer.config.image_size), image_tokenizer.config
+    codes_NLK = image_tokenizer.encode([image, image])
+    if codes_NLK.shape[1:] != (config.num_positions, config.num_codebooks):
+        raise ValueError(f"codes of shape {tuple(codes_NLK.shape[1:])}")
+    if not torch.equal(codes_NLK[0], image_tokenizer.encode([image])[0]):
+        raise ValueError("an image has other codes alone than in a batch")
+    return f"PSNR {psnr(image, image_tokenizer.decode(codes_NLK)[0]):.1f} dB"
+
+
+def answers(patient: Patient) -> str:
+    image = sample_image(patient.model.image_tokenizer.config.image_size)
+    chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]
+    return repr(generate_texts(patient.model, patient.processor, [chat], max_new_tokens=16)[0])
+
+
+def draws(patient: Patient) -> str:
+    """The same image alone and in a batch."""
+    alone = generate_images(patient.model, patient.processor, [PROMPT], seeds=[0])[0]
+    batch = generate_images(patient.model, patient.processor, ["a cat", PROMPT], seeds=[1, 0])
+    if alone.tobytes() != batch[1].tobytes():
+        raise ValueError("a seed gives another image in a batch than alone")
+    return f"{alone.width} x {alone.height} pixels"
+
+
+def prefills(patient: Patient) -> str:
+    steps_LD, whole_LD, _, _ = draw_both_ways(patient)
+    difference = ((steps_LD - whole_LD).abs().max() / whole_LD.abs().max()).item()
+    if not difference < TOLERANCE:
+        raise ValueError(f"hidden states differ by {difference:.1e} of the largest")
+    return f"hidden states differ by {difference:.1e} of the largest"
+
+
+def caches(patient: Patient) -> str:
+    """Greedy codes with the cache are the likeliest without it. Rounding may swap two that are nearly equal."""
+    _, _, codes_LK, logits_LKV = draw_both_ways(patient)
+    short_LK = logits_LKV.amax(-1) - logits_LKV.gather(-1, codes_LK[..., None])[..., 0]
+    wrong = int((short_LK > TOLERANCE * logits_LKV.abs().max()).sum())
+    if wrong:
+        raise ValueError(f"{wrong} of {codes_LK.numel()} codes are not the likeliest in one pass without cache")
+    return f"{codes_LK.numel()} codes agree"
+
+
+@torch.no_grad()
+def draw_both_ways(patient: Patient) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A greedy drawing with the cache, step by step, and the same sequence in one pass without. -> hidden states_LD
+    before each position from both, the codes_LK, and the logits_LKV of the one pass."""
+    _, model, processor = patient
+    stream, states, codes = Stream(model, [processor.encode_drawing(PROMPT)], processor), [], []
+    for codes_BK in code_steps(stream, processor.num_positions, picker(1.0, [], temperature=0)):
+        states.append(stream.h_BD[0])
+        codes.append(codes_BK[0])
+    codes_LK = torch.stack(codes)
+    batch = processor.collate([processor.encode_drawing(PROMPT, codes_LK)])
+    ids_BT = batch.input_ids.to(model.device)
+    h_TD = model.backbone(inputs_embeds=model.embed(ids_BT, codes_LK[None])).last_hidden_state[0]
+    whole_LD = h_TD[:-1][ids_BT[0, 1:] == processor.image_id]
+    return torch.stack(states), whole_LD, codes_LK, model.code_head(whole_LD, codes_LK)
+
+
+def sample_image(size: int) -> Image.Image:
+    """A red disc on a light ground."""
+    image = Image.new("RGB", (size, size), "#dde")
+    ImageDraw.Draw(image).ellipse((size // 4, size // 4, 3 * size // 4, 3 * size // 4), fill="#c22")
+    return image
+
+
+CHECKS = {
+    "loads": loads,
+    "weights": weights,
+    "reconstructs an image": reconstructs,
+    "answers a question": answers,
+    "draws": draws,
+    "prefill equals step by step": prefills,
+    "cached equals uncached": caches,
+}
+
+
+# ---- around the model
+
+
+def environment() -> dict[str, str]:
+    """Versions, device and memory, for people to read."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "timm"))
+    return {
+        "versions": f"Python {platform.python_version()}, {packages}",
+        "device": f"{gpu}, {torch.get_num_threads()} threads",
+        "memory": f"{used:.1f} GB used at most, {total:.1f} GB in this machine",
+    }
+
+
+def missing() -> dict[str, str]:
+    """{what is not installed, or too old: what for}, of requirements.txt and the font of the scenes world."""
+    lacking = {}
+    for line in REQUIREMENTS.read_text().splitlines():
+        wanted, mark, reason = line.partition("  # ")
+        if mark and not installed(Requirement(wanted.removeprefix("# "))):
+            lacking[wanted.removeprefix("# ")] = reason
+    try:
+        find_font()
+    except ValueError as error:
+        lacking[str(error)] = "artwork of the scenes world"
+    return lacking
+
+
+def installed(requirement: Requirement) -> bool:
+    try:
+        return requirement.specifier.contains(version(requirement.name), prereleases=True)
+    except PackageNotFoundError:
+        return False

@@ -1,0 +1,85 @@
+"""Work in pieces, each a file: a killed run goes on, processes share the work, and nothing half-written is seen.
+
+Processes need no connection. torchrun's RANK and WORLD_SIZE say whose a piece is, the files say what is done.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+
+def share(items: Sequence) -> Sequence:
+    """What this process does of what all do."""
+    return items[int(os.environ.get("RANK", "0")) :: int(os.environ.get("WORLD_SIZE", "1"))]
+
+
+def device() -> torch.device:
+    """This process's: a GPU of its own (LOCAL_RANK), where there are any."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def work(folder: Path, names: Sequence[str], make: Callable[[str], bytes], label: str) -> list[Path] | None:
+    """Make this process's files of `names` that `folder` does not hold. -> all the files; None while others are
+    still at theirs."""
+    for name in watch([name for name in share(names) if not (folder / name).is_file()], label):
+        write_whole(folder / name, make(name))
+    files = [folder / name for name in names]
+    return files if all(file.is_file() for file in files) else None
+
+
+def watch(items: Sequence, label: str) -> Iterable:
+    """The items, with a progress bar on standard error if that is a terminal."""
+    console = Console(stderr=True)
+    return track(items, label, console=console, transient=True, disable=not console.is_terminal)
+
+
+def write_whole(file: Path, content: bytes | str) -> None:
+    """Under another name first, which is this process's own. Makes the folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(file: Path, content: Any) -> None:
+    write_whole(file, json.dumps(content, indent=2) + "\n")
+
+
+def digest(content: Any) -> str:
+    """12 hex digits of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def claimed(folder: Path) -> dict:
+    """What `claim` wrote; {} for a folder of others."""
+    file = folder / "run.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def origin(folder: Path) -> dict:
+    """{"model", "model_hash", "settings"} of the drawings in a folder, for a results file; {} for one of others."""
+    run = claimed(folder)
+    return {"model": run.pop("model_name"), "model_hash": run.pop("model"), "settings": run} if run else {}
+
+
+def claim(folder: Path, identity: dict, about: dict | None = None) -> None:
+    """Bind a folder to one run, so that no results of two are ever mixed: run.json holds what makes them comparable
+    (`identity`) and what need not be equal (`about`). ValueError when it names another identity."""
+    if not claimed(folder):
+        write_json(folder / "run.json", {**identity, **(about or {})})
+    before = claimed(folder)
+    changed = [f"{name} was {before.get(name)}, is {new}" for name, new in identity.items() if before.get(name) != new]
+    if changed:
+        raise ValueError(f"{folder} holds another run ({'; '.join(changed)}): choose another --out or remove it")
