@@ -1,6 +1,6 @@
 """Make a model folder to ship from a checkpoint of a run, with recipes, logs and curves beside it.
 
-python -m scripts.export_model runs/scenes/step_004500/model --runs runs/scenes --out checkpoints/scenes
+python -m scripts.export_model runs/scenes/step_010000/model --runs runs/scenes --out checkpoints/scenes
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Render scenes and store their image codes, so that training the language model need not encode; resumes.
 
-python -m scripts.extract_codes --image-tokenizer runs/scenes_tokenizer/step_002500/model --out codes/train
+python -m scripts.extract_codes --image-tokenizer runs/scenes_tokenizer/step_000400/model --out codes/train
 torchrun --nproc_per_node 2 -m scripts.extract_codes --image-tokenizer checkpoints/unitok --out codes/train
 """
 

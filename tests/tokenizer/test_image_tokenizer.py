@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from tokenizer import SIZES, ImageTokenizer
 from tokenizer.projection import AttnProjection
 from tokenizer.quantizer import QUANTIZERS, code_usage
 from tokenizer.transform import to_images
+from tokenizer.vitamin import UpConv
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +148,14 @@ def test_large_has_the_released_number_of_parameters():
     # Released: 820.3 M (shared by encoder 332.3 M and decoder 352.4 M); ours drops no weight and adds none.
     assert round(sum(p.numel() for p in model.encoder.parameters()) / 1e6, 1) == 332.3
     assert round(sum(p.numel() for p in model.decoder.parameters()) / 1e6, 1) == 352.4
+
+
+def test_doubling_and_convolution_are_one_transposed_convolution():
+    torch.manual_seed(0)
+    up, x, target = UpConv(6, 5), torch.randn(2, 6, 3, 7, requires_grad=True), torch.randn(2, 5, 6, 14)
+    expected = up.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    torch.testing.assert_close(up(x), expected, atol=1e-5, rtol=0)
+    variables = [x, up.conv.weight, up.conv.bias]
+    gradients = torch.autograd.grad((up(x) * target).sum(), variables)
+    for ours, plain in zip(gradients, torch.autograd.grad((expected * target).sum(), variables), strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-5)
