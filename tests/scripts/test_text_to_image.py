@@ -52,7 +52,7 @@ def test_images_grid_and_metadata(draw, tiny_model):
     names = [f"000{index}.png" for index in range(6)]
     assert sorted(file.name for file in folder.iterdir()) == [*names, "grid.png", "metadata.jsonl"]
     hash = {"model_hash": tiny_model[0].weights_hash()}
-    settings = {"cfg_scale": 2.0, "temperature": 1.0, "top_k": 5, "top_p": 0.9, **hash}
+    settings = {"cfg_scale": 2.0, "temperature": 1.0, "top_k": 5, "top_p": 0.9, "code_context": "exact", **hash}
     assert lines(folder) == [
         {"file": name, "prompt": prompt, "seed": 7 + index, **settings}
         for index, (name, prompt) in enumerate(zip(names, ["a cat"] * 3 + ["two dogs"] * 3, strict=True))
@@ -213,6 +213,7 @@ def test_a_strange_metadata_file_is_refused(refused, tiny_folder, tmp_path):
         (["a cat", "--temperature", "-1"], "temperature -1.0 is neither 0"),
         (["a cat", "--top-k", "-1"], "top_k -1 is negative"),
         (["a cat", "--top-p", "1.5"], "top_p 1.5 is outside"),
+        (["a cat", "--code-context", "all"], "unknown code_context 'all'; known: exact, published"),
         (["a cat", "--cfg-scale", "0"], "cfg_scale 0.0 is below 1"),
         (["a cat", "--seed", "-5"], "seed -5 is outside"),
         (["--prompts", "no_such_file.txt"], "no_such_file.txt: No such file or directory"),
@@ -247,3 +248,8 @@ def test_a_very_long_prompt_is_refused_before_any_is_drawn(refused, tiny_folder,
     line = refused(main, *words)
     assert "prompt 2 ('a dog a dog a dog a '...) is too long" in line and "the model reads 256" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_the_published_loop_is_refused_for_models_that_never_had_it(draw):
+    with pytest.raises(ValueError, match="'published' is for converted UniTok models"):
+        draw("a cat", "--code-context", "published")
