@@ -250,6 +250,6 @@ def test_a_very_long_prompt_is_refused_before_any_is_drawn(refused, tiny_folder,
     assert not (tmp_path / "out").exists()
 
 
-def test_the_published_loop_is_refused_for_models_that_never_had_it(draw):
-    with pytest.raises(ValueError, match="'published' is for converted UniTok models"):
-        draw("a cat", "--code-context", "published")
+def test_the_published_loop_is_refused_for_models_that_never_had_it(run, tiny_folder, tmp_path):
+    ended = run(main, "a cat", "--code-context", "published", "--model", tiny_folder, "--out", tmp_path)
+    assert ended.status == 2 and "'published' is for converted UniTok models" in ended.err
