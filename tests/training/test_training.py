@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_recipes.scenes import World
+from data_recipes.scenes import COLORS, World, captions
 from mllm import Mllm, generate_images
 from tokenizer import SIZES, ImageTokenizer
 from training.config import (
@@ -31,7 +31,7 @@ from training.data import CodedScenes, MixedBatches, extract_codes
 from training.export import export_model
 from training.optim import make_optimizer, schedule, set_lr
 from training.report import plot_run
-from training.tokenizer_train import crop_around, train_tokenizer
+from training.tokenizer_train import colorless, crop_around, train_tokenizer
 from training.train import freeze, train, train_step
 
 SHAPES = ScenesConfig(artwork="shapes")
@@ -295,3 +295,13 @@ def test_crops_show_the_centre_of_a_thing():
         top, left = crop[0, 0, 0].item(), crop[1, 0, 0].item()
         centres = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in (thing.box for thing in scene.things)]
         assert any(left <= x <= left + 64 and top <= y <= top + 64 for x, y in centres)
+
+
+def test_the_captions_of_a_colorless_scene_name_no_color():
+    world, coloured = World("shapes"), 0
+    for seed in range(60):
+        scene = world.scene(seed)
+        coloured += any(thing.color for thing in scene.things)
+        words = set(" ".join(captions(colorless(scene))).split())
+        assert not words & (set(COLORS) - {"orange"}) and "background" not in words  # an orange is a thing, too
+    assert coloured > 10
