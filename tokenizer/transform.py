@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -23,33 +24,37 @@ def load_image(path: str | Path) -> Image.Image:
 
     Raises ValueError, in one line, for what is missing, unreadable, damaged, too big or too small.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise ValueError(f"no image file at {path}")
+    return read_image(Path(path), path)
+
+
+def read_image(source: Path | BinaryIO, name: object) -> Image.Image:
+    """`load_image` of a file or stream that is there; `name` is what errors call it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, on odd metadata
         try:
-            file = Image.open(path)
+            file = Image.open(source)
         except Exception as error:
-            raise _unreadable(path, error) from error
+            raise _unreadable(name, error) from error
         with file:
-            _check_size(path, file.size)
+            _check_size(name, file.size)
             try:
                 file.load()
                 return to_rgb(file)
             except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
-                raise _unreadable(path, error) from error
+                raise _unreadable(name, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"cannot read {path} as an image: {' '.join(str(error).split()) or type(error).__name__}")
+def _unreadable(name: object, error: Exception) -> ValueError:
+    return ValueError(f"cannot read {name} as an image: {' '.join(str(error).split()) or type(error).__name__}")
 
 
-def _check_size(path: Path, size: tuple[int, int]) -> None:
+def _check_size(name: object, size: tuple[int, int]) -> None:
     if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"{path} has {size[0]} x {size[1]} pixels; at most {MAX_PIXELS:,} are read: make it smaller")
+        raise ValueError(f"{name} has {size[0]} x {size[1]} pixels; at most {MAX_PIXELS:,} are read: make it smaller")
     if min(size) < MIN_SIDE:
-        raise ValueError(f"{path} has {size[0]} x {size[1]} pixels; each side needs at least {MIN_SIDE}")
+        raise ValueError(f"{name} has {size[0]} x {size[1]} pixels; each side needs at least {MIN_SIDE}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tokenizer.weights import efficientnet_lite0, load_frozen, read_weights
+from .weights import efficientnet_lite0, load_frozen, read_weights
 
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and convolutions of each stage
 LPIPS_CONSTANTS = ("shift", "scale_inv")  # of the pixels; in some files, always the same

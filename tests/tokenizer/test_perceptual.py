@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from skimage.data import chelsea
 
 from tests.golden_data import golden, lpips_tensors, make_images
-from training.perceptual import LPIPS, EfficientNetLoss, gram_loss
+from tokenizer.perceptual import LPIPS, EfficientNetLoss, gram_loss
 
 
 @pytest.fixture(scope="module")
