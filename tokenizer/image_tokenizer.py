@@ -16,7 +16,7 @@ from torch import nn
 
 from .config import STRIDE, ImageTokenizerConfig
 from .projection import PROJECTIONS
-from .quantizer import MultiCodebookQuantizer, Quantized
+from .quantizer import UNITOK, MultiCodebookQuantizer, Quantized, QuantizerOptions
 from .text_tower import TextTower
 from .transform import to_images, to_pixels
 from .vitamin import Decoder, Encoder
@@ -104,13 +104,21 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         """Zero-padded ids with the end-of-text id as the largest -> unit vectors [N, E]."""
         return F.normalize(self.text_encoder(ids_NT), dim=-1)
 
+    def checkpoint_blocks(self) -> None:
+        """Keep only the inputs of the transformer blocks in training, and compute the rest again in the backward."""
+        self.encoder.checkpointing = self.decoder.checkpointing = True
+
     def forward(
-        self, pixels_N3HW: torch.Tensor, ids_NT: torch.Tensor, entropy_every: int = 0, decoded: int | None = None
+        self,
+        pixels_N3HW: torch.Tensor,
+        ids_NT: torch.Tensor,
+        options: QuantizerOptions = UNITOK,
+        decoded: int | None = None,
     ) -> TrainingOutput:
-        """One training pass; `entropy_every` as in the quantizer. Only the first `decoded` images are decoded: the
-        contrastive loss wants more of them than the decoder can afford."""
+        """One training pass. Only the first `decoded` images are decoded: the contrastive loss wants more of them than
+        the decoder can afford."""
         H, W = pixels_N3HW.shape[-2:]
-        quantized = self.quantizer(self.features(pixels_N3HW), entropy_every)
+        quantized = self.quantizer(self.features(pixels_N3HW), options)
         x_NLC = self.widen(quantized.features_NLQ)
         return TrainingOutput(
             self.decoder(x_NLC[:decoded], (H // STRIDE, W // STRIDE)),

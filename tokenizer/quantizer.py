@@ -3,6 +3,7 @@
 Shapes: N images, L positions, Q channels = K sub-codebooks x q channels, V entries per sub-codebook.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,14 +11,35 @@ import torch.nn.functional as F
 from torch import nn
 
 
+@dataclass
+class QuantizerOptions:
+    """How quantization is done in training; the defaults are UniTok's.
+
+    `entropy_every` n takes the entropy loss over each n-th feature (0: not at all): on a CPU the whole of it is a fifth
+    of a training step. `index_temperature` above 0 sends the gradient to all entries, through a softmax over them at
+    this temperature (index backpropagation, IBQ, arXiv 2412.02692). A share `perturbed` of the codes becomes one of the
+    `nearest` entries, as those that a language model gets wrong would be (RobustTok, arXiv 2503.08354).
+    """
+
+    entropy_every: int = 0
+    index_temperature: float = 0.0
+    perturbed: float = 0.0
+    nearest: int = 8
+
+
 class Quantized(NamedTuple):
-    """`features_NLQ` carry gradient straight through; `loss` is commitment plus codebook loss; `entropy_loss` as in
-    MAGVIT-v2 (arXiv 2310.05737): small when each choice is sure and all entries are used."""
+    """`features_NLQ` carry gradient straight through; `slices_KMq` are what was quantized, M = N * L, unit vectors
+    without gradient; `loss` is commitment plus codebook loss; `entropy_loss` as in MAGVIT-v2 (arXiv 2310.05737): small
+    when each choice is sure and all entries are used."""
 
     features_NLQ: torch.Tensor
     codes_NLK: torch.Tensor
+    slices_KMq: torch.Tensor
     loss: torch.Tensor
     entropy_loss: torch.Tensor
+
+
+UNITOK = QuantizerOptions()
 
 
 class MultiCodebookQuantizer(nn.Module):
@@ -51,22 +73,28 @@ class MultiCodebookQuantizer(nn.Module):
         z = features_NLQ.float().flatten(0, 1).unflatten(-1, (num_codebooks, -1)).transpose(0, 1)
         return F.normalize(z, dim=-1)
 
-    def forward(self, features_NLQ: torch.Tensor, entropy_every: int = 0) -> Quantized:
-        """`entropy_every` n takes the entropy loss over each n-th feature (0: not at all); on a CPU the whole of it is
-        a fifth of a training step."""
+    def forward(self, features_NLQ: torch.Tensor, options: QuantizerOptions = UNITOK) -> Quantized:
+        """`codes_NLK` are the nearest entries, perturbed or not. Draws come from torch's global generator."""
         N, L, _ = features_NLQ.shape
         with torch.autocast(features_NLQ.device.type, enabled=False):
             z, e = self.slices(features_NLQ), self.entries()
             cosine = torch.bmm(z, e.mT)  # [K, N*L, V]
             codes = cosine.argmax(-1)
-            q = torch.gather(e, 1, codes[..., None].expand(-1, -1, e.shape[-1]))
+            q = _look_up(e, codes)
             loss = self.commitment * F.mse_loss(z, q.detach()) + F.mse_loss(q, z.detach())
             entropy_loss = loss.new_zeros(())
-            if entropy_every:
-                entropy_loss = _entropy_loss(cosine[:, ::entropy_every], self.temperature)
-            straight_through = z + (q - z).detach()
-        features = straight_through.permute(1, 0, 2).reshape(N, L, -1)
-        return Quantized(features, codes.t().reshape(N, L, -1), loss, entropy_loss)
+            if options.entropy_every:
+                entropy_loss = _entropy_loss(cosine[:, :: options.entropy_every], self.temperature)
+            shown = q
+            if options.perturbed:
+                shown = _look_up(e, _perturb(cosine, codes, options.perturbed, options.nearest))
+            if options.index_temperature:
+                p = (cosine / options.index_temperature).softmax(-1)
+                x = shown + torch.bmm(p - p.detach(), e)
+            else:
+                x = z + (shown - z).detach()
+        features = x.permute(1, 0, 2).reshape(N, L, -1)
+        return Quantized(features, codes.t().reshape(N, L, -1), z.detach(), loss, entropy_loss)
 
     def encode(self, features_NLQ: torch.Tensor) -> torch.Tensor:
         """-> codes_NLK, int64."""
@@ -88,6 +116,17 @@ class MultiCodebookQuantizer(nn.Module):
 
 
 QUANTIZERS = {"multi-codebook": MultiCodebookQuantizer}
+
+
+def _look_up(entries_KVq: torch.Tensor, codes_KM: torch.Tensor) -> torch.Tensor:
+    return torch.gather(entries_KVq, 1, codes_KM[..., None].expand(-1, -1, entries_KVq.shape[-1]))
+
+
+def _perturb(cosine_KMV: torch.Tensor, codes_KM: torch.Tensor, share: float, nearest: int) -> torch.Tensor:
+    near = cosine_KMV.topk(min(nearest, cosine_KMV.shape[-1]), -1).indices
+    choice = torch.randint(near.shape[-1], codes_KM.shape, device=codes_KM.device)
+    other = near.gather(-1, choice[..., None])[..., 0]
+    return torch.where(torch.rand(codes_KM.shape, device=codes_KM.device) < share, other, codes_KM)
 
 
 def _entropy_loss(cosine: torch.Tensor, temperature: float) -> torch.Tensor:

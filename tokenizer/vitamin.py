@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block
 from timm.models.vitamin import GeGluMlp, MbConvStages, VitCfg
 from torch import nn
@@ -33,6 +34,11 @@ def transformer_blocks(width: int, depth: int, heads: int, drop_path: float) -> 
     return nn.Sequential(*(make(drop_path=rate) for rate in rates))
 
 
+def run_blocks(blocks: nn.Sequential, x_NLC: torch.Tensor, checkpointing: bool) -> torch.Tensor:
+    """`checkpointing`: activations inside a block are computed again in the backward instead of kept."""
+    return checkpoint_seq(blocks, x_NLC) if checkpointing and torch.is_grad_enabled() else blocks(x_NLC)
+
+
 class _GeGlu(GeGluMlp):
     """timm's GeGLU, given an activation class in place of a name (the class is what `Block` passes on)."""
 
@@ -46,6 +52,7 @@ class Encoder(nn.Module):
 
     def __init__(self, conv_widths, conv_depths, width: int, depth: int, heads: int, drop_path: float):
         super().__init__()
+        self.checkpointing = False
         stages = VitCfg(embed_dim=(*conv_widths, width), depths=(*conv_depths, 1), stem_width=conv_widths[0])
         self.patch_embed = nn.ModuleDict({"backbone": MbConvStages(stages)})
         self.blocks = transformer_blocks(width, depth, heads, drop_path)
@@ -53,7 +60,7 @@ class Encoder(nn.Module):
 
     def forward(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
         x_NCHW = self.patch_embed["backbone"](pixels_N3HW.contiguous(memory_format=torch.channels_last))
-        return self.norm(self.blocks(x_NCHW.flatten(2).transpose(1, 2)))
+        return self.norm(run_blocks(self.blocks, x_NCHW.flatten(2).transpose(1, 2), self.checkpointing))
 
 
 class UpConv(nn.Module):
@@ -110,6 +117,7 @@ class Decoder(nn.Module):
 
     def __init__(self, conv_widths, conv_depths, width: int, depth: int, heads: int, drop_path: float):
         super().__init__()
+        self.checkpointing = False
         narrow, wide = conv_widths
         self.blocks = transformer_blocks(width, depth, heads, drop_path)
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -122,6 +130,6 @@ class Decoder(nn.Module):
 
     def forward(self, x_NLC: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """`grid` is (rows, columns) with rows * columns == L."""
-        x_NLC = self.norm(self.blocks(x_NLC))
+        x_NLC = self.norm(run_blocks(self.blocks, x_NLC, self.checkpointing))
         x_NCHW = x_NLC.transpose(1, 2).unflatten(2, grid).contiguous(memory_format=torch.channels_last)
         return self.up_conv4(self.up_conv3(self.up_conv2(self.up_conv1(x_NCHW))))

@@ -9,18 +9,22 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from tokenizer.quantizer import QuantizerOptions
+
 ConfigType = TypeVar("ConfigType")
 
 
 @dataclass
 class RunConfig:
-    """Where a run lives, how long it is, and what it writes. `folder/name` holds everything."""
+    """Where a run lives, how long it is, and what it writes. `folder/name` holds everything. A step is one update from
+    `accumulate` batches of `batch_size` on each rank; `checkpointing` saves memory by computing activations twice."""
 
     name: str = MISSING
     folder: str = "runs"
     seed: int = 0
     steps: int = MISSING
     batch_size: int = 32
+    accumulate: int = 1
     save_every: int = 500
     log_every: int = 20
     keep: int = 2
@@ -29,6 +33,7 @@ class RunConfig:
     threads: int = 0
     workers: int = 1
     compile: bool = False
+    checkpointing: bool = False
     wandb: str = "off"
 
     @property
@@ -62,39 +67,76 @@ class ScenesConfig:
 
 @dataclass
 class TokenizerDataConfig(ScenesConfig):
-    """`crop` (pixels, 0: the whole image) cuts a square around one of the things: more of them a second."""
+    """`images`: "scenes" (artwork, split and crop are about them), a folder, or names of webdataset shards. `crop`
+    (pixels, 0: the whole image) cuts a square around one of the things: more of them a second. `scale`: the least share
+    of an image's area that a random crop keeps; 1 takes the centre. More than `max_bad` images without use stop a run.
+    """
 
+    images: Any = "scenes"
     crop: int = 0
+    scale: float = 1.0
+    max_bad: int = 100
 
 
 @dataclass
 class TokenizerLossConfig:
-    """Weights of the image tokenizer's loss terms (UniTok, arXiv 2502.20321, section 3.1). The entropy term is taken
-    over each `entropy_every`-th feature (0: not at all). The first `decoded` images of a rank's batch (null: all) are
-    decoded; all of them count in the contrastive loss."""
+    """Weights of the image tokenizer's loss terms (UniTok, arXiv 2502.20321, section 3.1); without a weight, nothing is
+    computed. `perceptual` and `gram` compare features of EfficientNet-Lite0, or of LPIPS with its file as `lpips`.
+    `disentangle` keeps sub-codebooks apart (FQGAN, arXiv 2411.16681). The first `decoded` images of a rank's batch
+    (null: all) are decoded; all of them count in the contrastive loss."""
 
     l1: float = 0.2
     l2: float = 1.0
+    perceptual: float = 0.0
+    gram: float = 0.0
+    lpips: str | None = None
     quantizer: float = 1.0
     entropy: float = 0.0
-    entropy_every: int = 0
+    disentangle: float = 0.0
     contrastive: float = 1.0
     decoded: int | None = None
 
 
 @dataclass
+class AdversarialConfig:
+    """The discriminator and its share in the loss: none at `weight` 0. It is DINOv2-S with its file as `dino`, else a
+    patch discriminator from nothing. Its training begins with step `start`; from there, its weight grows over `ramp`
+    steps, and the blur before it fades over `blur` steps."""
+
+    weight: float = 0.0
+    dino: str | None = None
+    criterion: str = "hinge"
+    consistency: float = 4.0
+    start: int = 0
+    ramp: int = 0
+    blur: int = 0
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=2e-4, betas=(0.5, 0.9), weight_decay=0.2, clip=10.0, final_lr=0.1)
+    )
+
+
+@dataclass
 class TokenizerTrainConfig:
     """A run of `scripts.train_tokenizer`: a new image tokenizer of a named size, `model` overriding its fields, or on
-    from the one at `init_from`."""
+    from the one at `init_from`; `init_clip` is a file of ViTamin weights (timm's or open_clip's) for the encoder.
+
+    `ema` is the decay of the averaged weights, which are those that are saved and evaluated (0: the last ones).
+    `revive_after` steps without use, an entry of the codebook moves to where features are (0: never).
+    """
 
     run: RunConfig = field(default_factory=RunConfig)
     size: str = MISSING
     init_from: str | None = None
+    init_clip: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     text_tokenizer: str = MISSING
     data: TokenizerDataConfig = field(default_factory=TokenizerDataConfig)
+    quantizer: QuantizerOptions = field(default_factory=QuantizerOptions)
     losses: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: float = 0.0
+    revive_after: int = 0
 
 
 @dataclass

@@ -204,6 +204,12 @@ def generator_loss(
     return _criterion("linear" if criterion == "hinge" else criterion)(logits).mean()
 
 
+def ramp(step: int, start: int, length: int) -> float:
+    """From 0, until `start`, to 1 at `start + length`: the weight of the adversarial term, and 1 - it that of the blur
+    before the discriminator."""
+    return min(1.0, max(0.0, (step - start) / length)) if length else float(step >= start)
+
+
 def adaptive_weight(
     reconstruction: torch.Tensor,
     adversarial: torch.Tensor,

@@ -40,6 +40,13 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def from_rank_zero(values: torch.Tensor) -> torch.Tensor:
+    """What rank 0 has, on all ranks."""
+    if dist.is_initialized():
+        dist.broadcast(values, src=0)
+    return values
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Sum gradients over ranks, as one message. Losses are divided by global counts, so no rank count enters."""
     if not dist.is_initialized():

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from .config import save_config
 from .distributed import sum_over_ranks
@@ -33,15 +35,25 @@ class Metrics:
         self.started, self.first_step = time.monotonic(), first_step
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """`step` counts from 1."""
+        """`step` counts from 1. Names with a slash are details, which the console line leaves out."""
         seconds = time.monotonic() - self.started
         left = seconds / max(1, step - self.first_step) * (self.steps - step)
-        line = " | ".join(f"{name} {value:.4g}" for name, value in values.items())
+        line = " | ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)
         print(f"step {step}/{self.steps} | {line} | {left / 60:.1f} min left", flush=True)
         with self.file.open("a") as file:
             file.write(json.dumps({"step": step, "seconds": round(seconds, 1), **values}) + "\n")
         if self.wandb:
             self.wandb.log(values, step=step)
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        """Keep a picture as `pictures/NAME_{step}.png`, and show it in wandb."""
+        file = self.file.parent / "pictures" / f"{name}_{step:06d}.png"
+        file.parent.mkdir(exist_ok=True)
+        image.save(file)
+        if self.wandb:
+            import wandb
+
+            self.wandb.log({name: wandb.Image(image)}, step=step)
 
     def close(self) -> None:
         if self.wandb:
@@ -56,6 +68,20 @@ def _start_wandb(run: Path, config: dict[str, Any], mode: str):
     return wandb.init(
         project="mllm", name=run.name, dir=str(run), mode=mode, config=config, id=run.name, resume="allow"
     )
+
+
+class Problems:
+    """Samples of no use: each is named on the console, and more than `limit` of them stop the run."""
+
+    def __init__(self, limit: int):
+        self.limit, self.count = limit, 0
+
+    def add(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.count += 1
+            print(f"left out ({self.count}): {line}", flush=True)
+            if self.count > self.limit:
+                raise ValueError(f"more than {self.limit} samples were of no use: repair them, or raise data.max_bad")
 
 
 class StopSignal:

@@ -1,40 +1,96 @@
-"""A run as one picture: every logged number over steps."""
+"""A run to look at: every logged number over steps, as one picture, or as a page with the run's pictures."""
 
+import html
 import json
+import math
+import os
 from pathlib import Path
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
+<style>body {{ font-family: sans-serif; margin: 2em auto; max-width: 75em }} img {{ max-width: 100% }}
+table {{ border-collapse: collapse }} td {{ padding: .2em .8em; border-bottom: 1px solid #ddd }}</style>
+<h1>{title}</h1><p>{steps} steps logged until step {last}.</p>
+<h2>Last values</h2><table>{values}</table>
+<h2>Curves</h2><img src="{curves}" alt="every logged number over steps">
+<h2>Pictures</h2>{pictures}
+<h2>Recipe</h2><pre>{recipe}</pre>
+"""
 
 
 def read_metrics(run: Path) -> dict[str, list[float]]:
-    """Columns of metrics.jsonl. Raises ValueError when the folder is no run."""
+    """Columns of metrics.jsonl, NaN where a step has no such number. Raises ValueError when the folder is no run."""
     file = run / "metrics.jsonl"
     if not file.is_file():
         raise ValueError(f"{run} is no run: it has no metrics.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     if not rows:
         raise ValueError(f"{file} is empty: nothing was logged yet")
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name, math.nan) for row in rows] for name in names}
+
+
+def write_report(run: Path, page: Path) -> None:
+    """A page without scripts: last values, curves (in `NAME.png` beside it), the newest picture of each kind and the
+    first, and the recipe."""
+    columns = read_metrics(run)
+    curves = page.with_suffix(".png")
+    plot_run(run, curves)
+    cells = "".join(f"<tr><td>{html.escape(name)}<td>{column[-1]:.5g}" for name, column in columns.items())
+    page.write_text(
+        PAGE.format(
+            title=html.escape(run.name),
+            steps=len(columns["step"]),
+            last=columns["step"][-1],
+            values=cells,
+            curves=curves.name,
+            pictures="".join(_figure(file, page) for file in _pictures(run)) or "<p>None.",
+            recipe=html.escape((run / "config.yaml").read_text()),
+        )
+    )
+
+
+def _pictures(run: Path) -> list[Path]:
+    """Of each kind, the first and the last."""
+    files = sorted((run / "pictures").glob("*.png"))
+    kinds = dict.fromkeys(file.stem.rpartition("_")[0] for file in files)
+    return [kept for kind in kinds for kept in _ends([file for file in files if file.stem.rpartition("_")[0] == kind])]
+
+
+def _ends(files: list[Path]) -> list[Path]:
+    return files if len(files) == 1 else [files[0], files[-1]]
+
+
+def _figure(file: Path, page: Path) -> str:
+    source = Path(os.path.relpath(file, page.parent)).as_posix()
+    return f'<figure><img src="{html.escape(source)}"><figcaption>{html.escape(file.stem)}</figcaption></figure>'
 
 
 def plot_run(run: Path, picture: Path) -> None:
-    """Write one panel for each number, with its running mean."""
+    """Write one panel for each number, with its running mean; names with a slash share the panel of what is before."""
     from matplotlib.figure import Figure
 
     columns = read_metrics(run)
     steps = columns.pop("step")
-    rows = -(-len(columns) // 3)
+    panels: dict[str, list[list[float]]] = {}
+    for name, values in columns.items():
+        panels.setdefault(name if "/" not in name else f"{name.partition('/')[0]} of each", []).append(values)
+    rows = -(-len(panels) // 3)
     figure = Figure(figsize=(12, 2.6 * rows), layout="constrained")
-    for place, (name, values) in enumerate(columns.items()):
+    for place, (name, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, 3, place + 1, title=name)
-        axes.plot(steps, values, color="tab:blue", alpha=0.3)
-        axes.plot(steps, _running_mean(values), color="tab:blue")
+        for values in lines:
+            if len(lines) == 1:
+                axes.plot(steps, values, color="tab:blue", alpha=0.3)
+            axes.plot(steps, _running_mean(values), color="tab:blue" if len(lines) == 1 else None)
         axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=80)
 
 
 def _running_mean(values: list[float], decay: float = 0.9) -> list[float]:
-    """Exponential, corrected for its start."""
+    """Exponential, corrected for its start; NaN is left out."""
     means, total, weight = [], 0.0, 0.0
     for value in values:
-        total, weight = decay * total + value, decay * weight + 1
-        means.append(total / weight)
+        if not math.isnan(value):
+            total, weight = decay * total + value, decay * weight + 1
+        means.append(total / weight if weight else math.nan)
     return means

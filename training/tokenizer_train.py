@@ -1,77 +1,45 @@
-"""The image tokenizer's training loop: scenes with captions in, an ImageTokenizer out."""
+"""The image tokenizer's training loop: captioned images in, an ImageTokenizer out.
+
+Shapes: N images of this rank's batch, of which the first ones are decoded.
+"""
 
 import dataclasses
 import math
-import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import AutoTokenizer
+from PIL import Image
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from data_recipes.scenes import SIZE, Scene, Thing, World, captions
-from mllm.text import contrastive_ids
+from data_recipes.images import open_images
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
-from tokenizer.quantizer import code_usage
-from tokenizer.transform import to_pixels
+from tokenizer.image_tokenizer import TrainingOutput
+from tokenizer.transform import to_images, to_pixels
 
 from .checkpoint import latest_checkpoint, load_state, save_checkpoint
-from .config import TokenizerTrainConfig
+from .clip_weights import load_clip
+from .codebook_use import CodeCounts, Revival
+from .config import AdversarialConfig, TokenizerTrainConfig
 from .device import autocast, pick_device
-from .distributed import barrier, start_ranks, stop_ranks, sum_gradients, world_size
-from .metrics import Metrics, Rate, StopSignal, due, ignore_stop_signals
+from .discriminator import (
+    DinoDiscriminator,
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_terms,
+    generator_loss,
+    ramp,
+)
+from .distributed import barrier, start_ranks, stop_ranks, sum_gradients, sum_over_ranks, world_size
+from .metrics import Metrics, Problems, Rate, StopSignal, due
 from .optim import make_optimizer, schedule, set_lr
-from .tokenizer_losses import tokenizer_losses
+from .tokenizer_data import ImageBatch, image_loader
+from .tokenizer_losses import perceptual_network, tokenizer_losses
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound on the learned temperature
-COLORLESS_SHARE = 0.6  # of the captions; where colours are named they tell images apart, and classes are not learned
-
-
-class CaptionedScenes(Dataset):
-    """Sample i is a function of (seed, i) alone, so a run resumes by counting. -> pixels [3, H, W], ids [T]."""
-
-    def __init__(self, config: TokenizerTrainConfig, model_config: ImageTokenizerConfig, length: int):
-        self.config, self.model_config, self.length = config, model_config, length
-        self.text_tokenizer = AutoTokenizer.from_pretrained(config.text_tokenizer)
-        self.world = World(config.data.artwork)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        seed = self.config.run.seed * 1_000_000_007 + index
-        scene, rng = self.world.scene(seed, self.config.data.split), random.Random(seed)
-        model = self.model_config
-        pixels_3HW = to_pixels(self.world.render(scene), model.image_size)
-        if self.config.data.crop:
-            thing = rng.choice(scene.things)
-            scene = dataclasses.replace(scene, skill="single_object", things=(thing,))  # what the caption is about
-            pixels_3HW = crop_around(pixels_3HW, thing, self.config.data.crop, rng)
-        caption = rng.choice(captions(colorless(scene) if rng.random() < COLORLESS_SHARE else scene))
-        ids_NT = contrastive_ids(self.text_tokenizer, [caption], model.text_context, model.text_vocab_size)
-        return pixels_3HW, ids_NT[0]
-
-
-def colorless(scene: Scene) -> Scene:
-    """The same picture, as one whose caption names no colours."""
-    skill = {"colors": "single_object", "color_attr": "two_object"}.get(scene.skill, scene.skill)
-    things = tuple(dataclasses.replace(thing, color=None) for thing in scene.things)
-    return dataclasses.replace(
-        scene, skill=skill, things=things, background=dataclasses.replace(scene.background, name=None)
-    )
-
-
-def crop_around(pixels_3HW: torch.Tensor, thing: Thing, size: int, rng: random.Random) -> torch.Tensor:
-    """A square of `size` pixels with the centre of the thing in its middle half, as far as the image reaches."""
-    scale = pixels_3HW.shape[-1] / SIZE
-    x1, y1, x2, y2 = thing.box
-
-    def start(low: float, high: float) -> int:
-        middle = scale * (low + high) / 2 - size / 2 + rng.uniform(-size / 4, size / 4)
-        return round(min(max(middle, 0), pixels_3HW.shape[-1] - size))
-
-    left, top = start(x1, x2), start(y1, y2)
-    return pixels_3HW[:, top : top + size, left : left + size]
+STRIP = 8  # images in the pictures of a run
 
 
 def model_config_of(config: TokenizerTrainConfig) -> ImageTokenizerConfig:
@@ -92,7 +60,18 @@ def build_image_tokenizer(config: TokenizerTrainConfig) -> ImageTokenizer:
         if before.config != model.config:
             raise ValueError(f"recipe, init_from: {config.init_from} has other sizes than `size` and `model` say")
         model.load_state_dict(before.state_dict())
+    if config.init_clip:
+        load_clip(model, config.init_clip)
+    if config.run.checkpointing:
+        model.checkpoint_blocks()
     return model
+
+
+def build_discriminator(config: AdversarialConfig, generator: torch.Generator) -> nn.Module | None:
+    """As the recipe says; None without an adversarial loss. `generator` chooses its crops."""
+    if not config.weight:
+        return None
+    return DinoDiscriminator(config.dino, generator) if config.dino else PatchDiscriminator()
 
 
 def train_tokenizer(config: TokenizerTrainConfig) -> Path:
@@ -100,76 +79,219 @@ def train_tokenizer(config: TokenizerTrainConfig) -> Path:
     run, device = config.run.path, pick_device(config.run)
     rank, world = start_ranks(device)
     torch.manual_seed(config.run.seed)
-    model = build_image_tokenizer(config).to(device, memory_format=torch.channels_last).train()
-    optimizer = make_optimizer(model.named_parameters(), config.optim)
+    learner = Learner(config, device)
     checkpoint = latest_checkpoint(run)
-    step, seen = _restore(model, optimizer, checkpoint) if checkpoint else (0, 0)
-    batches = iter(_loader(config, model.config, rank, world, seen, step))
+    step, seen = learner.restore(checkpoint) if checkpoint else (0, 0)
+    batches = iter(image_loader(config, learner.model.config, rank, world, seen, config.run.steps - step))
     metrics = Metrics(config, step) if rank == 0 else None
-    stop, clock = StopSignal(), Rate()
+    fixed_N3HW = first_pixels(config, learner.model.config.image_size) if rank == 0 else None
+    problems, stop, clock = Problems(config.data.max_bad), StopSignal(), Rate()
     stopping = False
     while step < config.run.steps and not stopping:
-        pixels_N3HW, ids_NT = (tensor.to(device) for tensor in next(batches))
-        lr = set_lr(optimizer, schedule(step, config.run.steps, config.optim))
-        report = train_tokenizer_step(model, optimizer, pixels_N3HW, ids_NT, config)
-        step, seen = step + 1, seen + world * config.run.batch_size
+        micro_batches = [next(batches) for _ in range(config.run.accumulate)]
+        problems.add(line for batch in micro_batches for line in batch.problems)
+        report = learner.update(step, rank, micro_batches)
+        step, seen = step + 1, seen + world * config.run.batch_size * config.run.accumulate
         stopping = stop.anywhere()
-        if metrics and due(step, config.run.log_every, config.run.steps):
-            metrics.log(step, {**report(), "lr": lr, "images_per_s": clock.rate(seen)})
+        if due(step, config.run.log_every, config.run.steps):
+            values = report()
+            if metrics:
+                metrics.log(step, {**values, "images_per_s": clock.rate(seen)})
         if rank == 0 and (due(step, config.run.save_every, config.run.steps) or stopping):
-            state = {"optimizer": optimizer.state_dict(), "seen": seen}
-            checkpoint = save_checkpoint(run, step, model.save_pretrained, state, config.run.keep)
+            state = {**learner.state_dict(), "seen": seen}
+            checkpoint = save_checkpoint(run, step, learner.evaluated.save_pretrained, state, config.run.keep)
+            metrics.picture(step, "reconstructions", learner.reconstructions(fixed_N3HW))
     barrier()
+    if metrics:
+        metrics.close()
     stop_ranks()
     return (checkpoint or latest_checkpoint(run)) / "model"
 
 
-def _restore(model: ImageTokenizer, optimizer: torch.optim.Optimizer, checkpoint: Path) -> tuple[int, int]:
-    """-> steps done, images seen."""
-    model.load_state_dict(ImageTokenizer.from_pretrained(checkpoint / "model").state_dict())
-    state = load_state(checkpoint)
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["seen"]
+class Learner:
+    """All that an update changes: the image tokenizer and its average, the discriminator, and their optimizers.
+
+    Everything drawn in an update depends on (seed, step, rank) alone, so a checkpoint holds no generator's state.
+    """
+
+    def __init__(self, config: TokenizerTrainConfig, device: torch.device):
+        self.config, self.device = config, device
+        self.model = build_image_tokenizer(config).to(device, memory_format=torch.channels_last).train()
+        self.optimizer = make_optimizer(self.model.named_parameters(), config.optim)
+        self.average = None
+        if config.ema:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        self.generator = torch.Generator()
+        self.discriminator = build_discriminator(config.adversarial, self.generator)
+        if self.discriminator:
+            self.discriminator.to(device)
+            parameters = self.discriminator.named_parameters()
+            self.discriminator_optimizer = make_optimizer(parameters, config.adversarial.optim)
+        network = perceptual_network(config.losses)
+        self.network = network.to(device) if network else None
+        self.revival = Revival(self.model.quantizer, config.revive_after) if config.revive_after else None
+        self.counts = CodeCounts(self.model.config.num_codebooks, self.model.config.codebook_size)
+
+    @property
+    def evaluated(self) -> ImageTokenizer:
+        """The weights to save and to look at."""
+        return self.average.module if self.average else self.model
+
+    def state_dict(self) -> dict:
+        """What a checkpoint holds beside `evaluated`."""
+        state = {"optimizer": self.optimizer.state_dict()}
+        if self.average:
+            state["weights"] = self.model.state_dict()
+        if self.discriminator:
+            state["discriminator"] = self.discriminator.state_dict()
+            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+        if self.revival:
+            state["unused_KV"] = self.revival.unused_KV
+        return state
+
+    def restore(self, checkpoint: Path) -> tuple[int, int]:
+        """-> steps done, images seen."""
+        state = load_state(checkpoint)
+        self.evaluated.load_state_dict(ImageTokenizer.from_pretrained(checkpoint / "model").state_dict())
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.model.load_state_dict(state["weights"])
+            self.average.n_averaged.fill_(state["step"])
+        if self.discriminator:
+            self.discriminator.load_state_dict(state["discriminator"])
+            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        if self.revival:
+            self.revival.unused_KV = state["unused_KV"]
+        return state["step"], state["seen"]
+
+    def update(self, step: int, rank: int, micro_batches: Sequence[ImageBatch]) -> Callable[[], dict[str, float]]:
+        """One step of image tokenizer and discriminator; `step` counts from 0. Returns a function that computes the
+        numbers of this step, since most are not logged; all ranks must call it. Raises ValueError for a loss that is
+        not finite, before anything is changed."""
+        config = self.config
+        torch.manual_seed((config.run.seed * 1_000_003 + step) * 1009 + rank)
+        self.generator.manual_seed(int(torch.randint(2**62, ())))
+        lr = set_lr(self.optimizer, schedule(step, config.run.steps, config.optim))
+        self.optimizer.zero_grad()
+        sums: dict[str, torch.Tensor] = {}
+        pairs = []
+        for batch in micro_batches:
+            pixels_N3HW, ids_NT = batch.pixels_N3HW.to(self.device), batch.ids_NT.to(self.device)
+            terms, output = self._backward(step, pixels_N3HW, ids_NT, 1 / len(micro_batches))
+            _add(sums, terms)
+            self.counts.add(output.quantized.codes_NLK)
+            pairs.append((pixels_N3HW[: len(output.pixels_N3HW)], output.pixels_N3HW.detach()))
+        grad_norm = self._apply(self.optimizer, self.model, config.optim.clip)
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+        revived = self.revival.step(output.quantized) if self.revival else 0
+        if self.average:
+            self.average.update_parameters(self.model)
+        _add(sums, self._train_discriminator(step, pairs))
+
+        def report() -> dict[str, float]:
+            sums["psnr"] = sum(_psnr(*pair) for pair in pairs)
+            shares = sum_over_ranks(torch.stack([value.detach().float().cpu() for value in sums.values()]))
+            means = (shares / (world_size() * len(micro_batches))).tolist()
+            values = {**dict(zip(sums, means, strict=True)), "grad_norm": grad_norm.item(), "lr": lr}
+            return {**values, **({"revived": revived} if self.revival else {}), **self.counts.report()}
+
+        return report
+
+    def _backward(
+        self, step: int, pixels_N3HW: torch.Tensor, ids_NT: torch.Tensor, share: float
+    ) -> tuple[dict[str, torch.Tensor], TrainingOutput]:
+        """-> terms, output. Leaves gradients of `share` of the loss."""
+        config, adversarial = self.config, self.config.adversarial
+        with autocast(config.run, self.device):
+            output = self.model(pixels_N3HW, ids_NT, config.quantizer, config.losses.decoded)
+            scale = self.model.logit_scale.exp()
+            terms = tokenizer_losses(output, pixels_N3HW, ids_NT, scale, config.losses, self.network)
+            if self.discriminator and step >= adversarial.start:
+                terms["adversarial"] = generator_loss(
+                    self.discriminator, output.pixels_N3HW, self.generator, adversarial.criterion, self._blur(step)
+                )
+        loss = terms["loss"]
+        if "adversarial" in terms:
+            last_layer = self.model.decoder.up_conv4.conv2.weight
+            pull = adaptive_weight(terms["reconstruction"], terms["adversarial"], last_layer)
+            strength = adversarial.weight * ramp(step, adversarial.start, adversarial.ramp) * pull
+            loss, terms["adversarial_weight"] = loss + strength * terms["adversarial"], strength
+        if not loss.isfinite():
+            raise ValueError(f"the loss is {loss.item()} at step {step + 1}; stopped before the update: lower optim.lr")
+        (loss * share / world_size()).backward()
+        return {**terms, "loss": loss}, output
+
+    def _train_discriminator(
+        self, step: int, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """`pairs` of real and decoded pixels. -> terms."""
+        adversarial, run = self.config.adversarial, self.config.run
+        sums: dict[str, torch.Tensor] = {}
+        if not self.discriminator or step < adversarial.start:
+            return sums
+        progress = schedule(step - adversarial.start, run.steps - adversarial.start, adversarial.optim)
+        set_lr(self.discriminator_optimizer, progress)
+        self.discriminator_optimizer.zero_grad()
+        for real_N3HW, fake_N3HW in pairs:
+            with autocast(run, self.device):
+                terms = discriminator_terms(
+                    self.discriminator,
+                    real_N3HW,
+                    fake_N3HW.float(),
+                    self.generator,
+                    adversarial.criterion,
+                    self._blur(step),
+                    adversarial.consistency > 0,
+                )
+            loss = terms.adversarial + adversarial.consistency * terms.consistency
+            (loss / len(pairs) / world_size()).backward()
+            _add(sums, {f"discriminator_{name}": value for name, value in terms._asdict().items()})
+        self._apply(self.discriminator_optimizer, self.discriminator, adversarial.optim.clip)
+        return sums
+
+    def _blur(self, step: int) -> float:
+        adversarial = self.config.adversarial
+        return 1 - ramp(step, adversarial.start, adversarial.blur)
+
+    def _apply(self, optimizer, network: nn.Module, clip: float) -> torch.Tensor:
+        """Sum gradients over ranks, clip, step; -> the norm before clipping."""
+        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        sum_gradients(parameters)
+        grad_norm = nn.utils.clip_grad_norm_(parameters, clip)
+        if not grad_norm.isfinite():
+            raise ValueError(f"the gradient is {grad_norm.item()}; stopped before the update: lower optim.lr")
+        optimizer.step()
+        return grad_norm
+
+    @torch.no_grad()
+    def reconstructions(self, pixels_N3HW: torch.Tensor) -> Image.Image:
+        """The images side by side, and below them what the image tokenizer makes of them."""
+        model, training = self.evaluated, self.evaluated.training
+        model.eval()
+        decoded_N3HW = model.decode_pixels(model.encode(pixels_N3HW)).cpu()
+        model.train(training)
+        rows = [torch.cat(list(row), -1) for row in (pixels_N3HW, decoded_N3HW)]
+        return to_images(torch.cat(rows, -2)[None])[0]
 
 
-def _loader(
-    config: TokenizerTrainConfig, model_config: ImageTokenizerConfig, rank: int, world: int, seen: int, step: int
-) -> DataLoader:
-    batch = config.run.batch_size
-    length = seen + (config.run.steps - step) * batch * world
-    mine = [index for index in range(seen, length) if index // batch % world == rank]
-    return DataLoader(
-        Subset(CaptionedScenes(config, model_config, length), mine),
-        batch_size=batch,
-        num_workers=config.run.workers,
-        worker_init_fn=ignore_stop_signals,
-    )
+def first_pixels(config: TokenizerTrainConfig, size: int) -> torch.Tensor:
+    """The first images that can be read, at most `STRIP`; of scenes, held-out ones."""
+    images, found = open_images(config.data.images, config.data.artwork, "held_out", config.data.crop), []
+    for index in range(min(len(images), 10 * STRIP)):
+        with suppress(ValueError):
+            found.append(to_pixels(images[index].image, config.data.crop or size))
+        if len(found) == STRIP:
+            break
+    return torch.stack(found)
 
 
-def train_tokenizer_step(model, optimizer, pixels_N3HW, ids_NT, config: TokenizerTrainConfig):
-    """One update. Returns a function that computes the numbers of this step, since most steps are not logged."""
-    with autocast(config.run, pixels_N3HW.device):
-        output = model(pixels_N3HW, ids_NT, config.losses.entropy_every, config.losses.decoded)
-        losses = tokenizer_losses(output, pixels_N3HW, ids_NT, model.logit_scale.exp(), config.losses)
-    if not losses["loss"].isfinite():
-        raise ValueError(f"the loss is {losses['loss'].item()}; stopped before the update: lower optim.lr")
-    optimizer.zero_grad()
-    (losses["loss"] / world_size()).backward()
-    sum_gradients(model.parameters())
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
-    optimizer.step()
-    with torch.no_grad():
-        model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+def _add(sums: dict[str, torch.Tensor], terms: dict[str, torch.Tensor]) -> None:
+    for name, term in terms.items():
+        sums[name] = sums.get(name, 0.0) + term.detach()
 
-    def report() -> dict[str, float]:
-        decoded_N3HW = output.pixels_N3HW.detach().float().clamp(-1, 1)
-        error = (decoded_N3HW - pixels_N3HW[: len(decoded_N3HW)]).pow(2).flatten(1).mean(1)
-        usage = code_usage(output.quantized.codes_NLK, model.config.codebook_size)
-        return {
-            **{name: term.item() for name, term in losses.items()},
-            "psnr": (10 * torch.log10(4 / error)).mean().item(),
-            "batch_usage": usage.mean().item(),
-            "grad_norm": grad_norm.item(),
-        }
 
-    return report
+def _psnr(pixels_N3HW: torch.Tensor, decoded_N3HW: torch.Tensor) -> torch.Tensor:
+    """Mean over images, in dB; pixels in [-1, 1]."""
+    error = (decoded_N3HW.float().clamp(-1, 1) - pixels_N3HW).pow(2).flatten(1).mean(1)
+    return (10 * torch.log10(4 / error)).mean()

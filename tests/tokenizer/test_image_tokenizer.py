@@ -9,7 +9,7 @@ from PIL import Image
 
 from tokenizer import SIZES, ImageTokenizer
 from tokenizer.projection import AttnProjection
-from tokenizer.quantizer import QUANTIZERS, code_usage
+from tokenizer.quantizer import QUANTIZERS, QuantizerOptions, code_usage
 from tokenizer.transform import to_images
 from tokenizer.vitamin import UpConv
 
@@ -33,7 +33,7 @@ def test_quantized_features_are_the_decoded_codes_and_gradient_passes_straight_t
     torch.manual_seed(0)
     quantizer = QUANTIZERS[name](8, num_codebooks=2, codebook_size=16)
     features_NLQ = torch.randn(3, 5, 8, requires_grad=True)
-    quantized = quantizer(features_NLQ, entropy_every=1)
+    quantized = quantizer(features_NLQ, QuantizerOptions(entropy_every=1))
     assert torch.equal(quantized.codes_NLK, quantizer.encode(features_NLQ))
     torch.testing.assert_close(quantized.features_NLQ, quantizer.decode(quantized.codes_NLK))
     (gradient,) = torch.autograd.grad(
@@ -55,7 +55,8 @@ def test_the_entropy_loss_prefers_used_entries():
     quantizer = QUANTIZERS["multi-codebook"](8, num_codebooks=2, codebook_size=16)
     every_entry = quantizer.entries().detach().transpose(0, 1).reshape(1, 16, 8)
     one_entry = every_entry[:, :1].expand(1, 16, 8)
-    assert quantizer(every_entry, entropy_every=1).entropy_loss < quantizer(one_entry, entropy_every=1).entropy_loss
+    options = QuantizerOptions(entropy_every=1)
+    assert quantizer(every_entry, options).entropy_loss < quantizer(one_entry, options).entropy_loss
 
 
 def test_code_usage_counts_each_sub_codebook():
@@ -159,3 +160,59 @@ def test_doubling_and_convolution_are_one_transposed_convolution():
     gradients = torch.autograd.grad((up(x) * target).sum(), variables)
     for ours, plain in zip(gradients, torch.autograd.grad((expected * target).sum(), variables), strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-5)
+
+
+def test_only_chosen_entries_get_a_gradient_unless_asked_for_all():
+    torch.manual_seed(0)
+    quantizer, features_NLQ = QUANTIZERS["multi-codebook"](8, 2, 16), torch.randn(1, 3, 8, requires_grad=True)
+    reached = []
+    for temperature in (0.0, 0.1):
+        quantizer.zero_grad()
+        quantizer(features_NLQ, QuantizerOptions(index_temperature=temperature)).features_NLQ.pow(3).sum().backward()
+        reached.append(0 if quantizer.codebooks_KVq.grad is None else (quantizer.codebooks_KVq.grad != 0).any(-1).sum())
+    assert reached == [0, 32]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_quantized_features_are_those_of_the_codes(temperature):
+    torch.manual_seed(0)
+    quantizer, features_NLQ = QUANTIZERS["multi-codebook"](8, 2, 16), torch.randn(2, 3, 8)
+    quantized = quantizer(features_NLQ, QuantizerOptions(index_temperature=temperature))
+    torch.testing.assert_close(quantized.features_NLQ, quantizer.decode(quantized.codes_NLK))
+
+
+def test_a_share_of_the_codes_is_perturbed_to_near_entries():
+    torch.manual_seed(0)
+    quantizer, features_NLQ = QUANTIZERS["multi-codebook"](8, 2, 16), torch.randn(50, 20, 8)
+    exact = quantizer(features_NLQ)
+    moved = quantizer(features_NLQ, QuantizerOptions(perturbed=0.5, nearest=4))
+    assert torch.equal(moved.codes_NLK, exact.codes_NLK), "codes name the image, not its perturbation"
+    changed = (moved.features_NLQ - exact.features_NLQ).unflatten(-1, (2, 4)).abs().amax(-1) > 1e-5
+    assert changed.float().mean().item() == pytest.approx(0.5 * 3 / 4, abs=0.03)  # one in four is the nearest again
+    shown = moved.features_NLQ.reshape(1000, 2, 4).transpose(0, 1)
+    ranks = (
+        torch.einsum("kmq,kvq->kmv", moved.slices_KMq, quantizer.entries())
+        > torch.einsum("kmq,kmq->km", moved.slices_KMq, shown)[..., None] + 1e-5
+    ).sum(-1)
+    assert ranks.max() == 3
+
+
+def test_checkpointed_blocks_have_the_same_gradients():
+    gradients = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = ImageTokenizer(SIZES["tiny"]).train()
+        if checkpointed:
+            model.checkpoint_blocks()
+        model(torch.rand(2, 3, 32, 32), torch.ones(2, 4, dtype=torch.long)).pixels_N3HW.sum().backward()
+        gradients.append(model.encoder.blocks[0].mlp.w0.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_only_the_first_images_are_decoded_but_all_have_features():
+    torch.manual_seed(0)
+    model, pixels_N3HW = ImageTokenizer(SIZES["tiny"]).eval(), torch.rand(3, 3, 32, 32)
+    ids_NT = torch.ones(3, 4, dtype=torch.long)
+    all_of_them, first = model(pixels_N3HW, ids_NT), model(pixels_N3HW, ids_NT, decoded=1)
+    torch.testing.assert_close(first.pixels_N3HW, all_of_them.pixels_N3HW[:1])
+    torch.testing.assert_close(first.image_features, all_of_them.image_features)

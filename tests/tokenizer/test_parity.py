@@ -10,7 +10,7 @@ import torch
 
 from tests.golden_data import assert_reproduced, filled, golden, gradients, make_images, make_texts, reference_shapes
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig, convert
-from tokenizer.quantizer import code_usage
+from tokenizer.quantizer import QuantizerOptions, code_usage
 from training.config import TokenizerLossConfig
 from training.tokenizer_losses import tokenizer_losses
 
@@ -33,7 +33,7 @@ CASES = {
 }
 SLOW = {"tok_large"}  # 820 M parameters
 NEAR_TIE = 1e-5  # of the cosines of two entries: which is nearer depends on the machine
-LOSSES = TokenizerLossConfig(l1=0.2, l2=1.0, quantizer=1.0, entropy=0.1, entropy_every=1, contrastive=1.0, decoded=1)
+LOSSES = TokenizerLossConfig(l1=0.2, l2=1.0, quantizer=1.0, entropy=0.1, contrastive=1.0, decoded=1)
 
 
 class Case(NamedTuple):
@@ -125,9 +125,8 @@ def test_a_training_step(case):
     has_gradient = "train_total_loss" in stored
     model = case.model.train().requires_grad_(has_gradient)
     with _settled(case):
-        output = model(
-            case.pixels_N3HW, case.ids_NT, entropy_every=LOSSES.entropy_every * has_gradient, decoded=LOSSES.decoded
-        )
+        options = QuantizerOptions(entropy_every=int(has_gradient))
+        output = model(case.pixels_N3HW, case.ids_NT, options, LOSSES.decoded)
     losses = tokenizer_losses(output, case.pixels_N3HW, case.ids_NT, model.logit_scale.exp(), LOSSES)
     usage_K = code_usage(output.quantized.codes_NLK, model.config.codebook_size)
     ours = {

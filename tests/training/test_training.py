@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_recipes.scenes import COLORS, World, captions
 from mllm import Mllm, generate_images
 from tokenizer import SIZES, ImageTokenizer
+from tokenizer.quantizer import QuantizerOptions
 from training.config import (
     MixConfig,
     ModelConfig,
@@ -31,7 +30,7 @@ from training.data import CodedScenes, MixedBatches, extract_codes
 from training.export import export_model
 from training.optim import make_optimizer, schedule, set_lr
 from training.report import plot_run
-from training.tokenizer_train import colorless, crop_around, train_tokenizer
+from training.tokenizer_train import train_tokenizer
 from training.train import freeze, train, train_step
 
 SHAPES = ScenesConfig(artwork="shapes")
@@ -70,7 +69,8 @@ def _tokenizer_config(folder, text_folder, name, **options) -> TokenizerTrainCon
         model={"text_vocab_size": 769, "text_context": 24},
         text_tokenizer=str(text_folder),
         data=TokenizerDataConfig(artwork="shapes"),
-        losses=TokenizerLossConfig(entropy=0.02, entropy_every=1, contrastive=0.1),
+        quantizer=QuantizerOptions(entropy_every=1),
+        losses=TokenizerLossConfig(entropy=0.02, contrastive=0.1),
         optim=OptimConfig(warmup=2, muon=["encoder.blocks"]),
     )
 
@@ -283,25 +283,3 @@ def test_an_exported_model_has_the_codes_it_was_trained_on(tmp_path, text_folder
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(ValueError, match="is no run: it has no metrics.jsonl"):
         plot_run(tmp_path, tmp_path / "curves.png")
-
-
-def test_crops_show_the_centre_of_a_thing():
-    world = World("shapes")
-    for seed in range(30):
-        scene = world.scene(seed)
-        rows, columns = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
-        crop = crop_around(torch.stack([rows, columns, rows]), scene.things[0], 64, random.Random(seed))
-        assert crop.shape == (3, 64, 64)
-        top, left = crop[0, 0, 0].item(), crop[1, 0, 0].item()
-        centres = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in (thing.box for thing in scene.things)]
-        assert any(left <= x <= left + 64 and top <= y <= top + 64 for x, y in centres)
-
-
-def test_the_captions_of_a_colorless_scene_name_no_color():
-    world, coloured = World("shapes"), 0
-    for seed in range(60):
-        scene = world.scene(seed)
-        coloured += any(thing.color for thing in scene.things)
-        words = set(" ".join(captions(colorless(scene))).split())
-        assert not words & (set(COLORS) - {"orange"}) and "background" not in words  # an orange is a thing, too
-    assert coloured > 10

@@ -1,0 +1,92 @@
+"""Captioned images as training samples of the image tokenizer.
+
+Sample i is a function of (seed, i) alone, so a run resumes by counting, with any number of ranks and workers.
+"""
+
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from transformers import AutoTokenizer
+
+from data_recipes.images import CaptionedImage, open_images
+from mllm.text import contrastive_ids
+from tokenizer import ImageTokenizerConfig
+from tokenizer.transform import to_pixels, to_rgb
+
+from .config import TokenizerTrainConfig
+from .metrics import ignore_stop_signals
+
+RATIOS = (3 / 4, 4 / 3)  # of the sides of a random crop, as in UniTok's training
+
+
+class ImageBatch(NamedTuple):
+    """`problems` name the images that could not be used; the next ones in the order took their places."""
+
+    pixels_N3HW: torch.Tensor
+    ids_NT: torch.Tensor
+    problems: list[str]
+
+
+class TrainingImages(Dataset):
+    """-> pixels [3, H, W], ids [T], problems met on the way. Ends at position `end`."""
+
+    def __init__(self, config: TokenizerTrainConfig, model: ImageTokenizerConfig, end: int):
+        self.config, self.model, self.end = config, model, end
+        self.text_tokenizer = AutoTokenizer.from_pretrained(config.text_tokenizer)
+        data = config.data
+        self.images = open_images(data.images, data.artwork, data.split, data.crop)
+        self.order = self.images.order(config.run.seed)
+
+    def __len__(self) -> int:
+        return self.end
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        problems: list[str] = []
+        for place in range(position, position + self.config.data.max_bad + 1):
+            try:
+                sample = self.images[self.order[place]]
+                return self._pixels(sample.image, position), self._ids(sample), problems
+            except ValueError as error:
+                problems.append(str(error))
+        raise ValueError(f"{len(problems)} images in a row are of no use; the last: {problems[-1]}")
+
+    def _pixels(self, image: Image.Image, position: int) -> torch.Tensor:
+        data, model = self.config.data, self.model
+        if data.scale < 1:
+            crop = RandomResizedCrop(model.image_size, (data.scale, 1.0), RATIOS, InterpolationMode.BICUBIC)
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(self.config.run.seed * 1_000_000_007 + position)
+                image = crop(to_rgb(image))
+        return to_pixels(image, data.crop or model.image_size, interpolation=model.interpolation)
+
+    def _ids(self, sample: CaptionedImage) -> torch.Tensor:
+        if not sample.caption and self.config.losses.contrastive:
+            raise ValueError(f"{sample.name}: no caption, which the contrastive loss needs")
+        ids_NT = contrastive_ids(
+            self.text_tokenizer, [sample.caption], self.model.text_context, self.model.text_vocab_size
+        )
+        return ids_NT[0]
+
+
+def image_loader(
+    config: TokenizerTrainConfig, model: ImageTokenizerConfig, rank: int, world: int, seen: int, steps: int
+) -> DataLoader:
+    """This rank's batches of the next `steps` updates, after the `seen` images of the run so far."""
+    batch = config.run.batch_size
+    end = seen + steps * config.run.accumulate * world * batch
+    mine = [position for position in range(seen, end) if (position - seen) // batch % world == rank]
+    return DataLoader(
+        Subset(TrainingImages(config, model, end), mine),
+        batch_size=batch,
+        num_workers=config.run.workers,
+        collate_fn=_stack,
+        worker_init_fn=ignore_stop_signals,
+    )
+
+
+def _stack(samples: list[tuple[torch.Tensor, torch.Tensor, list[str]]]) -> ImageBatch:
+    pixels, ids, problems = zip(*samples, strict=True)
+    return ImageBatch(torch.stack(pixels), torch.stack(ids), [line for lines in problems for line in lines])
