@@ -10,7 +10,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -25,7 +25,8 @@ COLORLESS_SHARE = 0.6  # of the captions; where colours are named they tell imag
 
 
 class CaptionedImage(NamedTuple):
-    """`label` is the image's class, "" where it has none or several; `name` is what messages call it."""
+    """`label` is the image's class, "" where it has none or several, `caption` "" where it has none; `name` is what
+    messages call it."""
 
     image: Image.Image
     caption: str
@@ -34,13 +35,20 @@ class CaptionedImage(NamedTuple):
 
 
 class ImageSource(ABC):
-    """`source[index]` -> CaptionedImage; ValueError, naming it, for one that is damaged or has no caption."""
+    """`source[index]` -> CaptionedImage; ValueError, naming it, for one that is damaged. `damages` name what could not
+    even be counted, such as the rest of a shard that breaks off."""
+
+    damages: Sequence[str] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def __getitem__(self, index: int) -> CaptionedImage: ...
+
+    @abstractmethod
+    def fingerprint(self) -> Any:
+        """Changes with the images, as far as their files tell, for results that are kept; JSON can hold it."""
 
     def counts(self) -> Sequence[int]:
         """Images in each stretch that is read together."""
@@ -52,14 +60,18 @@ class ImageSource(ABC):
 
 
 def open_images(
-    source: str | Sequence[str], artwork: str = "emoji", split: str = "train", crop: int = 0
+    source: str | Sequence[str],
+    artwork: str = "emoji",
+    split: str = "train",
+    crop: int = 0,
+    skill: str | None = None,
 ) -> ImageSource:
     """`source` is "scenes" (for which the other options are), a folder, or patterns of shards.
 
     Raises ValueError for what is not there.
     """
     if source == SCENES:
-        return Scenes(artwork, split, crop)
+        return Scenes(artwork, split, crop, skill)
     if isinstance(source, str) and Path(source).is_dir():
         return Folder(Path(source))
     if isinstance(source, str) and not source.endswith(".tar"):
@@ -68,10 +80,11 @@ def open_images(
 
 
 class Scenes(ImageSource):
-    """The scenes world. `crop` (pixels, 0: none) cuts a square around one thing, which the caption is then about."""
+    """The scenes world, all of it or of one `skill`. `crop` (pixels, 0: none) cuts a square around one thing, which the
+    caption is then about."""
 
-    def __init__(self, artwork: str = "emoji", split: str = "train", crop: int = 0):
-        self.world, self.split, self.crop = World(artwork), split, crop
+    def __init__(self, artwork: str = "emoji", split: str = "train", crop: int = 0, skill: str | None = None):
+        self.world, self.split, self.crop, self.skill = World(artwork), split, crop, skill
 
     def __len__(self) -> int:
         return 2**62  # no end, but len() takes no more
@@ -80,7 +93,7 @@ class Scenes(ImageSource):
         return range(seed * 1_000_000_007, len(self))
 
     def __getitem__(self, index: int) -> CaptionedImage:
-        scene, rng = self.world.scene(index, self.split), random.Random(index)
+        scene, rng = self.world.scene(index, self.split, self.skill), random.Random(index)
         image = self.world.render(scene)
         if self.crop:
             thing = rng.choice(scene.things)
@@ -89,6 +102,9 @@ class Scenes(ImageSource):
         label = scene.things[0].name if len(scene.things) == 1 else ""
         caption = rng.choice(captions(colorless(scene) if rng.random() < COLORLESS_SHARE else scene))
         return CaptionedImage(image, caption, label, f"{self.split} scene {index}")
+
+    def fingerprint(self) -> Any:
+        return [SCENES, self.world.artwork, self.split, self.crop, self.skill]
 
 
 def colorless(scene: Scene) -> Scene:
@@ -120,7 +136,8 @@ class Folder(ImageSource):
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.files = sorted(file for file in folder.rglob("*") if file.suffix[1:].lower() in EXTENSIONS)
+        # Hidden files are what other programs leave: macOS puts ._cat.png beside cat.png.
+        self.files = sorted(file for file in folder.rglob("[!.]*") if file.suffix[1:].lower() in EXTENSIONS)
         if not self.files:
             raise ValueError(f"no images in {folder}; known are {', '.join(EXTENSIONS)}")
         self.texts = _read_metadata(folder / "metadata.jsonl")
@@ -132,6 +149,10 @@ class Folder(ImageSource):
         file = self.files[index]
         caption, label = self._caption(file)
         return CaptionedImage(load_image(file), caption, label, str(file))
+
+    def fingerprint(self) -> Any:
+        states = [file.stat() for file in self.files]
+        return [(str(file), s.st_size, s.st_mtime_ns) for file, s in zip(self.files, states, strict=True)]
 
     def _caption(self, file: Path) -> tuple[str, str]:
         text = file.with_suffix(".txt")
@@ -162,6 +183,7 @@ class ShardImages(ImageSource):
 
     def __init__(self, patterns: str | Sequence[str]):
         self.shards = Shards(patterns)
+        self.damages = self.shards.damages
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -176,6 +198,9 @@ class ShardImages(ImageSource):
             raise ValueError(f"{name}: no image; known are {', '.join(EXTENSIONS)}")
         label = files.get("cls", b"").decode("utf-8", "replace").strip()
         return CaptionedImage(read_image(io.BytesIO(data), name), _caption(files, name, label), label, name)
+
+    def fingerprint(self) -> Any:
+        return self.shards.checksums()
 
 
 def _caption(files: dict[str, bytes], name: str, label: str) -> str:

@@ -29,7 +29,10 @@ def shard_urls(patterns: str | Sequence[str]) -> list[str]:
     urls = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for name in braceexpand(pattern):
-            filesystem, path = fsspec.core.url_to_fs(name)
+            try:
+                filesystem, path = fsspec.core.url_to_fs(name)
+            except ImportError as error:  # "s3://..." without s3fs
+                raise ValueError(f"cannot open {name}: {error}") from error
             found = sorted(filesystem.glob(path))
             if not found:
                 raise ValueError(f"no shard at {name}")
@@ -60,6 +63,11 @@ class Shards:
 
     def __len__(self) -> int:
         return self.starts[-1]
+
+    def checksums(self) -> list[tuple[str, str]]:
+        """(shard, what changes with its content), for each."""
+        places = [(url, *fsspec.core.url_to_fs(url)) for url in self.urls]
+        return [(url, str(filesystem.checksum(path))) for url, filesystem, path in places]
 
     def name(self, index: int) -> str:
         """Shard and key, for messages."""
@@ -99,26 +107,31 @@ def index_shard(url: str) -> tuple[list[tuple[str, Files]], str]:
     """
     samples: list[tuple[str, Files]] = []
     try:
-        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file) as tar:
+        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             end = file.seek(0, io.SEEK_END)
             for member in tar:
                 key, extension = _split(member.name)
+                if not (member.isfile() and extension):
+                    continue
+                if not samples or samples[-1][0] != key:
+                    samples.append((key, {}))
                 if member.offset_data + member.size > end:
-                    return [sample for sample in samples if sample[0] != key], "it breaks off"
-                if member.isfile():
-                    if not samples or samples[-1][0] != key:
-                        samples.append((key, {}))
-                    samples[-1][1][extension] = (member.offset_data, member.size)
+                    raise tarfile.ReadError("it breaks off")
+                samples[-1][1][extension] = (member.offset_data, member.size)
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes any damaged header for the end
+                raise tarfile.ReadError("it breaks off")
     except (OSError, tarfile.TarError) as error:
-        return samples, f"cannot be read ({error})"
+        return samples[:-1], f"cannot be read ({error})"
     return samples, ""
 
 
 def _split(name: str) -> tuple[str, str]:
-    """webdataset's rule: the key ends at the first dot of the file's own name."""
+    """webdataset's rule: the key ends at the first dot of the file's own name. "" as extension of what is no part of a
+    sample: names without a dot, and hidden files."""
     folder, slash, file = name.rpartition("/")
     key, _, extension = file.partition(".")
-    return folder + slash + key, extension.lower()
+    return folder + slash + key, extension.lower() if key else ""
 
 
 class Shuffled:

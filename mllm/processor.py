@@ -21,13 +21,19 @@ from .text import contrastive_ids
 
 @dataclass
 class Batch:
-    """What `MllmForConditionalGeneration.forward` takes, ready for `model(**vars(batch))` once images are codes."""
+    """What `MllmForConditionalGeneration.forward` takes, ready for `model(**vars(batch))` once images are codes.
+
+    Packed rows have `position_ids` that begin at 0 with every sample, and no `attention_mask`: from these two, and
+    without a cache, transformers makes attention stay within a sample. Flash attention sees it only in a batch of one.
+    With branches in a sample (see `templates.join`), `attention_mask` is [B, 1, T, T], for eager and sdpa attention.
+    """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None
     labels: torch.Tensor
     codes: torch.Tensor | None
     is_target: torch.Tensor
+    position_ids: torch.Tensor | None = None
 
 
 class MllmProcessor(ProcessorMixin):
@@ -84,19 +90,60 @@ class MllmProcessor(ProcessorMixin):
         text = [id for id in torch.as_tensor(ids).tolist() if id not in (self.image_id, self.boi_id, self.eoi_id)]
         return self.tokenizer.decode(text, skip_special_tokens=True, **kwargs).strip()
 
-    def collate(self, samples: Sequence[Sample], image_tokenizer=None, left: bool = False) -> Batch:
-        """Pad to the longest, right (training) or left (generation). PIL images and pixels become codes by
-        `image_tokenizer`."""
-        T = max(len(sample.ids) for sample in samples)
-        ids, labels = torch.full((len(samples), T), self.pad_id), torch.full((len(samples), T), IGNORED)
-        mask = torch.zeros(len(samples), T, dtype=torch.long)
-        for row, sample in enumerate(samples):
-            place = slice(T - len(sample.ids), T) if left else slice(0, len(sample.ids))
-            ids[row, place], labels[row, place] = torch.tensor(sample.ids), torch.tensor(sample.labels)
-            mask[row, place] = 1
-        images = [image for sample in samples for image in sample.images]
-        is_target = torch.tensor([flag for sample in samples for flag in sample.is_target], dtype=torch.bool)
-        return Batch(ids, mask, labels, as_codes(images, image_tokenizer), is_target)
+    def collate(
+        self, samples: Sequence[Sample], image_tokenizer=None, left: bool = False, pack: int = 0, multiple: int = 1
+    ) -> Batch:
+        """Pad to the longest, and to a `multiple`, right (training) or left (generation). PIL images and pixels become
+        codes by `image_tokenizer`. With `pack`, rows of up to so many positions hold several samples, for training:
+        each loses what it would lose in a row of its own. Raises ValueError for a sample that no row can hold."""
+        rows = pack_rows(samples, pack) if pack else [[sample] for sample in samples]
+        lengths = [sum(len(sample.ids) for sample in row) for row in rows]
+        T = -(-max(lengths) // multiple) * multiple
+        ids, labels = torch.full((len(rows), T), self.pad_id), torch.full((len(rows), T), IGNORED)
+        owners, branches, positions = torch.zeros(3, len(rows), T, dtype=torch.long)  # owner 0 is padding
+        for place, row in enumerate(rows):
+            start = T - lengths[place] if left else 0
+            for owner, sample in enumerate(row, start=1):
+                span = (place, slice(start, start + len(sample.ids)))
+                ids[span], labels[span] = torch.tensor(sample.ids), torch.tensor(sample.labels)
+                if pack:
+                    labels[place, start] = IGNORED  # the sample before is nothing to predict it from
+                owners[span], positions[span] = owner, torch.tensor(sample.positions())
+                if sample.branches:
+                    branches[span] = torch.tensor(sample.branches)
+                start += len(sample.ids)
+        ordered = [sample for row in rows for sample in row]
+        codes = as_codes([image for sample in ordered for image in sample.images], image_tokenizer)
+        is_target = torch.tensor([flag for sample in ordered for flag in sample.is_target], dtype=torch.bool)
+        if any(sample.branches for sample in samples):
+            return Batch(ids, _branched(owners, branches), labels, codes, is_target, positions)
+        mask = None if pack else (owners > 0).long()
+        return Batch(ids, mask, labels, codes, is_target, positions if pack else None)
+
+
+def _branched(owners_BT: torch.Tensor, branches_BT: torch.Tensor) -> torch.Tensor:
+    """What is added to attention's logits, [B, 1, T, T]: a position sees the start and the branch of its sample."""
+    same_owner = owners_BT[:, :, None] == owners_BT[:, None]
+    visible = (branches_BT[:, None] == 0) | (branches_BT[:, None] == branches_BT[:, :, None])
+    seen = (same_owner & visible).tril()
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+
+
+def pack_rows(samples: Sequence[Sample], length: int) -> list[list[Sample]]:
+    """Rows of at most `length` ids: few, and about equally full. Raises ValueError for a sample that is longer."""
+    ordered = sorted(samples, key=lambda sample: -len(sample.ids))
+    if len(ordered[0].ids) > length:
+        raise ValueError(f"a sample of {len(ordered[0].ids)} tokens does not fit into a row of {length}")
+    fewest = -(-sum(len(sample.ids) for sample in samples) // length)
+    for count in range(fewest, len(samples) + 1):
+        rows, full = [[] for _ in range(count)], [0] * count
+        for sample in ordered:
+            emptiest = full.index(min(full))
+            rows[emptiest].append(sample)
+            full[emptiest] += len(sample.ids)
+        if max(full) <= length:
+            break
+    return rows
 
 
 def as_codes(images: Sequence[Image.Image | torch.Tensor], image_tokenizer) -> torch.Tensor | None:

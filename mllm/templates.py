@@ -23,10 +23,11 @@ IGNORED = -100  # label of positions without a text target
 @dataclass
 class Sample:
     """One sequence. `images` are PIL images, pixels [3, H, W] or codes_LK, one for each run of L placeholders in `ids`;
-    `is_target` says which of them are to be drawn."""
+    `is_target` says which of them are to be drawn. `branches` are empty, or a number for each id: see `join`."""
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    branches: list[int] = field(default_factory=list)
     images: list[Image.Image | torch.Tensor] = field(default_factory=list)
     is_target: list[bool] = field(default_factory=list)
 
@@ -34,6 +35,32 @@ class Sample:
         """Append ids, as targets of the text loss or not."""
         self.ids += ids
         self.labels += ids if target else [IGNORED] * len(ids)
+
+    def positions(self) -> list[int]:
+        """Of the ids; each branch goes on from the common start."""
+        if not self.branches:
+            return list(range(len(self.ids)))
+        start, following, positions = self.branches.count(0), {0: 0}, []
+        for branch in self.branches:
+            positions.append(following.setdefault(branch, start))
+            following[branch] += 1
+        return positions
+
+
+def join(chats: Sequence[Sample]) -> Sample:
+    """Chats about the same images as one sequence that holds their common start once (branch 0). The rest of each is a
+    branch that sees the start and itself, at the positions that it has on its own: the same losses, but the images are
+    read once."""
+    first = chats[0]
+    start = next(place for place, label in enumerate(first.labels) if label != IGNORED) - 1
+    while any(chat.ids[:start] != first.ids[:start] for chat in chats):
+        start -= 1
+    joined = Sample(first.ids[:start], first.labels[:start], [0] * start, first.images, first.is_target)
+    for number, chat in enumerate(chats, start=1):
+        joined.ids += chat.ids[start:]
+        joined.labels += chat.labels[start:]
+        joined.branches += [number] * (len(chat.ids) - start)
+    return joined
 
 
 class Template(ABC):

@@ -1,37 +1,80 @@
-"""Render scenes and store their image codes, so that training the language model need not encode; resumes.
+"""Encode images once, so that training the language model need not: the scenes world's, or those in shards; resumes.
 
 python -m scripts.extract_codes --image-tokenizer runs/scenes_tokenizer/step_000400/model --out codes/train
+python -m scripts.extract_codes --image-tokenizer scenes --shards "shards/chats/*.tar" --out codes/chats
 torchrun --nproc_per_node 2 -m scripts.extract_codes --image-tokenizer checkpoints/unitok --out codes/train
+
+From shards with images, as scripts.make_shards writes them, come shards of the same names with codes. They say whose
+codes they are, and no other model takes them. Where a model's template prepares images in its own way, as UniTok's
+does, give the whole model.
 """
 
+from __future__ import annotations
+
+import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.progress import Progress
 
 from scripts._errors import Parser, cli, stop_at_once
+from scripts._files import check_folder
+from scripts._load import load_image_tokenizer
+
+# torch is imported inside functions: --help should not wait for it.
+if TYPE_CHECKING:
+    from tokenizer import ImageTokenizer
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("--image-tokenizer", required=True, metavar="FOLDER", help="the image tokenizer that encodes")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the files of codes")
-    parser.add_argument("--scenes", type=int, default=120_000, help="rounded up to whole files (default: %(default)s)")
-    parser.add_argument("--artwork", default="emoji", help="emoji or shapes (default: %(default)s)")
-    parser.add_argument("--split", default="train", help="train or held_out (default: %(default)s)")
-    args = parser.parse_args(argv)
-    with stop_at_once():
-        from tokenizer import ImageTokenizer
-        from training.config import ScenesConfig
-        from training.data import CHUNK, extract_codes
+def of_scenes(image_tokenizer: ImageTokenizer, args: argparse.Namespace) -> None:
+    """Files of codes, as training/data.py reads them."""
+    from training.config import ScenesConfig
+    from training.data import CHUNK, extract_codes
+
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    image_tokenizer = ImageTokenizer.from_pretrained(args.image_tokenizer).eval()
     chunks = range(rank, -(-args.scenes // CHUNK), world)
-    work = extract_codes(image_tokenizer, ScenesConfig(args.artwork, args.split), args.out, chunks)
+    work = extract_codes(image_tokenizer, ScenesConfig(args.artwork, args.split), args.out, chunks, CHUNK)
     with Progress(disable=rank > 0) as progress:
         scenes = progress.add_task("scenes", total=len(chunks) * CHUNK)
         for done in work:
             progress.advance(scenes, done)
+
+
+def of_shards(image_tokenizer: ImageTokenizer, args: argparse.Namespace) -> None:
+    """Shards of codes, each with the name of the shard it comes from."""
+    with stop_at_once():
+        from data_recipes.shards import Shards
+        from eval.pieces import claim
+        from mllm import Processor
+        from mllm.folders import find_model
+        from scripts._shards import write_shards
+        from training.shard_codes import ShardEncoder
+    shards = Shards(args.shards)
+    names = [url.rpartition("/")[2] for url in shards.urls]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"several shards are called {twice[0]}: extract each folder to an --out of its own")
+    is_whole = (Path(find_model(args.image_tokenizer)) / "processor_config.json").is_file()
+    encoder = ShardEncoder(image_tokenizer, Processor.from_pretrained(args.image_tokenizer) if is_whole else None)
+    claim(args.out, encoder.form.codes_of)
+    print(write_shards(args.out, names, lambda place: encoder.samples(shards, place), args.max_bad))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--image-tokenizer", required=True, metavar="MODEL", help="what encodes: an image tokenizer or a whole model")
+    add("--out", type=Path, required=True, help="folder for the codes")
+    add("--shards", nargs="+", metavar="TAR", help="shards with images, by name or pattern (default: scenes)")
+    add("--max-bad", type=int, default=100, help="more bad samples in shards are an error (default: %(default)s)")
+    add("--scenes", type=int, default=120_000, help="rounded up to whole files (default: %(default)s)")
+    add("--artwork", default="emoji", help="emoji or shapes (default: %(default)s)")
+    add("--split", default="train", help="train or held_out (default: %(default)s)")
+    args = parser.parse_args(argv)
+    check_folder(args.out)
+    image_tokenizer = load_image_tokenizer(args.image_tokenizer)
+    (of_shards if args.shards else of_scenes)(image_tokenizer, args)
 
 
 if __name__ == "__main__":

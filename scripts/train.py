@@ -4,6 +4,8 @@ python -m scripts.train training/stages/mixed.yaml run.name=try2 optim.lr=5e-4
 torchrun --nproc_per_node 2 -m scripts.train training/stages/mixed.yaml
 """
 
+from argparse import SUPPRESS
+
 from scripts._errors import Parser, cli, stop_at_once
 
 
@@ -11,6 +13,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("recipe", help="a YAML file, e.g. training/stages/mixed.yaml")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="changes to the recipe")
+    parser.add_argument("--local_rank", help=SUPPRESS)  # the deepspeed launcher adds it; torch reads the environment
     args = parser.parse_args(argv)
     with stop_at_once():
         from training.config import TrainConfig, load_config

@@ -118,7 +118,9 @@ class AdversarialConfig:
 @dataclass
 class TokenizerTrainConfig:
     """A run of `scripts.train_tokenizer`: a new image tokenizer of a named size, `model` overriding its fields, or on
-    from the one at `init_from`; `init_clip` is a file of ViTamin weights (timm's or open_clip's) for the encoder.
+    from the one at `init_from`; `init_clip` is a file of ViTamin weights (timm's or open_clip's) for the encoder. Only
+    parameters whose name starts with a word of `trainable` change: without encoder, quant_proj and quantizer, images
+    keep their codes.
 
     `ema` is the decay of the averaged weights, which are those that are saved and evaluated (0: the last ones).
     `revive_after` steps without use, an entry of the codebook moves to where features are (0: never).
@@ -130,6 +132,7 @@ class TokenizerTrainConfig:
     init_clip: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     text_tokenizer: str = MISSING
+    trainable: list[str] = field(default_factory=lambda: [""])
     data: TokenizerDataConfig = field(default_factory=TokenizerDataConfig)
     quantizer: QuantizerOptions = field(default_factory=QuantizerOptions)
     losses: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
@@ -137,6 +140,17 @@ class TokenizerTrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: float = 0.0
     revive_after: int = 0
+
+
+@dataclass
+class AblationConfig:
+    """Variants of one recipe of the image tokenizer: `base` with the `a.b=c` words of each, once for each seed, all
+    measured on as many held-out `scenes`."""
+
+    base: str = MISSING
+    variants: dict[str, list[str]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    scenes: int = 600
 
 
 @dataclass
@@ -155,14 +169,40 @@ class ModelConfig:
 
 @dataclass
 class MixConfig:
-    """Shares of the two kinds of samples, and how captions and questions become sequences."""
+    """Scenes with extracted `codes`: shares of drawing and answering, and how captions and questions become sequences.
+    All questions about an image are asked, each on its own; a share `chats` of the images has `questions_per_image` as
+    the turns of one chat."""
 
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     codes: str | None = None
     draw: float = 0.6
     answer: float = 0.4
     caption_dropout: float = 0.1
+    chats: float = 0.2
     questions_per_image: int = 4
+
+
+@dataclass
+class SourceConfig:
+    """Either `shards` of messages (see data_recipes/messages.py) or `scenes` with extracted codes. `weight` is the
+    source's share of the samples. Of the text-to-image samples in shards, a share of `caption_dropout` has no prompt,
+    for guidance; scenes have their own."""
+
+    weight: float = 1.0
+    shards: list[str] = field(default_factory=list)
+    scenes: MixConfig | None = None
+    caption_dropout: float = 0.1
+
+
+@dataclass
+class MixtureConfig:
+    """Sources by name. A sample of more than `max_length` tokens is a bad one, and more than `max_bad` bad ones end
+    the run. `pack` is the length of rows that hold several samples (0: a row for each sample)."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    max_length: int = 1024
+    max_bad: int = 100
+    pack: int = 0
 
 
 @dataclass
@@ -171,7 +211,7 @@ class TrainConfig:
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: MixConfig = field(default_factory=MixConfig)
+    data: MixtureConfig = field(default_factory=MixtureConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     code_weight: float = 1.0
 

@@ -4,17 +4,16 @@ Shapes: N images, L positions, K sub-codebooks.
 """
 
 import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.utils.data import Dataset
 
-from data_recipes.scenes import Scene, World, captions, questions
-from mllm.processor import Batch, MllmProcessor, Sample
+from data_recipes.scenes import Question, Scene, World, captions, questions
+from mllm.processor import MllmProcessor
+from mllm.templates import Sample, join
 from tokenizer import ImageTokenizer
 
 from .config import MixConfig, ScenesConfig
@@ -73,47 +72,6 @@ def _read(path: Path) -> torch.Tensor:
         return file.get_tensor("codes_NLK")
 
 
-@dataclass
-class MixedBatches(Dataset):
-    """Item `step` is one update's micro-batches on this rank: images to draw, then images to answer about.
-
-    The two kinds differ in length, so each is padded on its own; their losses meet in `train_step`.
-    """
-
-    config: MixConfig
-    processor: MllmProcessor
-    seed: int
-    batch_size: int
-    rank: int
-    world_size: int
-    steps: int
-
-    def __post_init__(self):
-        self.scenes = CodedScenes(self.config.scenes, self.config.codes)
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> list[Batch]:
-        draws = round(self.batch_size * self.config.draw / (self.config.draw + self.config.answer))
-        first = (step * self.world_size + self.rank) * self.batch_size
-        samples = [self._sample(first + place, draw=place < draws) for place in range(self.batch_size)]
-        groups = [group for group in (samples[:draws], samples[draws:]) if group]
-        return [self.processor.collate(group) for group in groups]
-
-    def _sample(self, index: int, draw: bool) -> Sample:
-        rng = random.Random(f"{self.seed} {index}")
-        scene, codes_LK = self.scenes[self._scene_index(index)]
-        if draw:
-            return drawing_sample(self.processor, scene, codes_LK, self.config, rng)
-        return answering_sample(self.processor, scene, codes_LK, self.config, rng)
-
-    def _scene_index(self, index: int) -> int:
-        # A fixed multiplier coprime to the count walks through all scenes once an epoch, in another order each time.
-        epoch, place = divmod(index, len(self.scenes))
-        return (place * 7919 + epoch * 104729) % len(self.scenes)
-
-
 def drawing_sample(
     processor: MllmProcessor, scene: Scene, codes_LK: torch.Tensor, config: MixConfig, rng: random.Random
 ) -> Sample:
@@ -127,13 +85,19 @@ def drawing_sample(
 def answering_sample(
     processor: MllmProcessor, scene: Scene, codes_LK: torch.Tensor, config: MixConfig, rng: random.Random
 ) -> Sample:
-    """Image, then a few questions with answers as turns of one chat."""
+    """Image, then questions with answers: each on its own, or some of them as the turns of one chat."""
     asked = questions(scene, rng)
-    chosen = rng.sample(asked, min(len(asked), config.questions_per_image))
+    rng.shuffle(asked)
+    image = {"type": "image", "image": codes_LK}
+    if rng.random() < config.chats:
+        return processor.encode(_chat(image, asked[: config.questions_per_image]), open_answer=False)
+    return join([processor.encode(_chat(image, [one]), open_answer=False) for one in asked])
+
+
+def _chat(image: dict, asked: Sequence[Question]) -> list[dict]:
     messages = []
-    for turn, question in enumerate(chosen):
+    for turn, question in enumerate(asked):
         text = {"type": "text", "text": question.text}
-        image = [{"type": "image", "image": codes_LK}] if turn == 0 else []
-        messages.append({"role": "user", "content": [*image, text]})
+        messages.append({"role": "user", "content": [image, text] if turn == 0 else [text]})
         messages.append({"role": "assistant", "content": question.answer})
-    return processor.encode(messages, open_answer=False)
+    return messages

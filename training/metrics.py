@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import signal
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,10 @@ class Metrics:
 def _start_wandb(run: Path, config: dict[str, Any], mode: str):
     if mode == "off":
         return None
-    import wandb
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(f"run.wandb {mode!r} needs wandb: pip install wandb, or leave it off") from error
 
     return wandb.init(
         project="mllm", name=run.name, dir=str(run), mode=mode, config=config, id=run.name, resume="allow"
@@ -71,17 +75,21 @@ def _start_wandb(run: Path, config: dict[str, Any], mode: str):
 
 
 class Problems:
-    """Samples of no use: each is named on the console, and more than `limit` of them stop the run."""
+    """Bad samples of a run: each is told once. Raises ValueError when they are more than `limit`, or nothing else."""
 
     def __init__(self, limit: int):
-        self.limit, self.count = limit, 0
+        self.limit, self.seen = limit, {}
 
-    def add(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.count += 1
-            print(f"left out ({self.count}): {line}", flush=True)
-            if self.count > self.limit:
-                raise ValueError(f"more than {self.limit} samples were of no use: repair them, or raise data.max_bad")
+    def add(self, problems: Sequence[str], complete: bool = True) -> None:
+        """`complete`: good samples were found in place of these."""
+        for problem in problems:
+            if problem not in self.seen:
+                self.seen[problem] = None
+                print(f"left out ({len(self.seen)} of at most {self.limit}): {problem}", file=sys.stderr, flush=True)
+            if len(self.seen) > self.limit:
+                raise ValueError(f"{len(self.seen)} bad samples, data.max_bad is {self.limit}; the last: {problem}")
+        if not complete:
+            raise ValueError(f"no good sample found among {len(problems)} in a row; the last: {problems[-1]}")
 
 
 class StopSignal:

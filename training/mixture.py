@@ -8,10 +8,9 @@ import io
 import itertools
 import math
 import random
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -20,40 +19,17 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from data_recipes.messages import CODES, Conversation, Messages, from_files, image_names, with_images
+from data_recipes.messages import CODES, Conversation, Messages, from_files, images_of, with_images
 from data_recipes.shards import Shards, Shuffled
 from mllm.processor import MllmProcessor, Sample
 from tokenizer import ImageTokenizer
 from tokenizer.transform import read_image, to_pixels
 from tokenizer.weights import weights_hash
 
-from .config import MixConfig
+from .config import MixConfig, MixtureConfig
 from .data import CodedScenes, answering_sample, drawing_sample
 
 LONGEST_CYCLE = 1_000_000
-
-
-@dataclass
-class SourceConfig:
-    """Either `shards` of messages (see data_recipes/messages.py) or `scenes` with extracted codes. `weight` is the
-    source's share of the samples. Of the text-to-image samples in shards, a share of `caption_dropout` has no prompt,
-    for guidance; scenes have their own."""
-
-    weight: float = 1.0
-    shards: list[str] = field(default_factory=list)
-    scenes: MixConfig | None = None
-    caption_dropout: float = 0.1
-
-
-@dataclass
-class MixtureConfig:
-    """Sources by name. A sample of more than `max_length` tokens is a bad one, and more than `max_bad` bad ones end
-    the run. `pack` is the length of rows that hold several samples (0: a row for each sample)."""
-
-    sources: dict[str, SourceConfig] = field(default_factory=dict)
-    max_length: int = 1024
-    max_bad: int = 100
-    pack: int = 0
 
 
 class Cycle:
@@ -114,7 +90,7 @@ class ImageForm:
     def load(self, conversation: Conversation) -> Messages:
         """Messages with images and codes_LK in place of names. Raises ValueError for damaged ones, and a mismatch."""
         loaded = []
-        for content, name in zip(conversation.images, image_names(conversation.messages), strict=True):
+        for content, name in zip(conversation.images, images_of(conversation.messages), strict=True):
             if name.endswith(CODES):
                 loaded.append(self._codes(content, name, self.mismatch(conversation.codes_of)))
             else:
@@ -246,27 +222,13 @@ class Mixture:
         one. None when there are more bad ones than may be."""
         name, number = self.cycle[position]
         problems = []
-        for later in range(self.config.max_bad + 1):
+        # As many as can be bad at the end of an epoch and at the start of the next.
+        for later in range(2 * self.config.max_bad + 1):
             try:
                 return self.sources[name].sample(number + later), problems
             except ValueError as error:
                 problems.append(str(error))
         return None, problems
-
-
-class Problems:
-    """Bad samples of a run: each is told once. Raises ValueError when they are more than `limit`."""
-
-    def __init__(self, limit: int):
-        self.limit, self.seen = limit, {}
-
-    def add(self, problems: Iterable[str]) -> None:
-        for problem in problems:
-            if problem not in self.seen:
-                self.seen[problem] = None
-                print(f"left out ({len(self.seen)} of at most {self.limit}): {problem}", file=sys.stderr, flush=True)
-            if len(self.seen) > self.limit:
-                raise ValueError(f"{len(self.seen)} bad samples, data.max_bad is {self.limit}; the last: {problem}")
 
 
 class Update(NamedTuple):
@@ -275,6 +237,7 @@ class Update(NamedTuple):
 
     micro_batches: list[list[Sample]]
     problems: list[str]
+    complete: bool
 
 
 @dataclass
@@ -306,5 +269,7 @@ class MixtureUpdates(Dataset):
         problems = [problem for _, problems in found for problem in problems]
         samples = sorted((sample for sample, _ in found if sample is not None), key=lambda sample: len(sample.ids))
         if self.mixture.config.pack:  # all lengths in each, so that rows become full and micro-batches equally long
-            return Update([samples[part :: self.accumulate] for part in range(self.accumulate)], problems)
-        return Update([samples[part : part + self.batch_size] for part in range(0, size, self.batch_size)], problems)
+            parts = [samples[part :: self.accumulate] for part in range(self.accumulate)]
+        else:
+            parts = [samples[part : part + self.batch_size] for part in range(0, size, self.batch_size)]
+        return Update(parts, problems, complete=len(samples) == size)

@@ -1,7 +1,7 @@
 """Parameter groups by name prefix for AdamW and Muon, and the learning-rate schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -35,6 +35,18 @@ class OptimizerPair:
             optimizer.load_state_dict(state[str(index)])
 
 
+def freeze(model: nn.Module, trainable: Sequence[str]) -> None:
+    """Only parameters whose name starts with a word of `trainable` keep a gradient. Raises ValueError for a word that
+    no name starts with."""
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in trainable:
+        if not any(name.startswith(prefix) for name in names):
+            parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            raise ValueError(f"recipe, trainable: no parameter's name starts with {prefix!r}; the parts are {parts}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(name.startswith(prefix) for prefix in trainable))
+
+
 def make_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig
 ) -> torch.optim.Optimizer | OptimizerPair:
@@ -48,7 +60,7 @@ def make_optimizer(
             is_muon = parameter.ndim == 2 and name.startswith(tuple(config.muon))
             (muon if is_muon else adam).setdefault((_lr_of(name, config), decay), []).append(parameter)
     if not adam and not muon:
-        raise ValueError("nothing to train: no parameter name starts with a word of `trainable`")
+        raise ValueError("nothing to train: `trainable` is empty")
     optimizers = []
     if adam:
         optimizers.append(torch.optim.AdamW(_groups(adam), betas=tuple(config.betas), eps=config.eps, fused=True))

@@ -23,35 +23,35 @@ RATIOS = (3 / 4, 4 / 3)  # of the sides of a random crop, as in UniTok's trainin
 
 
 class ImageBatch(NamedTuple):
-    """`problems` name the images that could not be used; the next ones in the order took their places."""
+    """`problems` name the images that could not be used; if `complete`, the next ones in the order took their place."""
 
     pixels_N3HW: torch.Tensor
     ids_NT: torch.Tensor
     problems: list[str]
+    complete: bool
 
 
 class TrainingImages(Dataset):
-    """-> pixels [3, H, W], ids [T], problems met on the way. Ends at position `end`."""
+    """Position in an endless run -> pixels [3, H, W] and ids [T] (None where too many in a row are bad), and problems
+    met on the way."""
 
-    def __init__(self, config: TokenizerTrainConfig, model: ImageTokenizerConfig, end: int):
-        self.config, self.model, self.end = config, model, end
+    def __init__(self, config: TokenizerTrainConfig, model: ImageTokenizerConfig):
+        self.config, self.model = config, model
         self.text_tokenizer = AutoTokenizer.from_pretrained(config.text_tokenizer)
         data = config.data
         self.images = open_images(data.images, data.artwork, data.split, data.crop)
         self.order = self.images.order(config.run.seed)
 
-    def __len__(self) -> int:
-        return self.end
-
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    def __getitem__(self, position: int) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, list[str]]:
         problems: list[str] = []
-        for place in range(position, position + self.config.data.max_bad + 1):
+        # As many as can be bad at the end of an epoch and at the start of the next.
+        for place in range(position, position + 2 * self.config.data.max_bad + 1):
             try:
                 sample = self.images[self.order[place]]
-                return self._pixels(sample.image, position), self._ids(sample), problems
+                return (self._pixels(sample.image, position), self._ids(sample)), problems
             except ValueError as error:
                 problems.append(str(error))
-        raise ValueError(f"{len(problems)} images in a row are of no use; the last: {problems[-1]}")
+        return None, problems
 
     def _pixels(self, image: Image.Image, position: int) -> torch.Tensor:
         data, model = self.config.data, self.model
@@ -71,22 +71,22 @@ class TrainingImages(Dataset):
         return ids_NT[0]
 
 
-def image_loader(
-    config: TokenizerTrainConfig, model: ImageTokenizerConfig, rank: int, world: int, seen: int, steps: int
-) -> DataLoader:
+def image_loader(data: TrainingImages, rank: int, world: int, seen: int, steps: int) -> DataLoader:
     """This rank's batches of the next `steps` updates, after the `seen` images of the run so far."""
-    batch = config.run.batch_size
-    end = seen + steps * config.run.accumulate * world * batch
-    mine = [position for position in range(seen, end) if (position - seen) // batch % world == rank]
+    run = data.config.run
+    end = seen + steps * run.accumulate * world * run.batch_size
+    mine = [position for position in range(seen, end) if (position - seen) // run.batch_size % world == rank]
     return DataLoader(
-        Subset(TrainingImages(config, model, end), mine),
-        batch_size=batch,
-        num_workers=config.run.workers,
+        Subset(data, mine),
+        batch_size=run.batch_size,
+        num_workers=run.workers,
         collate_fn=_stack,
         worker_init_fn=ignore_stop_signals,
     )
 
 
-def _stack(samples: list[tuple[torch.Tensor, torch.Tensor, list[str]]]) -> ImageBatch:
-    pixels, ids, problems = zip(*samples, strict=True)
-    return ImageBatch(torch.stack(pixels), torch.stack(ids), [line for lines in problems for line in lines])
+def _stack(samples: list[tuple[tuple[torch.Tensor, torch.Tensor] | None, list[str]]]) -> ImageBatch:
+    good = [sample for sample, _ in samples if sample is not None]
+    pixels, ids = zip(*good, strict=True) if good else ([torch.empty(0)], [torch.empty(0)])
+    problems = [line for _, lines in samples for line in lines]
+    return ImageBatch(torch.stack(list(pixels)), torch.stack(list(ids)), problems, len(good) == len(samples))

@@ -34,8 +34,8 @@ from .discriminator import (
 )
 from .distributed import barrier, start_ranks, stop_ranks, sum_gradients, sum_over_ranks, world_size
 from .metrics import Metrics, Problems, Rate, StopSignal, due
-from .optim import make_optimizer, schedule, set_lr
-from .tokenizer_data import ImageBatch, image_loader
+from .optim import freeze, make_optimizer, schedule, set_lr
+from .tokenizer_data import ImageBatch, TrainingImages, image_loader
 from .tokenizer_losses import perceptual_network, tokenizer_losses
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound on the learned temperature
@@ -82,14 +82,23 @@ def train_tokenizer(config: TokenizerTrainConfig) -> Path:
     learner = Learner(config, device)
     checkpoint = latest_checkpoint(run)
     step, seen = learner.restore(checkpoint) if checkpoint else (0, 0)
-    batches = iter(image_loader(config, learner.model.config, rank, world, seen, config.run.steps - step))
+    data = TrainingImages(config, learner.model.config)
+    batches = iter(image_loader(data, rank, world, seen, config.run.steps - step))
     metrics = Metrics(config, step) if rank == 0 else None
-    fixed_N3HW = first_pixels(config, learner.model.config.image_size) if rank == 0 else None
     problems, stop, clock = Problems(config.data.max_bad), StopSignal(), Rate()
+    if rank == 0:
+        problems.add(data.images.damages)
+        fixed_N3HW = first_pixels(config, learner.model.config.image_size)
+
+    def save(folder: Path) -> None:
+        learner.evaluated.save_pretrained(folder)
+        data.text_tokenizer.save_pretrained(folder)  # what its text tower reads
+
     stopping = False
     while step < config.run.steps and not stopping:
         micro_batches = [next(batches) for _ in range(config.run.accumulate)]
-        problems.add(line for batch in micro_batches for line in batch.problems)
+        for batch in micro_batches:
+            problems.add(batch.problems, batch.complete)
         report = learner.update(step, rank, micro_batches)
         step, seen = step + 1, seen + world * config.run.batch_size * config.run.accumulate
         stopping = stop.anywhere()
@@ -99,7 +108,7 @@ def train_tokenizer(config: TokenizerTrainConfig) -> Path:
                 metrics.log(step, {**values, "images_per_s": clock.rate(seen)})
         if rank == 0 and (due(step, config.run.save_every, config.run.steps) or stopping):
             state = {**learner.state_dict(), "seen": seen}
-            checkpoint = save_checkpoint(run, step, learner.evaluated.save_pretrained, state, config.run.keep)
+            checkpoint = save_checkpoint(run, step, save, state, config.run.keep)
             metrics.picture(step, "reconstructions", learner.reconstructions(fixed_N3HW))
     barrier()
     if metrics:
@@ -117,6 +126,7 @@ class Learner:
     def __init__(self, config: TokenizerTrainConfig, device: torch.device):
         self.config, self.device = config, device
         self.model = build_image_tokenizer(config).to(device, memory_format=torch.channels_last).train()
+        freeze(self.model, config.trainable)
         self.optimizer = make_optimizer(self.model.named_parameters(), config.optim)
         self.average = None
         if config.ema:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from mllm import Mllm, MllmConfig, Processor
@@ -14,11 +14,13 @@ from tokenizer import ImageTokenizer
 
 from .checkpoint import latest_checkpoint, load_state, save_checkpoint
 from .config import ModelConfig, TrainConfig
-from .data import MixedBatches
 from .device import autocast, pick_device
 from .distributed import barrier, start_ranks, stop_ranks, sum_gradients, sum_over_ranks
-from .metrics import Metrics, Rate, StopSignal, due, ignore_stop_signals
-from .optim import make_optimizer, schedule, set_lr
+from .metrics import Metrics, Problems, Rate, StopSignal, due, ignore_stop_signals
+from .mixture import Mixture, MixtureUpdates
+from .optim import freeze, make_optimizer, schedule, set_lr
+
+PADDED_TO = 32  # columns: a new shape costs the allocator new memory, and a compiler time
 
 
 class StepReport(NamedTuple):
@@ -31,9 +33,12 @@ class StepReport(NamedTuple):
 
 
 def build_model(config: ModelConfig) -> tuple[Mllm, Processor]:
-    """A new model from its parts, or the one at `init_from`."""
+    """A new model from its parts, or the one at `init_from`, whose image tokenizer `image_tokenizer` replaces."""
     if config.init_from:
-        return Mllm.from_pretrained(config.init_from), Processor.from_pretrained(config.init_from)
+        model = Mllm.from_pretrained(config.init_from)
+        if config.image_tokenizer:
+            model.image_tokenizer = ImageTokenizer.from_pretrained(config.image_tokenizer)
+        return model, Processor.from_pretrained(config.init_from)
     if not config.image_tokenizer or not config.text_tokenizer:
         raise ValueError("recipe, model: give init_from, or image_tokenizer and text_tokenizer")
     image_tokenizer = ImageTokenizer.from_pretrained(config.image_tokenizer)
@@ -58,12 +63,6 @@ def build_model(config: ModelConfig) -> tuple[Mllm, Processor]:
     return model, processor
 
 
-def freeze(model: torch.nn.Module, trainable: Sequence[str]) -> None:
-    """Only parameters whose name starts with a word of `trainable` keep a gradient."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(name.startswith(prefix) for prefix in trainable))
-
-
 def train(config: TrainConfig) -> Path:
     """Train, or resume, a recipe's run; `run.batch_size` samples on each rank. Returns the last checkpoint's model."""
     run, device = config.run.path, pick_device(config.run)
@@ -71,28 +70,45 @@ def train(config: TrainConfig) -> Path:
     torch.manual_seed(config.run.seed)
     model, processor = build_model(config.model)
     freeze(model.to(device).train(), config.model.trainable)
+    model.image_tokenizer.eval()  # codes of training images are those of inference: no drop-path
     model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")  # on a CPU twice as fast at this length
+    mixture = Mixture(config.data, processor, model.image_tokenizer, config.run.seed)
     optimizer = make_optimizer(model.named_parameters(), config.optim)
     checkpoint = latest_checkpoint(run)
-    step = _restore(model, optimizer, checkpoint) if checkpoint else 0
+    step, seen = _restore(model, optimizer, checkpoint) if checkpoint else (0, 0)
+    if config.run.checkpointing:
+        model.gradient_checkpointing_enable()
     if config.run.compile:
         compile_layers(model)
-    batches = iter(_loader(config, processor, rank, world, step))
+    data = MixtureUpdates(
+        mixture, config.run.batch_size, config.run.accumulate, rank, world, config.run.steps - step, seen
+    )
+    batches = iter(
+        DataLoader(data, batch_size=None, num_workers=config.run.workers, worker_init_fn=ignore_stop_signals)
+    )
     metrics = Metrics(config, step) if rank == 0 else None
-    stop, clock, stopping = StopSignal(), Rate(), False
+    problems, stop, clock, stopping = Problems(config.data.max_bad), StopSignal(), Rate(), False
+    if rank == 0:
+        problems.add(mixture.damages)
     while step < config.run.steps and not stopping:
-        micro_batches = next(batches)
+        update = next(batches)
+        problems.add(update.problems, update.complete)
+        micro_batches = [
+            processor.collate(samples, model.image_tokenizer, pack=config.data.pack, multiple=PADDED_TO)
+            for samples in update.micro_batches
+        ]
         lr = set_lr(optimizer, schedule(step, config.run.steps, config.optim))
         report = train_step(model, optimizer, micro_batches, config, device)
-        step += 1
+        step, seen = step + 1, seen + data.samples
         stopping = stop.anywhere()
         if metrics and due(step, config.run.log_every, config.run.steps):
-            rate = clock.rate(step * world * config.run.batch_size)
-            metrics.log(step, {**report()._asdict(), "lr": lr, "samples_per_s": rate})
+            metrics.log(step, {**report()._asdict(), "lr": lr, "samples_per_s": clock.rate(seen)})
         if rank == 0 and (due(step, config.run.save_every, config.run.steps) or stopping):
-            state = {"optimizer": optimizer.state_dict()}
+            state = {"optimizer": optimizer.state_dict(), "seen": seen}
             checkpoint = save_checkpoint(run, step, _saver(model, processor), state, config.run.keep)
     barrier()
+    if metrics:
+        metrics.close()
     stop_ranks()
     return (checkpoint or latest_checkpoint(run)) / "model"
 
@@ -103,11 +119,12 @@ def compile_layers(model: Mllm) -> None:
         layer.compile(dynamic=True)
 
 
-def _restore(model: Mllm, optimizer: torch.optim.Optimizer, checkpoint: Path) -> int:
+def _restore(model: Mllm, optimizer: torch.optim.Optimizer, checkpoint: Path) -> tuple[int, int]:
+    """-> steps done, samples seen."""
     model.load_state_dict(Mllm.from_pretrained(checkpoint / "model").state_dict())
     state = load_state(checkpoint)
     optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
+    return state["step"], state["seen"]
 
 
 def _saver(model: Mllm, processor: Processor) -> Callable[[Path], None]:
@@ -118,15 +135,13 @@ def _saver(model: Mllm, processor: Processor) -> Callable[[Path], None]:
     return save
 
 
-def _loader(config: TrainConfig, processor: Processor, rank: int, world: int, step: int) -> DataLoader:
-    steps = config.run.steps
-    data = MixedBatches(config.data, processor, config.run.seed, config.run.batch_size, rank, world, steps)
-    return DataLoader(
-        Subset(data, range(step, steps)),
-        batch_size=None,
-        num_workers=config.run.workers,
-        worker_init_fn=ignore_stop_signals,
-    )
+def _attention(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | None]:
+    """Positions and mask of packed and branched rows. Others are padded on the right, where causal attention sees no
+    padding, and without a mask it takes faster kernels."""
+    if batch.position_ids is None:
+        return {}
+    mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
+    return {"position_ids": batch.position_ids.to(device), "attention_mask": mask}
 
 
 def train_step(
@@ -157,6 +172,7 @@ def train_step(
                 codes=None if batch.codes is None else batch.codes.to(device),
                 is_target=batch.is_target.to(device),
                 labels=batch.labels.to(device),
+                **_attention(batch, device),
             )
             loss = weight / config.code_weight * output.text_loss + weight * output.code_loss
         loss.backward()

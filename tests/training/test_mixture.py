@@ -10,35 +10,15 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from webdataset.writer import TarWriter
 
-from data_recipes.messages import checked, to_files
+from tests.shard_files import IMAGE, png, talk, text, write_shard
 from tokenizer.weights import weights_hash
-from training.config import MixConfig, ScenesConfig, load_config
+from training.config import MixConfig, MixtureConfig, ScenesConfig, SourceConfig, load_config
 from training.data import extract_codes
-from training.mixture import Cycle, Mixture, MixtureConfig, MixtureUpdates, Problems, SourceConfig
+from training.metrics import Problems
+from training.mixture import Cycle, Mixture, MixtureUpdates
 
 SHAPES = ScenesConfig(artwork="shapes")
-
-
-def write(file: Path, samples: dict[str, dict[str, bytes]]) -> str:
-    file.parent.mkdir(exist_ok=True)
-    with TarWriter(str(file), encoder=False) as tar:
-        for key, files in samples.items():
-            tar.write({"__key__": key, **files})
-    return str(file)
-
-
-def talk(question: str, answer: str, *images: tuple[str, bytes], **codes_of: str) -> dict[str, bytes]:
-    parts = [*({"type": "image", "image": "x"} for _ in images), {"type": "text", "text": question}]
-    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
-    return to_files(checked(messages), images, codes_of)
-
-
-def picture(color: str) -> tuple[str, bytes]:
-    data = io.BytesIO()
-    Image.new("RGB", (48, 40), color).save(data, "PNG")
-    return "png", data.getvalue()
 
 
 def codes(seed: int) -> tuple[str, bytes]:
@@ -52,7 +32,7 @@ def shards(tmp_path) -> str:
     """Three shards of eight chats."""
     for shard in range(3):
         samples = {f"{number:03d}": talk("?", f"answer {shard}{number}") for number in range(8)}
-        write(tmp_path / "chats" / f"{shard}.tar", samples)
+        write_shard(tmp_path / "chats" / f"{shard}.tar", samples)
     return f"{tmp_path}/chats/*.tar"
 
 
@@ -96,13 +76,13 @@ def test_weights_without_shares_are_refused(weights, reason):
 
 def test_images_and_codes_become_the_same_sample(tiny_model, tmp_path):
     model, processor = tiny_model
-    pixels = write(tmp_path / "pixels.tar", {"a": talk("what is this?", "a dog", picture("red"))})
+    pixels = write_shard(tmp_path / "pixels.tar", {"a": talk([IMAGE, text("what is this?")], "a dog", png("red"))})
     codes_LK = model.image_tokenizer.encode([Image.new("RGB", (48, 40), "red")])[0]
     data = io.BytesIO()
     np.save(data, codes_LK.numpy().astype(np.uint16))
     of_model = {"image_tokenizer": weights_hash(model.image_tokenizer), "template": "mllm"}
-    coded = talk("what is this?", "a dog", ("codes.npy", data.getvalue()), **of_model)
-    extracted = write(tmp_path / "codes.tar", {"a": coded})
+    coded = talk([IMAGE, text("what is this?")], "a dog", ("codes.npy", data.getvalue()), **of_model)
+    extracted = write_shard(tmp_path / "codes.tar", {"a": coded})
     samples = [mixture(tiny_model, x=SourceConfig(shards=[shards])).sample(0)[0] for shards in (pixels, extracted)]
     batches = [processor.collate([sample], model.image_tokenizer) for sample in samples]
     for name, tensor in vars(batches[0]).items():
@@ -110,9 +90,7 @@ def test_images_and_codes_become_the_same_sample(tiny_model, tmp_path):
 
 
 def test_requests_to_draw_lose_their_prompts_at_the_rate_asked_for(tiny_model, tmp_path):
-    messages = checked([{"role": "user", "content": "a red dog"}, {"role": "assistant", "content": "x"}])
-    messages[1]["content"] = [{"type": "image", "image": "x"}]
-    file = write(tmp_path / "draw.tar", {"a": to_files(messages, [picture("red")])})
+    file = write_shard(tmp_path / "draw.tar", {"a": talk("a red dog", [IMAGE], png("red"))})
     for rate, counts in ((0.0, range(1)), (0.3, range(15, 50)), (1.0, range(100, 101))):
         mixed = mixture(tiny_model, draw=SourceConfig(shards=[file], caption_dropout=rate))
         samples = [mixed.sample(position)[0] for position in range(100)]
@@ -174,17 +152,17 @@ def test_all_ranks_run_the_model_equally_often(tiny_model, shards, pack):
 @pytest.fixture
 def bad_shard(tmp_path) -> str:
     """One good sample in two, and a broken-off end."""
-    kind, content = picture("red")
+    kind, content = png("red")
     long = talk("why? " * 100, "a")
     samples = {
-        "cut": talk("?", "a", (kind, content[:-30])),
+        "cut": talk([IMAGE], "a", (kind, content[:-30])),
         "empty": {"json": b"{}"},
-        "gone": {"json": talk("?", "a", (kind, content))["json"]},
+        "gone": {"json": talk([IMAGE], "a", (kind, content))["json"]},
         "long": long,
-        "other": talk("?", "a", codes(0), image_tokenizer="0" * 12, template="mllm"),
+        "other": talk([IMAGE], "a", codes(0), image_tokenizer="0" * 12, template="mllm"),
     }
     good = {f"good{number}": talk("?", f"answer {number}") for number in range(6)}
-    file = Path(write(tmp_path / "bad.tar", {**good, **samples, "last": talk("?", "a", (kind, bytes(9000)))}))
+    file = Path(write_shard(tmp_path / "bad.tar", {**good, **samples, "last": talk([IMAGE], "a", (kind, bytes(9000)))}))
     file.write_bytes(file.read_bytes()[:-8000])
     return str(file)
 
@@ -223,7 +201,7 @@ def test_too_many_bad_samples_end_the_run(tiny_model, bad_shard, capsys):
 
 
 def test_nothing_but_bad_samples_ends_too(tiny_model, tmp_path):
-    file = write(tmp_path / "bad.tar", {str(number): {"json": b"{"} for number in range(3)})
+    file = write_shard(tmp_path / "bad.tar", {str(number): {"json": b"{"} for number in range(3)})
     update = MixtureUpdates(mixture(tiny_model, max_bad=1, one=SourceConfig(shards=[file])), 2, 1, 0, 1, 1)[0]
     with pytest.raises(ValueError, match="2 bad samples"):
         Problems(1).add(update.problems)
@@ -238,8 +216,8 @@ def test_nothing_but_bad_samples_ends_too(tiny_model, tmp_path):
 )
 def test_codes_of_another_model_are_refused_at_the_start(tiny_model, tmp_path, image_tokenizer, template, reason):
     ours = weights_hash(tiny_model[0].image_tokenizer)
-    coded = talk("?", "a", codes(0), image_tokenizer=image_tokenizer or ours, template=template)
-    file = write(tmp_path / "codes.tar", {"a": coded})
+    coded = talk([IMAGE], "a", codes(0), image_tokenizer=image_tokenizer or ours, template=template)
+    file = write_shard(tmp_path / "codes.tar", {"a": coded})
     with pytest.raises(ValueError, match=reason.format(hash=ours)):
         mixture(tiny_model, one=SourceConfig(shards=[file]))
 
@@ -247,7 +225,7 @@ def test_codes_of_another_model_are_refused_at_the_start(tiny_model, tmp_path, i
 @pytest.mark.parametrize("content", [b"no array", codes(0)[1][:-3]], ids=["other", "cut"])
 def test_damaged_codes_are_bad_samples(tiny_model, tmp_path, content):
     of_model = {"image_tokenizer": weights_hash(tiny_model[0].image_tokenizer), "template": "mllm"}
-    file = write(tmp_path / "codes.tar", {"a": talk("?", "a", ("codes.npy", content), **of_model)})
+    file = write_shard(tmp_path / "codes.tar", {"a": talk([IMAGE], "a", ("codes.npy", content), **of_model)})
     problem = mixture(tiny_model, max_bad=0, one=SourceConfig(shards=[file])).sample(0)[1][0]
     assert "codes.tar, a: cannot read 0.codes.npy as codes" in problem
 

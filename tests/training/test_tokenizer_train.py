@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -70,6 +71,17 @@ def test_the_discriminator_starts_when_it_should(tmp_path, text_folder):  # noqa
         assert strip.size == (8 * 32, 2 * 32)
 
 
+def test_wandb_offline_holds_every_number_and_the_pictures(tmp_path, text_folder, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = _tokenizer_config(tmp_path, text_folder, "seen", steps=2, save_every=2, wandb="offline")
+    train_tokenizer(config)
+    [folder] = (config.run.path / "wandb").glob("offline-run-*")
+    [file] = folder.glob("*.wandb")
+    written = file.read_bytes()
+    assert [name for name in _rows(config)[0] if name not in ("step", "seconds") and name.encode() not in written] == []
+    assert list((folder / "files" / "media" / "images").glob("reconstructions*.png"))
+
+
 def test_two_processes_train_as_one(tmp_path, text_folder):  # noqa: F811
     """The contrastive loss sees the captions of both ranks. (Entropy is a mean over a rank's batch, so not here.)"""
     one = replace(
@@ -107,6 +119,16 @@ def test_the_saved_weights_are_the_average(tmp_path, text_folder):  # noqa: F811
     assert not torch.equal(first["projection.weight"], second["projection.weight"])
 
 
+def test_the_decoder_alone_trains_and_codes_stay(tmp_path, text_folder):  # noqa: F811
+    config = _tokenizer_config(tmp_path, text_folder, "decoder", steps=2, save_every=1)
+    config.trainable = ["post_quant_proj", "decoder"]
+    torch.manual_seed(config.run.seed)
+    before = build_image_tokenizer(config).state_dict()
+    after = load_file(train_tokenizer(config) / "model.safetensors")
+    moved = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert moved == {"post_quant_proj", "decoder"}
+
+
 # ---- data
 
 
@@ -130,19 +152,30 @@ def test_folders_and_shards_train_and_bad_images_are_counted(tmp_path, text_fold
         config.data.images, config.data.scale = images, 0.5
         train_tokenizer(config)
         assert len(_rows(config)) == 1
-    named = [line for line in capfd.readouterr().out.splitlines() if line.startswith("left out")]
+    named = [line for line in capfd.readouterr().err.splitlines() if line.startswith("left out")]
     assert named and all("class_0/0.png" in line for line in named)
 
 
-def test_too_many_bad_images_stop_the_run(tmp_path, text_folder):  # noqa: F811
+@pytest.mark.parametrize(("max_bad", "reason"), [(1, "2 bad samples, data.max_bad is 1; the last: "), (2, "")])
+def test_too_many_bad_images_stop_the_run(tmp_path, text_folder, max_bad, reason):  # noqa: F811
     (tmp_path / "images").mkdir()
-    for number in range(4):
+    for number in range(6):
+        _photo(tmp_path / "images" / f"{number}.png", number)
+        (tmp_path / "images" / f"{number}.txt").write_text("a photo")
+    for number in (1, 4):
         (tmp_path / "images" / f"{number}.png").write_bytes(b"no image")
-    _photo(tmp_path / "images" / "good.png", 0)
-    (tmp_path / "images" / "good.txt").write_text("a photo")
-    config = _tokenizer_config(tmp_path, text_folder, "bad", steps=50)
-    config.data.images, config.data.max_bad = str(tmp_path / "images"), 10
-    with pytest.raises(ValueError, match="more than 10 samples were of no use: repair them, or raise data.max_bad"):
+    config = _tokenizer_config(tmp_path, text_folder, "bad", steps=3)
+    config.data.images, config.data.max_bad = str(tmp_path / "images"), max_bad
+    with pytest.raises(ValueError, match=reason) if reason else nullcontext():
+        train_tokenizer(config)
+
+
+def test_a_folder_of_bad_images_alone_is_told(tmp_path, text_folder):  # noqa: F811
+    (tmp_path / "images").mkdir()
+    _photo(tmp_path / "images" / "no_caption.png", 0)
+    config = _tokenizer_config(tmp_path, text_folder, "bad", steps=3)
+    config.data.images = str(tmp_path / "images")
+    with pytest.raises(ValueError, match="no good sample found among [0-9]+ in a row; the last: .*no_caption.png: no cap"):
         train_tokenizer(config)
 
 

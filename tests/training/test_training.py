@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,27 +12,32 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_recipes.scenes import questions
 from mllm import Mllm, generate_images
+from mllm.templates import join
 from tokenizer import SIZES, ImageTokenizer
 from tokenizer.quantizer import QuantizerOptions
 from training.config import (
     MixConfig,
+    MixtureConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
     ScenesConfig,
+    SourceConfig,
     TokenizerDataConfig,
     TokenizerLossConfig,
     TokenizerTrainConfig,
     TrainConfig,
     save_config,
 )
-from training.data import CodedScenes, MixedBatches, extract_codes
+from training.data import CodedScenes, answering_sample, extract_codes
 from training.export import export_model
-from training.optim import make_optimizer, schedule, set_lr
+from training.mixture import ScenesSource
+from training.optim import freeze, make_optimizer, schedule, set_lr
 from training.report import plot_run
 from training.tokenizer_train import train_tokenizer
-from training.train import freeze, train, train_step
+from training.train import train, train_step
 
 SHAPES = ScenesConfig(artwork="shapes")
 BACKBONE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -75,6 +81,10 @@ def _tokenizer_config(folder, text_folder, name, **options) -> TokenizerTrainCon
     )
 
 
+def _scenes(codes_folder) -> MixConfig:
+    return MixConfig(scenes=SHAPES, codes=str(codes_folder), draw=0.5, answer=0.5)
+
+
 def _config(folder, text_folder, codes_folder, image_tokenizer, name, **options) -> TrainConfig:
     image_tokenizer.save_pretrained(folder / "image_tokenizer")
     return TrainConfig(
@@ -86,7 +96,7 @@ def _config(folder, text_folder, codes_folder, image_tokenizer, name, **options)
             code_head_args={"layers": 1, "heads": 2},
             trainable=["backbone", "lm_head", "code_embed", "code_head"],
         ),
-        data=MixConfig(scenes=SHAPES, codes=str(codes_folder), draw=0.5, answer=0.5),
+        data=MixtureConfig({"scenes": SourceConfig(scenes=_scenes(codes_folder))}),
         optim=OptimConfig(warmup=2, muon=["backbone.layers"]),
         code_weight=0.5,
     )
@@ -153,7 +163,9 @@ def test_frozen_is_frozen(tmp_path, text_folder, codes_folder, image_tokenizer):
 def test_nothing_to_train_is_named(tmp_path, text_folder, codes_folder, image_tokenizer):
     config = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "none")
     config.model.trainable = ["no_such_part"]
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(
+        ValueError, match="no parameter's name starts with 'no_such_part'; the parts are image_tokenizer, backbone"
+    ):
         train(config)
 
 
@@ -161,9 +173,8 @@ def test_the_update_does_not_depend_on_how_samples_are_split(make_tiny_model, co
     gradients = []
     for split in (1, 2, 4):
         model, processor = make_tiny_model()
-        data = MixConfig(scenes=SHAPES, codes=str(codes_folder))
-        batches = MixedBatches(data, processor, seed=0, batch_size=8, rank=0, world_size=1, steps=1)
-        samples = [batches._sample(index, draw=index < 4) for index in range(8)]
+        source = ScenesSource(_scenes(codes_folder), processor, seed=0)
+        samples = [source.sample(number) for number in range(8)]
         micro_batches = [processor.collate(samples[part::split]) for part in range(split)]
         config = TrainConfig(run=_run(tmp_path, "x"), optim=OptimConfig(clip=1e9), code_weight=0.3)
         freeze(model, ["backbone", "lm_head", "code_embed", "code_head"])
@@ -211,16 +222,48 @@ def test_missing_codes_are_named(tmp_path):
         CodedScenes(SHAPES, tmp_path)
 
 
-def test_ranks_see_different_samples_that_together_are_the_batch(make_tiny_model, codes_folder):
+def test_every_question_about_an_image_is_asked_on_its_own(make_tiny_model, codes_folder):
     _, processor = make_tiny_model()
-    data = MixConfig(scenes=SHAPES, codes=str(codes_folder))
+    scene, codes_LK = CodedScenes(SHAPES, codes_folder)[0]
+    config = replace(_scenes(codes_folder), chats=0.0)
+    sample = answering_sample(processor, scene, codes_LK, config, random.Random(3))
+    start = [id for id, branch in zip(sample.ids, sample.branches, strict=True) if branch == 0]
+    asked = []
+    for number in range(1, max(sample.branches) + 1):
+        branch = [id for id, branch in zip(sample.ids, sample.branches, strict=True) if branch == number]
+        asked.append(processor.decode([*start, *branch]))
+    expected = [f"{question.text}{question.answer}" for question in questions(scene, random.Random(3))]
+    assert sorted(text.replace(" ", "") for text in asked) == sorted(text.replace(" ", "") for text in expected)
 
-    def ids(batch_size, rank, world):
-        batches = MixedBatches(data, processor, 0, batch_size, rank, world, steps=2)
-        return {tuple(row.tolist()) for step in range(2) for batch in batches[step] for row in batch.input_ids}
 
-    first, second = ids(4, 0, 2), ids(4, 1, 2)
-    assert len(first | second) > len(first)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("pack", [0, 200])
+def test_joined_chats_lose_what_they_lose_alone(make_tiny_model, pack, attention):
+    model, processor = make_tiny_model()
+    model.eval().set_attn_implementation(attention)
+    codes_NLK = torch.randint(0, 16, (2, 4, 2), generator=torch.Generator().manual_seed(1))
+    chats = [
+        [
+            processor.encode(
+                [
+                    {"role": "user", "content": [{"type": "image", "image": codes_LK}, {"type": "text", "text": text}]},
+                    {"role": "assistant", "content": answer},
+                ],
+                open_answer=False,
+            )
+            for text, answer in (("what is it?", "a dog"), ("what colour is it?", "red"), ("is it big?", "yes"))
+        ]
+        for codes_LK in codes_NLK
+    ]
+    losses, gradients = [], []
+    for samples in ([one for row in chats for one in row], [join(row) for row in chats]):
+        model.zero_grad()
+        output = model(**vars(processor.collate(samples, pack=pack if len(samples) == 2 else 0, multiple=16)))
+        output.text_loss.backward()
+        losses.append((output.text_loss.item(), output.text_count.item()))
+        gradients.append(model.backbone.layers[0].self_attn.q_proj.weight.grad)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL])

@@ -1,0 +1,228 @@
+"""Captioned images of every source: captions and labels, damage, and an order that follows from (seed, position)."""
+
+import json
+import random
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_recipes import artwork
+from data_recipes.images import Folder, Scenes, ShardImages, crop_around, open_images
+from data_recipes.scenes import CLASSES, COLORS, SKILLS, is_held_out
+from tests.shard_files import write_shard
+
+
+def encoded(color: str, kind: str = "PNG") -> bytes:
+    data = BytesIO()
+    Image.new("RGB", (24, 20), color).save(data, kind)
+    return data.getvalue()
+
+
+def put(file: Path, content: bytes | str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def told(source, index: int) -> tuple[str, str]:
+    """Caption and label."""
+    return source[index][1:3]
+
+
+# ---- a folder
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    put(tmp_path / "plain.png", encoded("red"))
+    put(tmp_path / "dots.v2.png", encoded("green"))
+    put(tmp_path / "dots.v2.txt", "  a green card\n")
+    put(tmp_path / "v1.0" / "red_panda" / "x.y.JPEG", encoded("blue", "JPEG"))
+    put(tmp_path / "v1.0" / "red_panda" / "z.webp", encoded("gray", "WEBP"))
+    put(tmp_path / "v1.0" / "red_panda" / "z.txt", "two grays")
+    put(tmp_path / "notes.md", "no image")
+    put(tmp_path / "._plain.png", "what macOS leaves")
+    return tmp_path
+
+
+def test_captions_and_labels_of_a_folder(folder):
+    source = open_images(str(folder))
+    names = [Path(source[index].name).relative_to(folder).as_posix() for index in range(len(source))]
+    assert names == ["dots.v2.png", "plain.png", "v1.0/red_panda/x.y.JPEG", "v1.0/red_panda/z.webp"]
+    expected = [("a green card", ""), ("", ""), ("a photo of red panda", "red panda"), ("two grays", "")]
+    assert [told(source, index) for index in range(4)] == expected
+    assert source[1].image.getpixel((5, 5)) == (255, 0, 0) and source[1].image.size == (24, 20)
+
+
+def test_metadata_comes_before_what_lies_beside_the_image(folder):
+    rows = [
+        {"file_name": "dots.v2.png", "text": "from metadata"},
+        {"file_name": "v1.0/red_panda/x.y.JPEG", "text": "b"},
+    ]
+    put(folder / "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+    source = Folder(folder)
+    assert [told(source, index) for index in (0, 2, 3)] == [("from metadata", ""), ("b", ""), ("two grays", "")]
+
+
+@pytest.mark.parametrize("line", ['{"file_name": "plain.png"}', "[1]", '{"file_name"'])
+def test_the_wrong_line_of_metadata_is_named(folder, line):
+    put(folder / "metadata.jsonl", f'{{"file_name": "plain.png", "text": "a"}}\n{line}\n')
+    with pytest.raises(ValueError, match="metadata.jsonl, line 2: not"):
+        Folder(folder)
+
+
+def test_a_damaged_file_is_named(folder):
+    noise = Image.effect_noise((64, 64), 80).convert("RGB")
+    noise.save(folder / "cut.jpg")
+    put(folder / "cut.jpg", (folder / "cut.jpg").read_bytes()[:900])
+    put(folder / "text.png", "no image")
+    source = Folder(folder)
+    for index, name in ((0, "cut.jpg"), (3, "text.png")):
+        with pytest.raises(ValueError, match=f"cannot read .*{name} as an image"):
+            source[index]
+    assert source[2].image.size == (24, 20)
+
+
+def test_what_holds_no_images_is_told(tmp_path):
+    with pytest.raises(ValueError, match="no images in .*; known are jpg, jpeg, png, webp"):
+        open_images(str(tmp_path))
+    with pytest.raises(ValueError, match="no images at 'nowhere': give 'scenes', a folder, or shards"):
+        open_images("nowhere")
+
+
+def test_the_order_of_a_folder(folder):
+    order = Folder(folder).order(5)
+    epochs = [[order[4 * epoch + place] for place in range(4)] for epoch in range(8)]
+    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs) and len(set(map(tuple, epochs))) > 1
+    assert [Folder(folder).order(5)[position] for position in range(4)] == epochs[0]
+
+
+def test_a_fingerprint_tells_another_file(folder):
+    before = json.dumps(Folder(folder).fingerprint())
+    assert json.dumps(Folder(folder).fingerprint()) == before
+    put(folder / "plain.png", encoded("yellow") + b" ")
+    assert json.dumps(Folder(folder).fingerprint()) != before
+
+
+# ---- shards
+
+
+@pytest.fixture
+def shard(tmp_path) -> Path:
+    image = encoded("red")
+    files = {
+        "0.png": image, "0.txt": b" from txt\n", "0.json": b'{"caption": "from json"}', "0.cls": b"7\n",
+        "1.png": image, "1.json": b'{"caption": null, "text": "its text"}',
+        "2.png": image, "2.cls": b"red panda",
+        "3.png": image,
+        "4.jpg": encoded("red", "JPEG")[:300], "4.txt": b"cut",
+        "5.txt": b"no image",
+        "6.png": image, "6.json": b'["no object"]',
+        "7.png": image, "7.json": b"{",
+    }  # fmt: skip
+    return write_shard(tmp_path / "shard-000.tar", files)
+
+
+def test_captions_and_labels_of_shards(shard):
+    source = open_images(str(shard.with_name("shard-{000..000}.tar")))
+    assert isinstance(source, ShardImages) and len(source) == 8
+    expected = [("from txt", "7"), ("its text", ""), ("a photo of red panda", "red panda"), ("", "")]
+    assert [told(source, index) for index in range(4)] == expected
+    assert source[0].image.getpixel((5, 5)) == (255, 0, 0) and source[0].name == f"file://{shard}, 0"
+
+
+def test_a_damaged_sample_is_named(shard):
+    source = open_images([str(shard)])
+    for index, message in ((4, "cannot read .*, 4 as an image"), (5, ", 5: no image; known are jpg")):
+        with pytest.raises(ValueError, match=message):
+            source[index]
+    for index in (6, 7):
+        with pytest.raises(ValueError, match=f"{shard}, {index}: its json is damaged"):
+            source[index]
+
+
+def test_a_damaged_shard_is_named(shard, tmp_path):
+    put(tmp_path / "text.tar", "no tar")
+    source = open_images([str(shard), str(tmp_path / "text.tar")])
+    assert len(source) == 8 and len(source.damages) == 1 and "text.tar: cannot be read" in source.damages[0]
+
+
+def test_the_order_of_shards_is_over_all_of_them(shard, tmp_path):
+    other = write_shard(tmp_path / "shard-001.tar", {f"{n}.png": encoded("blue") for n in range(5)})
+    source = open_images([str(shard), str(other)])
+    assert source.damages == []
+    assert list(source.counts()) == [8, 5]
+    order = source.order(0)
+    assert sorted(order[place] for place in range(13, 26)) == list(range(13))
+
+
+# ---- scenes
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Scenes:
+    return Scenes("shapes")
+
+
+def test_the_label_of_a_scene_is_its_one_thing(scenes):
+    for index in range(60):
+        scene, sample = scenes.world.scene(index), scenes[index]
+        assert sample.label == (scene.things[0].name if len(scene.things) == 1 else "")
+        assert sample.caption and sample.image == scenes.world.render(scene)
+
+
+def test_scenes_of_one_skill_and_split():
+    held_out = Scenes("shapes", "held_out", skill="single_object")
+    for index in range(20):
+        [thing] = held_out.world.scene(index, "held_out", "single_object").things
+        assert held_out[index].label == thing.name in CLASSES
+        assert is_held_out(("color", thing.name, thing.color))
+    fingerprints = [
+        Scenes("shapes", split, skill=skill).fingerprint() for split in ("train", "held_out") for skill in SKILLS
+    ]
+    assert len({json.dumps(one) for one in fingerprints}) == 2 * len(SKILLS)
+
+
+def test_most_captions_name_no_color(scenes):
+    single = Scenes("shapes", skill="colors")
+    named = [any(color in single[index].caption for color in COLORS) for index in range(200)]
+    assert 40 < sum(named) < 120  # 0.4 of them, but for a background's colour
+
+
+def test_a_crop_is_about_one_thing():
+    scenes = Scenes("shapes", crop=64)
+    for index in range(40):
+        sample = scenes[index]
+        assert sample.image.size == (64, 64) and sample.label in CLASSES and sample == scenes[index]
+
+
+def test_the_thing_of_a_crop_has_its_centre_in_the_middle_half(scenes):
+    for seed in range(40):
+        [thing] = scenes.world.scene(seed, skill="single_object").things
+        x1, y1, x2, y2 = thing.box
+        canvas = Image.new("L", (128, 128))
+        canvas.putpixel(((x1 + x2) // 2, (y1 + y2) // 2), 255)
+        crop = crop_around(canvas, thing, 64, random.Random(seed))
+        left, top, *_ = crop.getbbox()
+        at_edge = min(x1 + x2, y1 + y2) < 96 or max(x1 + x2, y1 + y2) > 160
+        assert at_edge or (15 <= left <= 48 and 15 <= top <= 48)
+
+
+def test_the_order_of_scenes_never_repeats(scenes):
+    first, second = scenes.order(0), scenes.order(1)
+    assert [first[place] for place in (0, 1, 10**6)] == [0, 1, 10**6]
+    assert first[10**6] < second[0] and second[5] == scenes.order(1)[5]
+
+
+def test_open_images_hands_on_what_is_of_the_scenes():
+    source = open_images("scenes", "shapes", "held_out", 64, "counting")
+    assert source.fingerprint() == ["scenes", "shapes", "held_out", 64, "counting"]
+
+
+def test_scenes_without_the_font_are_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(artwork, "FONT_FOLDERS", (str(tmp_path),))
+    monkeypatch.delenv(artwork.FONT_VARIABLE, raising=False)
+    artwork.glyph.cache_clear()
+    with pytest.raises(ValueError, match="fonts-noto-color-emoji"):
+        open_images("scenes")

@@ -1,0 +1,225 @@
+"""The schema of a sample: what it takes, what it refuses, and what raw formats become."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_recipes.messages import (
+    DESCRIBE,
+    READERS,
+    Reader,
+    checked,
+    from_files,
+    images_of,
+    stored_image,
+    to_files,
+    with_images,
+)
+
+
+def picture(kind: str = "PNG", color: str = "red") -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (20, 10), color).save(data, kind)
+    return data.getvalue()
+
+
+def chat(*contents) -> list[dict]:
+    return [{"role": ("user", "assistant")[turn % 2], "content": content} for turn, content in enumerate(contents)]
+
+
+def image(name: str) -> dict[str, str]:
+    return {"type": "image", "image": name}
+
+
+def text(words: str) -> dict[str, str]:
+    return {"type": "text", "text": words}
+
+
+KINDS = {
+    "text only": chat("hello", "hi", "how are you?", "well"),
+    "question": chat([image("a"), text("what is this?")], "a dog"),
+    "two images": chat([image("a"), image("b"), text("which is red?")], "the first", "sure?", "yes"),
+    "text to image": chat("a red dog", [image("a")]),
+    "edit": chat([image("a"), text("make it blue")], [image("b")]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_survives_its_files(kind):
+    messages = checked(KINDS[kind])
+    contents = [picture("PNG", color) for color, _ in zip(("red", "blue"), images_of(messages), strict=False)]
+    files = to_files(messages, [("png", content) for content in contents])
+    back = from_files(files)
+    assert back.images == contents and back.codes_of == {}
+    assert images_of(back.messages) == [f"{place}.png" for place in range(len(contents))]
+    assert with_images(back.messages, images_of(messages)) == messages
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (None, "no messages"),
+        ([], "no messages"),
+        (chat("hello"), "roles are user; they alternate"),
+        (chat("hello", "hi", "and?"), "roles are user, assistant, user; they alternate"),
+        ([{"role": "system", "content": "be nice"}, *chat("hello", "hi")], "roles are system, user"),
+        (["hello", "hi"], "roles are None, None"),
+        ([{"role": "user"}, {"role": "assistant", "content": "hi"}], "a message has no content"),
+        (chat([], "hi"), "a message has no content"),
+        (chat("hello", " "), "a part of type text holds ' '"),
+        (chat([{"type": "image"}], "hi"), "a part of type image holds None"),
+        (chat([{"type": "video", "video": "0.mp4"}], "hi"), "unknown content type 'video'; known: text, image"),
+    ],
+)
+def test_what_is_not_in_the_schema_is_refused(messages, reason):
+    with pytest.raises(ValueError, match=reason):
+        checked(messages)
+
+
+def test_files_and_messages_must_agree():
+    files = to_files(checked(KINDS["question"]), [("png", picture())])
+    with pytest.raises(ValueError, match="no 0.png, which its messages show"):
+        from_files({"json": files["json"]})
+    with pytest.raises(ValueError, match="no message shows its 1.png"):
+        from_files({**files, "1.png": picture()})
+    with pytest.raises(ValueError, match="no json"):
+        from_files({"0.png": picture()})
+    with pytest.raises(ValueError, match="its json is damaged"):
+        from_files({"json": files["json"][:-9]})
+    with pytest.raises(ValueError, match="no messages"):
+        from_files({"json": b"[1]"})
+
+
+def test_files_of_images_stay_as_they_are_where_they_can():
+    for kind, extension in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")):
+        assert stored_image(picture(kind), "x") == (extension, picture(kind))
+    extension, content = stored_image(picture("BMP"), "x")
+    assert extension == "png" and Image.open(io.BytesIO(content)).getpixel((3, 3)) == (255, 0, 0)
+    with pytest.raises(ValueError, match="cannot read x as an image"):
+        stored_image(picture("JPEG")[:-200], "x")
+
+
+# ---- raw formats
+
+
+def lines(folder: Path, *records) -> Path:
+    file = folder / "samples.jsonl"
+    file.write_text("\n".join(record if isinstance(record, str) else json.dumps(record) for record in records))
+    return file
+
+
+def as_read(reader: Reader, index: int) -> list[dict]:
+    """Messages with colours for images."""
+    found = from_files(reader[index])
+    colors = [Image.open(io.BytesIO(content)).convert("RGB").getpixel((3, 3)) for content in found.images]
+    return with_images(found.messages, ["red" if color[0] > 200 else "blue" for color in colors])
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for color in ("red", "blue"):
+        (folder / f"{color}.png").write_bytes(picture("PNG", color))
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+def test_lines_of_messages(tmp_path, images):
+    edit, words = chat([image("red.png"), text("make it blue")], [image("blue.png")]), chat("é", "ü")
+    file = lines(tmp_path, {"messages": edit}, "", {"messages": words})
+    reader = READERS["messages"](file, images)
+    assert len(reader) == 2
+    assert as_read(reader, 0) == checked(chat([image("red"), text("make it blue")], [image("blue")]))
+    assert as_read(reader, 1) == checked(words)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[1]", "a field is missing or of another type"),
+        ({"text": "x"}, "a field is missing or of another type: 'messages'"),
+        ({"messages": chat([image("gone.png")], "a")}, "no image file at .*gone.png"),
+        ({"messages": chat([image("broken.png")], "a")}, "cannot read broken.png as an image"),
+        ({"messages": chat("a")}, "roles are user"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, images, line, reason):
+    file = lines(tmp_path, {"messages": chat("a", "b")}, line)
+    with pytest.raises(ValueError, match=f"samples.jsonl, line 2: {reason}"):
+        READERS["messages"](file, images)[1]
+
+
+def test_llava(tmp_path, images):
+    def record(names, *texts):
+        talk = [{"from": ("human", "gpt")[turn % 2], "value": words} for turn, words in enumerate(texts)]
+        return {"id": "x", **({"image": names} if names else {}), "conversations": talk}
+
+    file = tmp_path / "llava.json"
+    records = [
+        record("red.png", "<image>\nwhat is this?", "a dog", "sure?", "yes"),
+        record(["red.png", "blue.png"], "this: <image> and that: <image>", "differ"),
+        record(None, "hello", "hi"),
+        record("red.png", "where is it?", "gone"),
+        {"id": "y"},
+    ]
+    file.write_text(json.dumps(records))
+    reader = READERS["llava"](file, images)
+    assert as_read(reader, 0) == checked(chat([image("red"), text("what is this?")], "a dog", "sure?", "yes"))
+    two = [text("this:"), image("red"), text("and that:"), image("blue")]
+    assert as_read(reader, 1) == checked(chat(two, "differ"))
+    assert as_read(reader, 2) == checked(chat("hello", "hi"))
+    with pytest.raises(ValueError, match="llava.json, entry 3: 0 <image> in the texts, 1 images given"):
+        reader[3]
+    with pytest.raises(ValueError, match="llava.json, entry 4: a field is missing or of another type"):
+        reader[4]
+
+
+@pytest.mark.parametrize("task", ["draw", "describe"])
+def test_captioned_images(tmp_path, task):
+    (tmp_path / "a.png").write_bytes(picture("PNG", "red"))
+    (tmp_path / "a.txt").write_text("a red dog")
+    (tmp_path / "b.png").write_bytes(picture("PNG", "blue"))
+    reader = READERS["captions"](tmp_path, task=task)
+    draw, describe = chat("a red dog", [image("red")]), chat([image("red"), text(DESCRIBE)], "a red dog")
+    assert as_read(reader, 0) == checked(draw if task == "draw" else describe)
+    with pytest.raises(ValueError, match="b.png: no caption"):
+        reader[1]
+
+
+def test_saved_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    values = {"image": [Image.new("RGB", (20, 10), "red"), None], "caption": ["a red dog", "nothing"]}
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    datasets.Dataset.from_dict(values, features).save_to_disk(tmp_path / "captions")
+    reader = READERS["datasets"](tmp_path / "captions")
+    assert as_read(reader, 0) == checked(chat("a red dog", [image("red")]))
+    with pytest.raises(ValueError, match="captions, row 1: a field is missing"):
+        reader[1]
+
+    parts = [[{"type": "image", "text": None}, text("make it blue")], [{"type": "image", "text": None}]]
+    pictures = [[Image.new("RGB", (20, 10), color) for color in ("red", "blue")]] * 2
+    values = {"messages": [chat(*parts), chat([text("hi")], [text("hi")])], "images": pictures}
+    datasets.Dataset.from_dict(values).save_to_disk(tmp_path / "chats")
+    reader = READERS["datasets"](tmp_path / "chats")
+    assert as_read(reader, 0) == checked(chat([image("red"), text("make it blue")], [image("blue")]))
+    with pytest.raises(ValueError, match="chats, row 1: 0 images in the messages, 2 in the column images"):
+        reader[1]
+
+    both = datasets.load_from_disk(str(tmp_path / "chats"))
+    datasets.DatasetDict({"train": both, "test": both}).save_to_disk(tmp_path / "both")
+    with pytest.raises(ValueError, match="both holds the splits train, test: give the folder of one"):
+        READERS["datasets"](tmp_path / "both")
+    both.remove_columns("messages").save_to_disk(tmp_path / "other")
+    with pytest.raises(ValueError, match="other has the columns images; give messages, or image and caption"):
+        READERS["datasets"](tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_input_that_is_not_there_is_named(name, tmp_path):
+    with pytest.raises(ValueError, match="no (file|folder) .*nowhere"):
+        READERS[name](tmp_path / "nowhere")

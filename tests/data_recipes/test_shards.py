@@ -1,0 +1,189 @@
+"""Webdataset shards by number: names, samples, damage, and an order that follows from (seed, position)."""
+
+import os
+import tarfile
+
+import pytest
+
+from data_recipes.shards import TOGETHER, Shards, Shuffled, shard_urls
+from tests.shard_files import write_shard
+
+
+def numbered(*numbers: int) -> dict[str, bytes]:
+    """Two files a sample, of 700 bytes, so that each has two blocks of the tar."""
+    return {f"{n:03d}.{ending}": f"{ending} {n}".encode().ljust(700) for n in numbers for ending in ("jpg", "txt")}
+
+
+def keys(shards: Shards) -> list[str]:
+    return [shards.name(index).rpartition(", ")[2] for index in range(len(shards))]
+
+
+# ---- names
+
+
+def test_patterns_of_every_kind(tmp_path):
+    for name in ("a-000.tar", "a-001.tar", "a-002.tar", "b.tar"):
+        write_shard(tmp_path / name, numbered(1))
+
+    def found(*patterns: str) -> list[str]:
+        return [url.rpartition("/")[2] for url in shard_urls([f"{tmp_path}/{pattern}" for pattern in patterns])]
+
+    assert found("b.tar") == ["b.tar"]
+    assert found("a-*.tar") == ["a-000.tar", "a-001.tar", "a-002.tar"]
+    assert found("a-{001..002}.tar") == ["a-001.tar", "a-002.tar"]
+    assert found("b.tar", "a-{000,002}.tar") == ["b.tar", "a-000.tar", "a-002.tar"]
+    assert len(shard_urls(f"file://{tmp_path}/a-*.tar")) == 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("{000..002}.tar", "no shard at .*001.tar"),
+        ("*.tgz", "no shard at"),
+        ("{000..002.tar", "Unbalanced braces"),
+        ("strange://bucket/x.tar", "strange"),
+    ],
+)
+def test_a_pattern_that_leads_nowhere_is_named(tmp_path, pattern, told):
+    write_shard(tmp_path / "000.tar", numbered(1))
+    with pytest.raises(ValueError, match=told):
+        shard_urls(pattern if "://" in pattern else f"{tmp_path}/{pattern}")
+
+
+def test_a_file_system_that_is_not_installed_is_told():
+    with pytest.raises(ValueError, match="cannot open dropbox://x.tar: .*[Ii]nstall"):
+        shard_urls("dropbox://x.tar")
+
+
+# ---- samples
+
+
+def test_samples_are_the_files_that_share_a_key(tmp_path):
+    first = write_shard(tmp_path / "0.tar", numbered(0, 1, 2))
+    second = write_shard(tmp_path / "1.tar", {"x.JPG": b"image", "x.seg.png": b"mask", "y.jpg": b"alone"})
+    shards = Shards([str(first), str(second)])
+    assert len(shards) == 5 and shards.counts == [3, 2] and shards.damages == []
+    assert shards[1] == {"jpg": b"jpg 1".ljust(700), "txt": b"txt 1".ljust(700)}
+    assert shards[3] == {"jpg": b"image", "seg.png": b"mask"}
+    assert shards[4] == {"jpg": b"alone"}
+    assert shards.name(3) == f"file://{second}, x"
+    for outside in (-1, 5):
+        with pytest.raises(IndexError):
+            shards[outside]
+
+
+def test_dots_in_folders_belong_to_the_key(tmp_path):
+    files = {"v1.0/a.jpg": b"1", "v1.0/a.txt": b"2", "v2.0/a.jpg": b"3"}
+    shards = Shards(str(write_shard(tmp_path / "v0.5" / "dots.tar", files)))
+    assert keys(shards) == ["v1.0/a", "v2.0/a"]
+    assert shards[0] == {"jpg": b"1", "txt": b"2"} and shards[1] == {"jpg": b"3"}
+
+
+def test_what_is_no_part_of_a_sample_is_passed_over(tmp_path):
+    """As webdataset does: folders, names without a dot, and the hidden files of macOS."""
+    files = {"README": b"text", "._a.jpg": b"hidden", "a.jpg": b"1", "sub/._b.jpg": b"hidden", "a.txt": b"2"}
+    file = write_shard(tmp_path / "0.tar", files)
+    with tarfile.open(file, "a") as tar:
+        folder = tarfile.TarInfo("b.jpg")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    shards = Shards(str(file))
+    assert len(shards) == 1 and shards[0] == {"jpg": b"1", "txt": b"2"}
+
+
+# ---- damage
+
+
+@pytest.mark.parametrize(
+    ("length", "where"),
+    [
+        (6 * 1536 - 1000, "in the data of the last file"),
+        (6 * 1536 - 200, "in the padding behind it"),
+        (5 * 1536 + 100, "in its header"),
+        (5 * 1536, "between the two files of the last sample"),
+    ],
+)
+def test_the_sample_in_which_a_shard_breaks_off_is_left_out(tmp_path, length, where):
+    file = write_shard(tmp_path / "0.tar", numbered(0, 1, 2))
+    os.truncate(file, length)
+    shards = Shards(str(file))
+    assert keys(shards) == ["000", "001"], where
+    assert len(shards.damages) == 1 and str(file) in shards.damages[0] and "after 2 samples" in shards.damages[0]
+    assert shards[1]["txt"] == b"txt 1".ljust(700)
+
+
+def test_a_damaged_header_ends_a_shard_and_is_told(tmp_path):
+    """tarfile takes it for the end of the archive."""
+    file = write_shard(tmp_path / "0.tar", numbered(0, 1, 2, 3))
+    with open(file, "r+b") as content:
+        content.seek(5 * 1536)
+        content.write(b"damage" * 80)
+    shards = Shards(str(file))
+    assert keys(shards) == ["000", "001"] and len(shards.damages) == 1
+
+
+def test_other_shards_stand_in_for_a_damaged_one(tmp_path):
+    good = write_shard(tmp_path / "good.tar", numbered(0, 1))
+    for name, content in (("text", b"no tar" * 500), ("empty", b"")):
+        (tmp_path / f"{name}.tar").write_bytes(content)
+    shards = Shards([f"{tmp_path}/text.tar", str(good), f"{tmp_path}/empty.tar"])
+    assert shards.counts == [0, 2, 0] and keys(shards) == ["000", "001"] and len(shards.damages) == 2
+    with pytest.raises(ValueError, match="no samples in .*text.tar.*cannot be read"):
+        Shards(f"{tmp_path}/text.tar")
+
+
+def test_a_compressed_tar_is_not_read_at_wrong_places(tmp_path):
+    plain = write_shard(tmp_path / "plain.tar", numbered(0, 1))
+    with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
+        tar.add(plain, "000.jpg")
+    with pytest.raises(ValueError, match="no samples in .*packed.tar"):
+        Shards(f"{tmp_path}/packed.tar")
+
+
+def test_a_shard_that_goes_away_is_named(tmp_path):
+    file = write_shard(tmp_path / "0.tar", numbered(0, 1))
+    shards = Shards(str(file))
+    os.truncate(file, 2000)
+    with pytest.raises(ValueError, match="cannot read .*0.tar, 001: the shard has become shorter"):
+        shards[1]
+    file.unlink()
+    with pytest.raises(ValueError, match="cannot read .*0.tar, 000"):
+        shards[0]
+
+
+def test_checksums_change_with_the_shard(tmp_path):
+    file = write_shard(tmp_path / "0.tar", numbered(0, 1))
+    before = Shards(str(file)).checksums()
+    assert before == Shards(str(file)).checksums()
+    write_shard(file, numbered(0, 1, 2))
+    after = Shards(str(file)).checksums()
+    assert before != after and before[0][0] == after[0][0] == f"file://{file}"
+
+
+# ---- order
+
+COUNTS = [3, 0, 1, 40, *[5] * (2 * TOGETHER)]
+
+
+def test_each_sample_once_an_epoch():
+    order, total = Shuffled(COUNTS, seed=0), sum(COUNTS)
+    epochs = [[order[epoch * total + place] for place in range(total)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(total)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != sorted(epochs[0])
+
+
+def test_the_order_follows_from_seed_and_position():
+    order, positions = Shuffled(COUNTS, seed=3), [400, 7, 0, 100_000, 7]
+    once = [order[position] for position in positions]
+    assert [Shuffled(COUNTS, seed=3)[position] for position in reversed(positions)] == once[::-1]
+    first = [order[position] for position in range(50)]
+    assert first != [Shuffled(COUNTS, seed=4)[position] for position in range(50)]
+
+
+def test_shards_are_read_in_stretches():
+    """No more than `TOGETHER` of them are open at a time, and their samples are mixed."""
+    counts = [10] * (3 * TOGETHER)
+    order = Shuffled(counts, seed=0)
+    stretch = [order[place] // 10 for place in range(10 * TOGETHER)]
+    assert len(set(stretch)) == TOGETHER
+    assert len(set(stretch[:TOGETHER])) > TOGETHER // 2
