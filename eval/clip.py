@@ -40,8 +40,9 @@ class Clip:
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        """What is longer than the model reads is cut."""
-        inputs = self.processor(text=list(texts), return_tensors="pt", padding=True, truncation=True)
+        """What is longer than the model reads is cut, what is no Unicode becomes "?"."""
+        texts = [text.encode(errors="replace").decode() for text in texts]
+        inputs = self.processor(text=texts, return_tensors="pt", padding=True, truncation=True)
         return F.normalize(self.model.get_text_features(**inputs.to(self.model.device)).pooler_output, dim=-1)
 
     def scores(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:

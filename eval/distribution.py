@@ -25,7 +25,7 @@ from tokenizer.weights import efficientnet_lite0, load_frozen, read_weights
 from .clip import Clip
 from .drawing import in_batches
 from .geneval import PNG_KEY
-from .pieces import device, digest, work, write_whole
+from .pieces import device, digest, work, work_json, write_whole
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 PIECE, BATCH = 256, 16  # images in a file of features, and at a time
@@ -153,59 +153,6 @@ def squeeze(image: Image.Image, size: int) -> torch.Tensor:
     return torch.from_numpy(values).permute(2, 0, 1).float().sub(128).div(128)
 
 
-def read_prompts(folder: Path, file: Path | None) -> dict[Path, str]:
-    """{image: prompt} of all images below a folder: from inside the PNGs that our scripts drew, or from a file, which
-    is a metadata.jsonl ({"file", "prompt"}) or a JSON {id: {"prompt"}} as MJHQ's and GenAI-Bench's are, where an id is
-    the name of an image without its ending. ValueError when one has no prompt."""
-    known: dict[str, str] = {}
-    try:
-        if file and file.suffix == ".jsonl":
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            known = {row["file"]: row["prompt"] for row in rows}
-        elif file:
-            known = {id: entry["prompt"] for id, entry in json.loads(file.read_text(encoding="utf-8")).items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{file} holds no prompts by file or id: {error!r}") from error
-    prompts = {}
-    for image in image_files(folder):
-        prompt = known.get(str(image.relative_to(folder)), known.get(image.stem)) if file else embedded_prompt(image)
-        if prompt is None:
-            raise ValueError(f"no prompt for {image}: give a file that has it with --prompts")
-        prompts[image] = prompt
-    return prompts
-
-
-def embedded_prompt(image: Path) -> str | None:
-    try:
-        with Image.open(image) as file:
-            return json.loads(file.info[PNG_KEY])["prompt"]
-    except (OSError, KeyError, ValueError, TypeError):
-        return None
-
-
-def clip_score(prompts: dict[Path, str], clip: Clip, key: str, cache: Path) -> tuple[float, list[str]] | None:
-    """-> mean CLIPScore, and the images that are damaged. As `folder_features`; `key` says which CLIP it is."""
-    pieces = in_pieces(list(prompts), [key, sorted(prompts.values())])
-
-    def score(name: str) -> bytes:
-        scores = {}
-        for file in pieces[name]:
-            try:
-                [scores[str(file)]] = clip.scores([load_image(file)], [prompts[file]])
-            except ValueError:
-                scores[str(file)] = None
-        return json.dumps(scores).encode()
-
-    parts = work(cache, list(pieces), score, "CLIPScore")
-    if parts is None:
-        return None
-    scores = {file: score for part in parts for file, score in json.loads(part.read_text()).items()}
-    good = [score for score in scores.values() if score is not None]
-    if not good:
-        raise ValueError(f"none of {len(scores)} images can be read")
-    return sum(good) / len(good), [file for file, score in scores.items() if score is None]
-
-
 def summarize(features_NF: np.ndarray, damaged: tuple[str, ...] = ()) -> Features:
     """Raises ValueError for fewer than two images."""
     if len(features_NF) < 2:
@@ -295,3 +242,59 @@ def coverage(x_NF: torch.Tensor, y_NF: torch.Tensor) -> float:
     reach_N = torch.cat([torch.cdist(part, y_NF).kthvalue(rank, 1).values for part in y_NF.split(1024)])
     inside = [(torch.cdist(part, y_NF) <= reach_N).any(1) for part in x_NF.split(1024)]
     return torch.cat(inside).float().mean().item()
+
+
+# ---- CLIPScore
+
+
+def read_prompts(folder: Path, file: Path | None) -> dict[Path, str]:
+    """{image: prompt} of all images below a folder: from inside the PNGs that our scripts drew, or from a file, which
+    is a metadata.jsonl ({"file", "prompt"}) or a JSON {id: {"prompt"}} as MJHQ's and GenAI-Bench's are, where an id is
+    the name of an image without its ending. ValueError when one has no prompt."""
+    known: dict[str, str] = {}
+    try:
+        if file and file.suffix == ".jsonl":
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            known = {row["file"]: row["prompt"] for row in rows}
+        elif file:
+            known = {id: entry["prompt"] for id, entry in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file} holds no prompts by file or id: {error!r}") from error
+    prompts = {}
+    for image in image_files(folder):
+        prompt = known.get(str(image.relative_to(folder)), known.get(image.stem)) if file else embedded_prompt(image)
+        if prompt is None:
+            raise ValueError(f"no prompt for {image}: give a file that has it with --prompts")
+        prompts[image] = prompt
+    return prompts
+
+
+def embedded_prompt(image: Path) -> str | None:
+    try:
+        with Image.open(image) as file:
+            return json.loads(file.info[PNG_KEY])["prompt"]
+    except (OSError, KeyError, ValueError, TypeError):
+        return None
+
+
+def clip_score(prompts: dict[Path, str], clip: Clip, key: str, cache: Path) -> tuple[float, list[str]] | None:
+    """-> mean CLIPScore, and the images that are damaged. As `folder_features`; `key` says which CLIP it is."""
+    pieces = in_pieces(list(prompts), [key, sorted(prompts.values())])
+
+    def score(files: Sequence[Path]) -> dict[str, float | None]:
+        scores = {}
+        for file in files:
+            try:
+                [scores[str(file)]] = clip.scores([load_image(file)], [prompts[file]])
+            except ValueError:
+                scores[str(file)] = None
+        return scores
+
+    parts = work_json(cache, pieces, score, "CLIPScore")
+    if parts is None:
+        return None
+    scores = {file: score for part in parts for file, score in part.items()}
+    good = [score for score in scores.values() if score is not None]
+    if not good:
+        raise ValueError(f"none of {len(scores)} images can be read")
+    return sum(good) / len(good), [file for file, score in scores.items() if score is None]

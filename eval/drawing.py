@@ -1,6 +1,6 @@
 """Images for the prompts of a benchmark, in the folder layout that its own scorer reads.
 
-What is there is not drawn again, and processes (torchrun) share the rest, by prompt.
+What is there and whole is not drawn again, and processes (torchrun) share the rest, by prompt.
 """
 
 import json
@@ -16,7 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mllm import Mllm, Processor, generate_images
-from mllm.generate import check_length, check_prompt
+from mllm.generate import CFG_SCALE, check_length, check_prompt
+from tokenizer.transform import load_image
 
 from .geneval import NOT_DRAWN, PNG_KEY, load_records
 from .pieces import digest, share, watch, write_json, write_whole
@@ -31,7 +32,7 @@ class Settings:
     limit: int | None = None
     images_per_prompt: int = 4
     seed: int = 0
-    cfg_scale: float = 3.0
+    cfg_scale: float = CFG_SCALE
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -150,7 +151,7 @@ def draw(
     mine = [picture for picture in pictures if picture.number in numbers]
     for number, record in {picture.number: picture.record for picture in mine if picture.record}.items():
         write_whole(folder / f"{number:05d}" / "metadata.jsonl", json.dumps(record) + "\n")
-    missing = [one for one in mine if one.file not in refused and not (folder / one.file).is_file()]
+    missing = [one for one in mine if one.file not in refused and not readable(folder / one.file)]
     at_once = max(1, settings.batch_size // len(mine[0].seeds)) if mine else 1
     for batch in watch(in_batches(missing, at_once), "drawing"):
         prompts = [picture.prompt for picture in batch for _ in picture.seeds]
@@ -172,6 +173,14 @@ def refusals(model: Mllm, processor: Processor, pictures: Sequence[Picture]) -> 
         except ValueError as error:
             refused[picture.file] = str(error)
     return refused
+
+
+def readable(file: Path) -> bool:
+    try:
+        load_image(file)
+    except ValueError:
+        return False
+    return True
 
 
 def in_grid(images: Sequence[Image.Image]) -> Image.Image:

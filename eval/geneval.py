@@ -14,7 +14,7 @@ from PIL import Image
 
 from tokenizer.transform import load_image
 
-from .pieces import claimed, digest, origin, work
+from .pieces import claimed, digest, origin, work_json
 
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
@@ -161,12 +161,8 @@ def score_folder(folder: Path, prompts: dict[str, Prompt], detector: Any, detect
     """A row (`result_row`) for each image of `read_drawings`; a damaged one, and one that could not be drawn, is wrong.
     Verdicts are kept in `folder`, so a second run goes on. None while other processes are still judging."""
     pieces = {f"{name}_{digest([detector_id, *fingerprint(one)])}.json": one for name, one in prompts.items()}
-
-    def verdicts(name: str) -> bytes:
-        return json.dumps(judge_prompt(detector, folder, pieces[name])).encode()
-
-    files = work(folder / "verdicts", list(pieces), verdicts, "judging")
-    return None if files is None else [row for file in files for row in json.loads(file.read_text())]
+    verdicts = work_json(folder / "verdicts", pieces, lambda one: judge_prompt(detector, folder, one), "judging")
+    return None if verdicts is None else [row for rows in verdicts for row in rows]
 
 
 def fingerprint(prompt: Prompt) -> list:
@@ -176,6 +172,7 @@ def fingerprint(prompt: Prompt) -> list:
 
 
 def judge_prompt(detector: Any, folder: Path, prompt: Prompt) -> list[dict]:
+    """A row for each image; "judged" is false where there was none to judge."""
     images, damage = {}, {}
     for file in prompt.files:
         try:

@@ -27,7 +27,7 @@ from mllm.templates import IGNORED
 
 from .drawing import save
 from .pieces import device as own_device
-from .pieces import watch
+from .pieces import digest, watch
 
 MODES = ("understand", "generate")
 NEW_TOKENS = 64  # where a task does not say
@@ -191,9 +191,8 @@ class SimpleModel(lmms):
         if kind == "write":
             context = self.model.config.text_config.max_position_embeddings
             options = writing_options(generation_kwargs(request), context - len(sample.ids))
-        content = [(message["role"], *map(digest, message["content"])) for message in chat]
-        identity = json.dumps([self.weights_hash, self.cfg_scale, name, options, content])
-        return Ask(name, chat, options, hashlib.sha256(identity.encode()).hexdigest()[:16])
+        content = [(message["role"], *map(text_or_hash, message["content"])) for message in chat]
+        return Ask(name, chat, options, digest([self.weights_hash, self.cfg_scale, name, options, content]))
 
     def _report(self, request: Instance, error: Exception) -> None:
         what = {"task": request.task_name, "doc_id": request.doc_id, "error": " ".join(str(error).split())}
@@ -213,9 +212,10 @@ class SimpleModel(lmms):
                 file.write("\n" + "\n".join(rows))  # a line that was cut short ends here
 
     def _write(self, asks: Sequence[Ask]) -> list[str]:
-        _, *limits, until = asks[0].options
+        _, length, temperature, top_p, until = asks[0].options
         chats, seeds = [ask.chat for ask in asks], [ask.seed for ask in asks]
-        return [clean(text, until) for text in generate_texts(self.model, self.processor, chats, *limits, seeds)]
+        texts = generate_texts(self.model, self.processor, chats, length, temperature, top_p, seeds)
+        return [clean(text, until) for text in texts]
 
     def _draw(self, asks: Sequence[Ask]) -> list[str]:
         """What is not there yet. The answer is lmms-eval's convention for images: JSON with absolute paths."""
@@ -309,7 +309,7 @@ def prompt_of(chat: Sequence[dict]) -> str:
     return "".join(part["text"] for part in parts)
 
 
-def digest(part: dict) -> str:
+def text_or_hash(part: dict) -> str:
     return part["text"] if part["type"] == "text" else hashlib.sha256(part["image"].tobytes()).hexdigest()
 
 
@@ -322,9 +322,8 @@ def writing_options(kwargs: dict, room: int) -> Options:
     length = int(kwargs.get("max_new_tokens") or NEW_TOKENS)
     if length > room:
         length = room // 64 * 64 or room  # in steps, so that asks of nearly equal length still share a batch
-    temperature = float(kwargs.get("temperature", 1.0 if kwargs.get("do_sample") else 0.0) or 0.0)
-    if kwargs.get("do_sample") is False:
-        temperature = 0.0
+    sampled = kwargs.get("do_sample")  # None where a task leaves it to the temperature
+    temperature = 0.0 if sampled is False else float(kwargs.get("temperature", 1.0 if sampled else 0.0) or 0.0)
     top_p = float(kwargs.get("top_p") or 1.0) if temperature else 1.0  # greedy tasks say 0, 1 or nothing
     until = kwargs.get("until") or ()
     return Options("write", length, temperature, top_p, (until,) if isinstance(until, str) else tuple(until))

@@ -8,11 +8,13 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 from rich.progress import track
+
+T = TypeVar("T")
 
 
 def share(items: Sequence) -> Sequence:
@@ -34,6 +36,19 @@ def work(folder: Path, names: Sequence[str], make: Callable[[str], bytes], label
         write_whole(folder / name, make(name))
     files = [folder / name for name in names]
     return files if all(file.is_file() for file in files) else None
+
+
+def work_json(folder: Path, pieces: dict[str, T], make: Callable[[T], Any], label: str) -> list[Any] | None:
+    """`work` for what JSON can hold: `make` of each piece, whose file's name is its key. None as there."""
+    files = work(folder, list(pieces), lambda name: json.dumps(make(pieces[name])).encode(), label)
+    return None if files is None else [json.loads(file.read_text()) for file in files]
+
+
+def finish(all_works: Callable[[], T | None]) -> T | None:
+    """Result of several works, None while others are still at theirs. A second look finds what another process ended
+    after this one had passed it; so the process that ends last always has the result."""
+    result = all_works()
+    return all_works() if result is None else result
 
 
 def watch(items: Sequence, label: str) -> Iterable:

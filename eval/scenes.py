@@ -1,7 +1,8 @@
 """The report on a scenes model: questions, drawings by GenEval's rules, the image tokenizer, and speed.
 
 Questions and tokenizer are tried on scenes of split "held_out", drawing on GenEval's prompts. Each part is
-a function (subject, settings, out) -> scores. Answers and drawings stay in `out`; a second run goes on there.
+a function (subject, settings, out) -> scores, None while other processes are still at their share. Answers, drawings
+and verdicts stay in `out`; a second run goes on there.
 """
 
 import json
@@ -9,22 +10,25 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 
 from data_recipes.scenes import CLASSES, GENEVAL, QUESTIONS, World, a, expressible, held_out, questions
-from eval.detector import Detector
-from eval.drawing import Picture, Settings, draw, geneval_pictures, in_batches, spread
-from eval.geneval import judge_images, load_records, result_row, summary
-from eval.image_metrics import psnr
-from eval.pieces import claim, watch
 from mllm import Mllm, Processor, generate_images, generate_text, generate_texts
 from mllm.text import contrastive_ids
+from tokenizer.weights import weights_hash
+
+from .detector import Detector
+from .drawing import Picture, Settings, draw, geneval_pictures, in_batches, spread
+from .geneval import Prompt, judge_images, judge_prompt, load_records, summary
+from .image_metrics import psnr
+from .pieces import claim, digest, finish, work_json, write_json, write_whole
 
 SCENES = 600  # for questions and for the tokenizer, when no limit is given
 SPEED_PROMPT, SPEED_QUESTION = "a photo of a red car", "what is this?"
@@ -43,13 +47,9 @@ class Subject(NamedTuple):
         return World(size=self.model.image_tokenizer.config.image_size)
 
 
-def scene_seeds(settings: Settings) -> range:
-    start = settings.seed * 1_000_000
-    return range(start, start + (settings.limit or SCENES))
-
-
-def evaluate_scenes(subject: Subject, settings: Settings, out: Path, parts: Sequence[str] | None = None) -> dict:
-    """{part: {"scores", "settings", "seconds"}}, with the parts done before in `out`.
+def evaluate_scenes(subject: Subject, settings: Settings, out: Path, parts: Sequence[str] | None = None) -> dict | None:
+    """{part: {"scores", "settings"}}, with the parts done before in `out`; None while other processes are still at
+    their share.
 
     Raises ValueError when `out` belongs to another model or another way of drawing.
     """
@@ -58,18 +58,18 @@ def evaluate_scenes(subject: Subject, settings: Settings, out: Path, parts: Sequ
         if part not in PARTS:
             raise ValueError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
     claim(out, drawn_by(subject, settings))
-    results_file = out / "parts.json"
-    results = json.loads(results_file.read_text()) if results_file.is_file() else {}
-    for part in (name for name in PARTS if name in parts):
-        start = time.monotonic()
-        scores = PARTS[part](subject, settings, out)
-        results[part] = {
-            "scores": scores,
-            "settings": asdict(settings),
-            "seconds": round(time.monotonic() - start, 1),
-        }
-        results_file.write_text(json.dumps(results, indent=2) + "\n")
-    return results
+
+    def share() -> dict | None:
+        scores = {part: PARTS[part](subject, settings, out) for part in PARTS if part in parts}
+        return None if None in scores.values() else scores
+
+    scores = finish(share)
+    if scores is None:
+        return None
+    files = {part: out / "parts" / f"{part}.json" for part in PARTS}
+    for part, found in scores.items():
+        write_json(files[part], {"scores": found, "settings": asdict(settings)})
+    return {part: json.loads(file.read_text()) for part, file in files.items() if file.is_file()}
 
 
 def drawn_by(subject: Subject, settings: Settings) -> dict:
@@ -77,43 +77,57 @@ def drawn_by(subject: Subject, settings: Settings) -> dict:
     return {"model": subject.model.weights_hash(), "seed": settings.seed, **settings.sampling}
 
 
-def read_rows(file: Path) -> list[dict]:
-    """The whole lines of a JSONL file; a last line cut short by a crash is dropped from the file, too."""
-    if not file.is_file():
-        return []
-    text = file.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole)
-    return [json.loads(line) for line in whole.splitlines()]
+def scene_seeds(settings: Settings) -> range:
+    start = settings.seed * 1_000_000
+    return range(start, start + (settings.limit or SCENES))
+
+
+def by_scenes(folder: Path, settings: Settings, measure: Callable[[range], Any], label: str) -> list | None:
+    """What `measure` says of the scenes of each batch of seeds; None while other processes are still at theirs."""
+    batches = in_batches(scene_seeds(settings), settings.batch_size)
+    return work_json(folder, {f"{seeds[0]}-{seeds[-1]}.json": seeds for seeds in batches}, measure, label)
+
+
+def write_rows(file: Path, rows: Iterable[dict]) -> None:
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 # ---- questions
 
 
-def answer_questions(subject: Subject, settings: Settings, out: Path) -> dict[str, float]:
+def answer_questions(subject: Subject, settings: Settings, out: Path) -> dict[str, float] | None:
     """Share of answers that match exactly, overall and by kind; greedy. Rows in questions.jsonl."""
-    file = out / "questions.jsonl"
-    wanted = set(scene_seeds(settings))
-    done = {(row["scene"], row["number"]) for row in read_rows(file)}
-    batches = in_batches([ask for ask in asked(subject.world, settings) if ask[:2] not in done], settings.batch_size)
-    with open(file, "a", encoding="utf-8") as rows:
-        for batch in watch(batches, "questions"):
-            for row in answered(subject, batch):
-                print(json.dumps(row), file=rows)
-            rows.flush()
-    rows = [row for row in read_rows(file) if row["scene"] in wanted]
+
+    def answers(seeds: range) -> list[dict]:
+        batches = in_batches(list(asked(subject.world, seeds)), settings.batch_size)
+        return [row for batch in batches for row in answered(subject, batch)]
+
+    pieces = by_scenes(out / "pieces" / "questions", settings, answers, "questions")
+    if pieces is None:
+        return None
+    rows = [row for piece in pieces for row in piece]
+    write_rows(out / "questions.jsonl", rows)
     kinds = [kind for kind in QUESTIONS if any(row["kind"] == kind for row in rows)]
-    scores = {kind: share([row["correct"] for row in rows if row["kind"] == kind]) for kind in kinds}
-    return {"overall": share([row["correct"] for row in rows]), **scores}
+    scores = {kind: mean([row["correct"] for row in rows if row["kind"] == kind]) for kind in kinds}
+    return {"overall": mean([row["correct"] for row in rows]), **scores}
 
 
-def asked(world: World, settings: Settings) -> Iterator[tuple]:
+def asked(world: World, seeds: Iterable[int]) -> Iterator[tuple]:
     """(scene seed, number, question)."""
-    for seed in scene_seeds(settings):
+    for seed in seeds:
         scene = world.scene(seed, "held_out")
         for number, question in enumerate(questions(scene, random.Random(f"questions {seed}"))):
             yield seed, number, question
+
+
+@cache
+def asked_once(artwork: str, seeds: range) -> list[tuple]:
+    """The same, kept: lmms-eval's tasks have a kind of question each, and all come from these."""
+    return list(asked(World(artwork), seeds))
 
 
 def answered(subject: Subject, batch: Sequence[tuple]) -> list[dict]:
@@ -139,105 +153,113 @@ def user(image: Image.Image, text: str) -> dict:
     return {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
 
 
-def share(values: Sequence[bool]) -> float:
-    return sum(values) / len(values)
-
-
 # ---- drawing
 
 
-def judge_drawings(subject: Subject, settings: Settings, out: Path) -> dict[str, dict[str, float]]:
+def judge_drawings(subject: Subject, settings: Settings, out: Path) -> dict[str, dict[str, float]] | None:
     """GenEval's scores of the drawn images, of the held-out prompts, and of true renders: the most possible.
 
     Images are in images/00000/samples/0000.png (GenEval's layout), their verdicts in results.jsonl.
     """
     records = spread([(i, r) for i, r in enumerate(load_records(GENEVAL)) if expressible(r)], settings.limit)
-    pictures = list(geneval_pictures(records, settings))
-    draw(subject.model, subject.processor, out / "images", pictures, settings, drawn_by(subject, settings))
-    rows = []
-    for batch in watch(in_batches(pictures, settings.batch_size), "judging"):
-        rows += judged(subject.detector, out, batch)
-    with open(out / "results.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    ceiling, through_tokenizer = judge_true_renders(subject, settings, pictures)
+    drawings = {number: list(geneval_pictures([(number, record)], settings)) for number, record in records}
+    pictures = [picture for prompt in drawings.values() for picture in prompt]
+    refused = draw(subject.model, subject.processor, out / "images", pictures, settings, drawn_by(subject, settings))
+    # A process judges the prompts that it has drawn: these pieces are in the order by which `draw` shares them.
+    judge = digest([weights_hash(subject.detector), settings.images_per_prompt])
+    pieces = {f"{number:05d}_{judge}.json": prompt for number, prompt in drawings.items()}
+    judged = work_json(out / "pieces" / "drawing", pieces, lambda one: verdicts(subject, out, one, refused), "judging")
+    if judged is None:
+        return None
+    model, ceiling, coded = ([row for piece in judged for row in piece[kind]] for kind in ("model", "true", "coded"))
+    write_rows(out / "results.jsonl", model)
     return {
-        "model": summary(rows),
-        "held_out": summary(row for row in rows if row["held_out"]),
-        "ceiling": ceiling,
-        "tokenizer_ceiling": through_tokenizer,
+        "model": summary(model),
+        "held_out": summary(row for row in model if row["held_out"]),
+        "ceiling": summary(ceiling),
+        "tokenizer_ceiling": summary(coded),
     }
 
 
-def judged(detector: Detector, out: Path, batch: Sequence[Picture]) -> list[dict]:
-    """GenEval's row for every drawn image: its own fields, and seed and held_out."""
-    files = [out / "images" / picture.file for picture in batch]
-    verdicts = judge_images(detector, [picture.record for picture in batch], [Image.open(file) for file in files])
-    return [
-        {
-            **result_row(f"images/{picture.file}", picture.record, verdict),
-            "seed": picture.seeds[0],
-            "held_out": held_out(picture.record),
-        }
-        for picture, verdict in zip(batch, verdicts, strict=True)
-    ]
-
-
-def judge_true_renders(subject: Subject, settings: Settings, pictures: Sequence[Picture]) -> tuple[dict, dict]:
-    """Scores of true scenes of the records, as rendered and through the image tokenizer."""
-    world, image_tokenizer = subject.world, subject.model.image_tokenizer
-    plain, coded = [], []
-    for batch in watch(in_batches(pictures, settings.batch_size), "ceilings"):
-        records = [picture.record for picture in batch]
-        images = [world.render(world.scene_of(picture.record, picture.seeds[0])) for picture in batch]
-        plain += judge_images(subject.detector, records, images)
-        coded += judge_images(subject.detector, records, image_tokenizer.decode(image_tokenizer.encode(images)))
-    return summary(plain), summary(coded)
+def verdicts(subject: Subject, out: Path, prompt: Sequence[Picture], refused: dict[str, str]) -> dict[str, list[dict]]:
+    """GenEval's rows for a prompt's images: "model", with seed and held_out, for those it drew (wrong where there is
+    none), "true" for true renders, and "coded" for these through the image tokenizer."""
+    record, world, image_tokenizer = prompt[0].record, subject.world, subject.model.image_tokenizer
+    files = [out / "images" / picture.file for picture in prompt]
+    rows = judge_prompt(subject.detector, out, Prompt(record, files, refused.get(prompt[0].file, "")))
+    true = [world.render(world.scene_of(record, picture.seeds[0])) for picture in prompt]
+    coded = image_tokenizer.decode(image_tokenizer.encode(true))
+    return {
+        "model": [
+            {**row, "seed": picture.seeds[0], "held_out": held_out(record)}
+            for row, picture in zip(rows, prompt, strict=True)
+        ],
+        "true": judge_images(subject.detector, [record] * len(true), true),
+        "coded": judge_images(subject.detector, [record] * len(coded), coded),
+    }
 
 
 # ---- image tokenizer
 
 
-def measure_tokenizer(subject: Subject, settings: Settings, out: Path) -> dict:
-    """Mean PSNR in dB, share of the entries used by each sub-codebook, and zero-shot class accuracy."""
-    image_tokenizer, world = subject.model.image_tokenizer, subject.world
-    psnrs, codes = [], []
-    for seeds in watch(in_batches(scene_seeds(settings), settings.batch_size), "tokenizer"):
-        images = [world.render(world.scene(seed, "held_out")) for seed in seeds]
-        codes_NLK = image_tokenizer.encode(images)
-        psnrs += map(psnr, images, image_tokenizer.decode(codes_NLK))
-        codes.append(codes_NLK.flatten(0, 1))
-    used = [column.unique().numel() for column in torch.cat(codes).unbind(1)]
+def measure_tokenizer(subject: Subject, settings: Settings, out: Path) -> dict[str, Any] | None:
+    """Mean PSNR in dB, share of the entries used by each sub-codebook, and zero-shot class accuracy: the share of
+    single-object scenes whose class name, of all, is nearest in the contrastive branch."""
+    names_CE = class_features(subject)
+    pieces = by_scenes(
+        out / "pieces" / "tokenizer", settings, lambda seeds: reconstructed(subject, seeds, names_CE), "tokenizer"
+    )
+    if pieces is None:
+        return None
+    used = [set().union(*entries) for entries in zip(*(piece["used"] for piece in pieces), strict=True)]
+    size = subject.model.image_tokenizer.config.codebook_size
     return {
-        "psnr": sum(psnrs) / len(psnrs),
-        "usage": {str(k): count / image_tokenizer.config.codebook_size for k, count in enumerate(used)},
-        "zero_shot": zero_shot(subject, settings),
+        "psnr": mean([value for piece in pieces for value in piece["psnr"]]),
+        "usage": {str(k): len(entries) / size for k, entries in enumerate(used)},
+        "zero_shot": mean([value for piece in pieces for value in piece["zero_shot"]]),
     }
 
 
 @torch.inference_mode()
-def zero_shot(subject: Subject, settings: Settings) -> float:
-    """Share of single-object scenes whose class name, of all, is nearest in the contrastive branch."""
-    image_tokenizer, world = subject.model.image_tokenizer, subject.world
-    config, captions = image_tokenizer.config, [f"a photo of {a(name)}" for name in CLASSES]
+def class_features(subject: Subject) -> torch.Tensor:
+    """names_CE: one description of each class."""
+    image_tokenizer, captions = subject.model.image_tokenizer, [f"a photo of {a(name)}" for name in CLASSES]
+    config = image_tokenizer.config
     ids_CT = contrastive_ids(subject.processor.tokenizer, captions, config.text_context, config.text_vocab_size)
-    names_CE = image_tokenizer.text_features(ids_CT.to(image_tokenizer.device))
-    correct = []
-    for seeds in watch(in_batches(scene_seeds(settings), settings.batch_size), "zero-shot"):
-        scenes = [world.scene(seed, "held_out", "single_object") for seed in seeds]
-        features_NE = image_tokenizer.image_features([world.render(scene) for scene in scenes])
-        nearest = (features_NE @ names_CE.T).argmax(1).tolist()
-        correct += [CLASSES[i] == scene.things[0].name for i, scene in zip(nearest, scenes, strict=True)]
-    return share(correct)
+    return image_tokenizer.text_features(ids_CT.to(image_tokenizer.device))
+
+
+@torch.inference_mode()
+def reconstructed(subject: Subject, seeds: range, names_CE: torch.Tensor) -> dict[str, list]:
+    """{"psnr" of each scene, "used": entries of each sub-codebook, "zero_shot": is the class found}."""
+    image_tokenizer, world = subject.model.image_tokenizer, subject.world
+    images = [world.render(world.scene(seed, "held_out")) for seed in seeds]
+    codes_NLK = image_tokenizer.encode(images)
+    single = [world.scene(seed, "held_out", "single_object") for seed in seeds]
+    nearest = image_tokenizer.image_features([world.render(scene) for scene in single]) @ names_CE.T
+    return {
+        "psnr": list(map(psnr, images, image_tokenizer.decode(codes_NLK))),
+        "used": [column.unique().tolist() for column in codes_NLK.flatten(0, 1).unbind(1)],
+        "zero_shot": [
+            CLASSES[i] == scene.things[0].name for i, scene in zip(nearest.argmax(1).tolist(), single, strict=True)
+        ],
+    }
 
 
 # ---- speed
 
 
-def measure_speed(subject: Subject, settings: Settings, out: Path) -> dict[str, float]:
+def measure_speed(subject: Subject, settings: Settings, out: Path) -> dict[str, float] | None:
     """Seconds to the first piece of an answer, for one drawn image, and until scripts.chat says something.
 
-    The first answer is asked cold, the image is the second one, chat counts from its start as a process.
+    Measured by one process, once. The first answer is asked cold, the image is the second one, chat counts from its
+    start as a process.
     """
+    pieces = work_json(out / "pieces", {"speed.json": subject}, lambda _: timed(subject, settings, out), "speed")
+    return None if pieces is None else pieces[0]
+
+
+def timed(subject: Subject, settings: Settings, out: Path) -> dict[str, float]:
     world = subject.world
     image = world.render(world.scene(settings.seed, "held_out", "single_object"))
     start = time.perf_counter()
@@ -254,17 +276,8 @@ def measure_speed(subject: Subject, settings: Settings, out: Path) -> dict[str, 
 
 def seconds_to_first_byte(name: str, image: Path) -> float:
     """Of a fresh scripts.chat process that answers one question on one image."""
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.chat",
-        "--model",
-        name,
-        "--image",
-        str(image),
-        "--prompt",
-        SPEED_QUESTION,
-    ]
+    options = ["--model", name, "--image", str(image), "--prompt", SPEED_QUESTION]
+    command = [sys.executable, "-m", "scripts.chat", *options]
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as chat:
         chat.stdout.read(1)

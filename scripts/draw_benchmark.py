@@ -59,13 +59,9 @@ def settings_of(args: argparse.Namespace, images_per_prompt: int) -> Settings:
 
 def draw_all(name: str, out: Path, pictures: list[Picture], settings: Settings) -> int:
     """Draw this process's share of what is missing. -> pixels of an image's side."""
-    import torch
-
     from eval.drawing import draw, identity
-    from eval.pieces import claim, device
+    from eval.pieces import claim
 
-    if torch.cuda.is_available():
-        torch.cuda.set_device(device())
     model, processor = load_model(name)
     with stop_at_once():  # reads whole weights
         drawn_by = identity(model.weights_hash(), pictures, settings)

@@ -2,28 +2,26 @@
 
 python -m scripts.eval_scenes --model scenes --out out/eval_scenes
 python -m scripts.eval_scenes --model scenes --parts questions,speed --limit 50 --out out/eval_quick
+torchrun --nproc_per_node 2 -m scripts.eval_scenes --model scenes --parts questions,drawing --out out/eval_scenes
+
+--limit holds for scenes, too. Speed is what one process measures, while others work.
 """
 
-import json
-import platform
-import shlex
-import sys
-from dataclasses import fields
-from datetime import datetime, timezone
-from importlib.metadata import version
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
+from scripts._about import about
+from scripts._errors import Parser, cli, stop_at_once
+from scripts._load import load_model
+from scripts.draw_benchmark import add_drawing_options, settings_of
+from scripts.geneval import SCENES_DETECTOR
 
-from data_recipes.scenes import SKILLS
-from eval.detector import Detector
-from eval.scenes import PARTS, Line, Settings, Subject, evaluate_scenes, report
-from scripts._errors import Parser, cli
-from scripts._load import check_sampling, load_model
+# torch and transformers are imported inside functions: --help should not wait for them.
+if TYPE_CHECKING:
+    from eval.scenes import Line, Subject
 
-PACKAGES = ("torch", "transformers", "timm", "numpy", "pillow", "sentencepiece")
 DRAWN = {
     "model": "drawn",
     "held_out": "held-out prompts",
@@ -32,19 +30,23 @@ DRAWN = {
 }
 
 
-def print_report(results: dict, console: Console) -> None:
-    lines = report(results)
+def print_report(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from eval.scenes import report
+
     table = Table("", "value", "goal", "")
-    for line in lines:
+    for line in report(results):
         if not line.name.startswith("drawing.") or line.goal:
             table.add_row(line.name, f"{line.value:.3f}", line.goal, mark(line))
-    console.print(table)
+    Console().print(table)
     if "drawing" in results:
         scores = results["drawing"]["scores"]
         table = Table("GenEval", *DRAWN.values())
-        for task in (*SKILLS, "overall"):
-            table.add_row(task, *(f"{scores[k][task]:.3f}" if task in scores[k] else "-" for k in DRAWN))
-        console.print(table)
+        for task in scores["model"]:
+            table.add_row(task, *(f"{scores[kind][task]:.3f}" if task in scores[kind] else "-" for kind in DRAWN))
+        Console().print(table)
 
 
 def mark(line: Line) -> str:
@@ -53,43 +55,41 @@ def mark(line: Line) -> str:
     return "[green]pass[/green]" if line.met else "[red]miss[/red]"
 
 
-def write_results(file: Path, subject: Subject, results: dict) -> None:
+def write_results(file: Path, subject: Subject, results: dict[str, Any], argv: list[str] | None) -> None:
     """Everything that is needed to tell how the numbers came about."""
-    goals = [line._asdict() for line in report(results) if line.goal]
-    about = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "scripts.eval_scenes", *sys.argv[1:]]),
+    from eval.pieces import write_json
+    from eval.scenes import report
+
+    content = {
+        **about("eval_scenes", argv),
         "model": subject.name,
         "model_hash": subject.model.weights_hash(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "threads": torch.get_num_threads(),
         "parts": results,
-        "goals": goals,
+        "goals": [line._asdict() for line in report(results) if line.goal],
     }
-    file.write_text(json.dumps(about, indent=2) + "\n")
+    write_json(file, content)
 
 
-def main() -> None:
-    defaults = {field.name: field.default for field in fields(Settings)}
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--model", default="scenes", help="a model's name or folder")
-    parser.add_argument("--detector", type=Path, default=Path("checkpoints/scenes/detector"))
-    parser.add_argument("--parts", default=",".join(PARTS), help="which, with commas between (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("out/eval_scenes"))
-    parser.add_argument("--limit", type=int, help="at most so many scenes and prompts")
-    for name in ("images_per_prompt", "seed", "cfg_scale", "temperature", "top_k", "top_p", "batch_size"):
-        kind = type(defaults[name])
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, default=defaults[name], help="default %(default)s"
-        )
-    args = parser.parse_args()
-    settings = Settings(**{name: getattr(args, name) for name in defaults})
-    check_sampling(settings.seed, **settings.sampling)
-    detector = Detector.from_pretrained(args.detector)
+    parser.add_argument("--detector", type=Path, default=SCENES_DETECTOR, help="folder (default: %(default)s)")
+    parser.add_argument("--parts", help="of speed,questions,drawing,tokenizer (default: all)")
+    parser.add_argument("--images-per-prompt", type=int, default=4, help="default: %(default)s")
+    add_drawing_options(parser)
+    args = parser.parse_args(argv)
+    settings = settings_of(args, args.images_per_prompt)
+    with stop_at_once():
+        from eval.detector import Detector
+        from eval.scenes import Subject, evaluate_scenes
+
+        detector = Detector.from_pretrained(args.detector)
     subject = Subject(args.model, *load_model(args.model), detector)
-    results = evaluate_scenes(subject, settings, args.out, args.parts.split(","))
-    write_results(args.out / "results.json", subject, results)
-    print_report(results, Console())
+    results = evaluate_scenes(subject, settings, args.out, args.parts and args.parts.split(","))
+    if results is None:
+        print("this process has done its share; the one that ends last prints the scores")
+        return
+    write_results(args.out / "results.json", subject, results, argv)
+    print_report(results)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from scripts._files import check_folder
 
 def measure(args: argparse.Namespace) -> dict[str, Any] | None:
     """Everything asked for; None while other processes are still at work."""
-    with stop_at_once():
-        from eval.pieces import origin
+    from eval.pieces import origin
+
     result = origin(args.images) or origin(args.images.parent) or {"settings": {}}
     result = {**result, "settings": {**result["settings"], "images": str(args.images)}, "scores": {}, "damaged": []}
     parts = [add_distances] if args.reference or args.save_statistics else []
@@ -101,12 +101,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.reference and not args.reference.exists():
         raise ValueError(f"neither folder nor statistics at {args.reference}")
     check_folder(args.out)
-    result = measure(args)
+    with stop_at_once():
+        from eval.pieces import finish, write_json
+    result = finish(lambda: measure(args))
     if result is None:
         print("this process has done its share; the one that ends last prints the numbers")
         return
-    from eval.pieces import write_json
-
     write_json(args.out / "results.json", {"benchmark": "image_metrics", **about("image_metrics", argv), **result})
     for features, value in result["scores"].items():
         for name, number in value.items() if isinstance(value, dict) else [("", value)]:

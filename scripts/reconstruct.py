@@ -15,16 +15,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder, save_png, save_text
+from scripts._load import load_image_tokenizer
 
 # torch, rich and scikit-image are imported inside functions: --help should not wait for them.
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
     from tokenizer import ImageTokenizer
@@ -93,56 +92,6 @@ def check_new(out: Path, files: Sequence[str]) -> None:
 
 
 # ---- work
-
-
-def load_image_tokenizer(name: str) -> ImageTokenizer:
-    """By name, folder or hub id, in float32, on the GPU if there is one. It may be a model of its own or part of an
-    Mllm, whose other weights are not read. Raises ValueError, in one line, for what holds none."""
-    with stop_at_once():
-        import torch
-        from huggingface_hub import snapshot_download
-
-        from mllm.folders import find_model, loading
-        from tokenizer import ImageTokenizer, ImageTokenizerConfig
-
-        folder = Path(find_model(name))
-        with loading(folder):
-            if not folder.is_dir():
-                folder = Path(snapshot_download(str(folder), allow_patterns=["config.json", "*.safetensors"]))
-            config = json.loads((folder / "config.json").read_text())
-            prefix = "image_tokenizer." if "image_tokenizer" in config else ""
-            sizes = config["image_tokenizer"] if prefix else config
-            strange = set(sizes) - {field.name for field in fields(ImageTokenizerConfig)}
-            if strange:
-                raise ValueError(f"{name!r} holds no image tokenizer: its config.json has {min(strange)!r}")
-            with torch.device("meta"):  # nothing is initialised: the weights take their places
-                image_tokenizer = ImageTokenizer(ImageTokenizerConfig(**sizes))
-            weights = read_weights(folder, prefix)
-            wrong = shapes(image_tokenizer.state_dict()) ^ shapes(weights)
-            if wrong:
-                raise ValueError(
-                    f"{name}: weights and config disagree on {len(wrong)} tensors of the image tokenizer, "
-                    f"e.g. {min(wrong)[0]}"
-                )
-            image_tokenizer.load_state_dict(weights, assign=True)
-        return image_tokenizer.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
-def read_weights(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with `prefix`, which is taken off, in float32."""
-    from safetensors import safe_open
-
-    weights = {}
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 - no mapping
-                if key.startswith(prefix):
-                    weights[key.removeprefix(prefix)] = file.get_tensor(key).float()
-    return weights
-
-
-def shapes(weights: dict[str, torch.Tensor]) -> set[tuple[str, tuple[int, ...]]]:
-    return {(name, tuple(tensor.shape)) for name, tensor in weights.items()}
 
 
 def reconstruct(image_tokenizer: ImageTokenizer, image: Image.Image) -> Image.Image:

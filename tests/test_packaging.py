@@ -16,7 +16,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ["tokenizer", "mllm", "training", "eval"]
+PACKAGES = ["tokenizer", "mllm", "training", "eval", "data_recipes"]
 PYPROJECT = ROOT / "pyproject.toml"
 REQUIREMENTS = ROOT / "requirements.txt"
 
@@ -61,6 +61,15 @@ def test_flash_attention_is_a_commented_line():
 def test_packages_are_listed_literally():
     tools = tomllib.loads(PYPROJECT.read_text())["tool"]
     assert sorted(tools["setuptools"]["packages"]) == sorted(PACKAGES)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_an_installed_package_has_its_data(name):
+    """lmms-eval runs our plugin from anywhere, and its tasks read these files."""
+    patterns = tomllib.loads(PYPROJECT.read_text())["tool"]["setuptools"]["package-data"].get(name, [])
+    listed = {file for pattern in patterns for file in (ROOT / name).glob(pattern)}
+    files = {file for file in (ROOT / name).rglob("*") if file.is_file()}
+    assert {file for file in files if file.suffix not in (".py", ".pyc", ".md")} <= listed
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -13,7 +13,7 @@ from PIL import Image
 from data_recipes.scenes import CLASSES, GENEVAL, QUESTIONS, World, a, expressible
 from eval.detector import Detector
 from eval.geneval import judge_images, load_records, summary
-from eval.scenes import Settings, asked, scene_seeds
+from eval.scenes import Settings, asked_once, scene_seeds
 from mllm.folders import SHIPPED
 
 Rows = Any  # a datasets.Dataset
@@ -26,9 +26,8 @@ def settings(seeds: Rows) -> Settings:
 
 def questions(kind: str, seeds: Rows) -> Rows:
     """Those of scripts.eval_scenes, of one kind."""
-    world = World()
-    rows = [(scene, question) for scene, _, question in asked(world, settings(seeds)) if question.kind == kind]
-    docs = [{"scene": scene, "question": question.text, "answer": question.answer} for scene, question in rows]
+    rows = asked_once(World().artwork, scene_seeds(settings(seeds)))
+    docs = [{"scene": scene, "question": one.text, "answer": one.answer} for scene, _, one in rows if one.kind == kind]
     return type(seeds).from_list(docs)
 
 

@@ -1,11 +1,12 @@
 """The scenes report: every part runs on a tiny model, goes on where it stopped, and never mixes two runs."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from data_recipes.scenes import CLASSES, COLORS, QUESTIONS, World
 from eval import drawing, scenes
@@ -17,13 +18,16 @@ from eval.scenes import (
     Subject,
     compare,
     evaluate_scenes,
-    read_rows,
     report,
     spread,
 )
 from scripts.eval_scenes import print_report, write_results
 
-SMALL = Settings(limit=3, images_per_prompt=2, batch_size=4)
+SMALL = Settings(limit=3, images_per_prompt=2, batch_size=2)
+
+
+def read_rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 @pytest.fixture
@@ -51,10 +55,47 @@ def test_questions_are_scored_by_kind_and_asked_once(subject, tmp_path, monkeypa
 
 
 def test_right_answers_score_one(subject, tmp_path, monkeypatch):
-    order = iter([question.answer for _, _, question in scenes.asked(subject.world, SMALL)])
+    order = iter([question.answer for _, _, question in scenes.asked(subject.world, range(3))])
     monkeypatch.setattr(scenes, "generate_texts", lambda model, processor, talks: [f" {next(order)}\n" for _ in talks])
     scores = evaluate_scenes(subject, SMALL, tmp_path, ["questions"])["questions"]["scores"]
     assert set(scores.values()) == {1.0}
+
+
+def test_a_stopped_run_goes_on(subject, tmp_path, monkeypatch):
+    whole = evaluate_scenes(subject, SMALL, tmp_path / "whole", ["questions"])
+    calls = []
+
+    def stop_in_the_last_scene(model, processor, talks):
+        calls.append(talks)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return generate(model, processor, talks)
+
+    generate = scenes.generate_texts
+    monkeypatch.setattr(scenes, "generate_texts", stop_in_the_last_scene)
+    stop = len(scenes.in_batches(list(scenes.asked(subject.world, range(2))), 2)) + 1
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_scenes(subject, SMALL, tmp_path / "killed", ["questions"])
+    calls.clear()
+    stop = None
+    assert evaluate_scenes(subject, SMALL, tmp_path / "killed", ["questions"]) == whole
+    last = [question.text for *_, question in scenes.asked(subject.world, [2])]
+    assert [talk[0]["content"][1]["text"] for batch in calls for talk in batch] == last
+
+
+PARTS = ["questions", "drawing", "tokenizer"]
+
+
+def test_two_processes_have_the_numbers_of_one(subject, tmp_path, monkeypatch):
+    one = evaluate_scenes(subject, SMALL, tmp_path / "one", PARTS)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert evaluate_scenes(subject, SMALL, tmp_path / "two", PARTS) is None
+    assert len(list((tmp_path / "two").rglob("samples/*.png"))) == 2  # one prompt of three
+    monkeypatch.setenv("RANK", "0")
+    assert evaluate_scenes(subject, SMALL, tmp_path / "two", PARTS) == one
+    for name in ("questions.jsonl", "results.jsonl"):
+        assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
 
 
 def test_drawings_are_kept_in_the_layout_of_geneval(subject, tmp_path):
@@ -73,8 +114,9 @@ def test_drawings_are_kept_in_the_layout_of_geneval(subject, tmp_path):
 def test_only_missing_drawings_are_drawn_and_alone_they_are_the_same(subject, tmp_path, monkeypatch):
     evaluate_scenes(subject, SMALL, tmp_path, ["drawing"])
     files = sorted((tmp_path / "images").rglob("*.png"))
-    before = files[3].read_bytes()
+    before = [file.read_bytes() for file in files]
     files[3].unlink()
+    files[4].write_bytes(before[4][:60])
     prompts = []
     generate = drawing.generate_images
 
@@ -84,8 +126,24 @@ def test_only_missing_drawings_are_drawn_and_alone_they_are_the_same(subject, tm
 
     monkeypatch.setattr(drawing, "generate_images", counted)
     evaluate_scenes(subject, SMALL, tmp_path, ["drawing"])
-    assert len(prompts) == 1
-    assert files[3].read_bytes() == before
+    assert len(prompts) == 2
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_prompts_that_cannot_be_drawn_count_as_wrong(subject, tmp_path, monkeypatch):
+    refuse = drawing.check_prompt
+
+    def refuse_one(model, prompt):
+        if prompt == refused:
+            raise ValueError("cannot be drawn")
+        return refuse(model, prompt)
+
+    refused = next(record["prompt"] for record in scenes.load_records(scenes.GENEVAL) if scenes.expressible(record))
+    monkeypatch.setattr(drawing, "check_prompt", refuse_one)
+    evaluate_scenes(subject, SMALL, tmp_path, ["drawing"])
+    rows = read_rows(tmp_path / "results.jsonl")
+    assert [row["reason"] for row in rows if row["prompt"] == refused] == ["not drawn: cannot be drawn"] * 2
+    assert [row["correct"] for row in rows if not row["judged"]] == [False, False]
 
 
 def test_tokenizer_part(subject, tmp_path):
@@ -115,13 +173,14 @@ def test_parts_add_up_and_are_written_with_their_goals(subject, tmp_path, capsys
     evaluate_scenes(subject, SMALL, tmp_path, ["questions"])
     results = evaluate_scenes(subject, SMALL, tmp_path, ["tokenizer"])
     assert set(results) == {"questions", "tokenizer"}
-    write_results(tmp_path / "results.json", subject, results)
+    write_results(tmp_path / "results.json", subject, results, ["--out", "a folder"])
     written = json.loads((tmp_path / "results.json").read_text())
+    assert written["command"] == "python -m scripts.eval_scenes --out 'a folder'" and written["versions"]["torch"]
     assert written["model_hash"] == subject.model.weights_hash()
     assert written["parts"] == results
     assert {"name", "value", "goal", "met"} == set(written["goals"][0])
-    print_report(results, Console(width=200))
-    assert "tokenizer.psnr" in capsys.readouterr().out
+    print_report(results)
+    assert re.search(r"tokenizer.psnr *│ *[\d.]+ *│ *>= 27 *│ *miss", capsys.readouterr().out)
 
 
 def test_an_unknown_part_names_the_known_ones(subject, tmp_path):
@@ -150,13 +209,6 @@ def test_goals_hold_for_their_name_and_below():
 def test_spread_takes_evenly():
     assert spread(range(10), 5) == [0, 2, 4, 6, 8]
     assert spread(range(3), None) == spread(range(3), 9) == [0, 1, 2]
-
-
-def test_a_row_cut_by_a_crash_is_dropped(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text('{"a": 1}\n{"a": ')
-    assert read_rows(file) == [{"a": 1}]
-    assert file.read_text() == '{"a": 1}\n'
 
 
 def test_psnr_of_a_known_difference():

@@ -86,6 +86,7 @@ def test_clip_features_have_unit_length_and_scores_are_their_cosines(clip):
     cosines = (clip.image_features(images) * clip.text_features(texts)).sum(-1)
     assert clip.scores(images, texts) == pytest.approx([max(100 * c, 0) for c in cosines.tolist()], abs=1e-4)
     assert clip.image_features(images).norm(dim=-1).tolist() == pytest.approx([1, 1])
+    assert torch.equal(clip.text_features(["\ud83d cow"]), clip.text_features(["? cow"]))
 
 
 def test_wrong_weights_are_one_line(clip, tmp_path):

@@ -22,7 +22,7 @@ from eval.detector import Detector, DetectorConfig
 from eval.geneval import load_records
 from eval.lmms import evaluate_lmms, find_tasks
 from eval.lmms_model import ChatModel, SimpleModel, clean, writing_options
-from eval.scenes import Settings, asked
+from eval.scenes import asked
 from mllm import generate_texts
 from mllm.generate import Stream
 
@@ -471,7 +471,7 @@ def test_local_tasks_ask_about_held_out_scenes(shapes):
     tasks = lmms_eval.tasks.get_task_dict([name for name in names if name != "scenes_vqa"], manager, "chat")
     docs = {name: list(task.test_docs()) for name, task in tasks.items()}
     world = World("shapes")
-    wanted = list(asked(world, Settings(limit=600)))
+    wanted = list(asked(world, range(600)))
     for kind in QUESTIONS:
         found = [(doc["scene"], doc["question"], doc["answer"]) for doc in docs[f"scenes_vqa_{kind}"]]
         assert found == [(seed, one.text, one.answer) for seed, _, one in wanted if one.kind == kind]

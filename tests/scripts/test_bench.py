@@ -1,17 +1,20 @@
 """scripts.bench: both ways must agree before they are timed; what is printed; bad arguments. No time is judged."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
 
 from mllm.generate import filter_logits
-from scripts import bench
-from scripts.bench import BENCHES, NEAR_TIE, check_codes, check_pixels, main, reference_pick
+from scripts import _bench_reference, bench
+from scripts._bench_reference import reference_pick
+from scripts.bench import BENCHES, NEAR_TIE, check_codes, check_pixels, main
 
 FEW = ("--repeats", 2)
-COMMANDS = {"encode": (), "decode": (), "generate": ("--positions", 2)}
+COMMANDS = {"encode": (), "decode": (), "generate": ("--positions", 2)}  # those that work on images
 CODES_OF_AN_IMAGE = {"encode": 4 * 2, "decode": 4 * 2, "generate": 256 * 8}  # of --shape tiny
+ROOFLINE = [("memory bandwidth", "GB/s"), ("matrix throughput", "GFLOP/s")]
 
 
 @pytest.fixture
@@ -33,7 +36,11 @@ def figures(run):
 def test_json(figures, command):
     told = figures(command, "--shape", "tiny", "--batch", 2, 1, *COMMANDS[command])
     assert told["settings"].items() >= {"command": command, "shape": "tiny", "batch": [2, 1], "repeats": 2}.items()
-    expected = [(f"{command}, batch {batch}", unit) for batch in (2, 1) for unit in ("images/s", "codes/s")]
+    assert told["settings"]["peak_memory_gb"] > 0.1
+    expected = []
+    for name in (f"{command}, batch 2", f"{command}, batch 1"):
+        expected += [(name, "images/s"), (name, "codes/s")]
+        expected += [(f"{name}, of {what}", unit) for what, unit in ROOFLINE if command == "generate"]
     assert [(figure["name"], figure["unit"]) for figure in told["figures"]] == expected
     keys = {"name", "value", "unit", "baseline", "ratio", "spread", "baseline_spread"}
     for figure in told["figures"]:
@@ -52,7 +59,35 @@ def test_the_table(run):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_model_in_place_of_a_shape(figures, tiny_folder, command):
     told = figures(command, "--model", tiny_folder, "--batch", 3)
-    assert told["settings"]["model"] == str(tiny_folder) and len(told["figures"]) == 2
+    assert told["settings"]["model"] == str(tiny_folder) and len(told["figures"]) == (4 if command == "generate" else 2)
+
+
+def test_answer(figures, tiny_folder):
+    for subject in (("--shape", "tiny"), ("--model", tiny_folder)):
+        told = figures("answer", *subject, "--batch", 2, "--tokens", 5)
+        names = ["answer, batch 2", *(f"answer, batch 2, of {what}" for what, _ in ROOFLINE)]
+        assert [figure["name"] for figure in told["figures"]] == names
+
+
+def test_load(figures, tiny_folder):
+    seconds, memory = figures("load", "--model", tiny_folder)["figures"]
+    size = sum(file.stat().st_size for file in tiny_folder.glob("*.safetensors")) / 2**30
+    assert seconds["unit"] == "s" and 0 < seconds["baseline"] < seconds["value"] and memory["value"] > 0
+    assert memory["unit"] == "GB" and memory["baseline"] == pytest.approx(size, rel=0.1)
+
+
+def test_the_costs_of_a_step(tiny_model):
+    model, _ = tiny_model
+    layer = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32
+    backbone, vocabulary = 2 * layer + 32, model.lm_head.weight.numel()
+    cached = 2 * 2 * 32 * 100  # keys and values of 2 layers, in 100 columns
+    assert bench.step_costs(model, 3, 100, model.lm_head) == (
+        4 * (backbone + vocabulary + cached),
+        2 * 3 * (backbone + vocabulary) + 2 * cached,
+    )
+    depth_layer, output = 4 * 32 * 32 + 3 * 32 * 96 + 2 * 32, 32 * 16 + 16
+    bytes, _ = bench.step_costs(model, 3, 0, model.code_head)
+    assert bytes == 4 * (backbone + 2 * (depth_layer + output))
 
 
 def test_rates_are_amounts_by_median_times(monkeypatch):
@@ -94,9 +129,25 @@ def other_codes(function):
     ],
 )
 def test_a_wrong_baseline_is_refused(refused, monkeypatch, tiny_folder, command, name, spoil, told):
-    monkeypatch.setattr(bench, name, spoil(getattr(bench, name)))
+    for module in (bench, _bench_reference):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, spoil(getattr(module, name)))
     monkeypatch.setattr(bench, "compare", None)
     assert told in refused(main, command, "--model", tiny_folder, "--batch", 2)
+
+
+def test_a_wrong_answer_is_refused(refused, monkeypatch, tiny_folder):
+    model = bench.causal_model
+
+    def other_output(loaded):
+        causal = model(loaded)
+        causal.lm_head = deepcopy(causal.lm_head)
+        torch.nn.init.normal_(causal.lm_head.weight)
+        return causal
+
+    monkeypatch.setattr(bench, "causal_model", other_output)
+    told = refused(main, "answer", "--model", tiny_folder, "--tokens", 3)
+    assert "different codes, first in image 0, position 0" in told
 
 
 def test_near_ties_may_differ():
@@ -144,6 +195,9 @@ def test_the_reference_draws_from_what_our_filter_keeps():
         (["decode", "--shape", "tiny", "--repeats", "0"], "--repeats 0 is below 1"),
         (["generate", "--shape", "tiny", "--positions", "-1"], "--positions -1 is below 1"),
         (["generate", "--shape", "tiny", "--positions", "257"], "--positions 257: an image of this model has 256"),
+        (["answer", "--shape", "tiny", "--tokens", "0"], "--tokens 0 is below 1"),
+        (["load", "--shape", "tiny"], "load reads files: give --model, not --shape"),
+        (["load", "--model", "no_such_model"], "unknown model 'no_such_model'"),
         (["encode", "--shape", "tiny", "--positions", "3"], "--positions is for generate, not for encode"),
     ],
 )
@@ -158,4 +212,4 @@ def test_a_model_without_a_depth_head(refused, make_tiny_model, tmp_path):
 
 
 def test_every_command_is_tested():
-    assert set(COMMANDS) == set(BENCHES)
+    assert {*COMMANDS, "answer", "load"} == set(BENCHES)

@@ -9,12 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from scripts import chat, demo, text_to_image
+from mllm import generate
+from scripts import _load
 from scripts._errors import Parser, cli
 from scripts._files import check_folder, save_text
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = {"chat": chat, "text_to_image": text_to_image, "demo": demo}
+SCRIPTS = [
+    "chat",
+    "convert",
+    "demo",
+    "doctor",
+    "draw_benchmark",
+    "eval_lmms",
+    "eval_scenes",
+    "geneval",
+    "image_metrics",
+    "reconstruct",
+    "results",
+    "text_to_image",
+]
 
 
 def raises(error: BaseException):
@@ -66,6 +80,10 @@ def test_help_shows_the_docstring_and_needs_no_torch(name):
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert f"python -m scripts.{name} " in shown.stdout
+
+
+def test_the_default_of_guidance_is_told_without_torch():
+    assert _load.CFG_SCALE == generate.CFG_SCALE
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from data_recipes.scenes import World
 from scripts.eval_lmms import main
+from scripts.results import find_files, results_page
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,7 @@ def test_scores_are_printed_and_written(run, tiny_folder, tmp_path):
     rows = (tmp_path / "out" / "samples" / "scenes_pope.jsonl").read_text().splitlines()
     assert [json.loads(row)["doc_id"] for row in rows] == [0, 1, 2]
     assert json.loads(rows[0])["target"] == "yes"
+    assert "| scenes_vqa_color.exact_match |" in results_page(find_files([tmp_path]))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from data_recipes.scenes import CLASSES, COLORS
 from eval.detector import Detector, DetectorConfig
 from scripts import draw_benchmark
 from scripts.geneval import PROMPTS, main
+from scripts.results import find_files, results_page
 from tests.tiny_networks import save_clip, save_mask2former
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,8 @@ def test_draw_score_and_look(run, words, detector, tmp_path):
     ):
         assert told in ended.out
     assert "<svg" in (tmp_path / "failures.html").read_text()
+    page = results_page(find_files([tmp_path]))
+    assert result["command"] in page and f"| overall | {result['scores']['overall']:.4g} |" in page
 
 
 def test_score_refuses_half_a_run_before_it_loads_anything(run, refused, words, tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from eval.drawing import save
 from scripts.image_metrics import main
+from scripts.results import find_files, results_page
 from tests.tiny_networks import save_clip
 
 
@@ -52,6 +53,7 @@ def test_clip_score_with_its_settings(run, folders, tmp_path):
     result = results(tmp_path)
     assert result["settings"]["clip"] == str(clip) and 0 <= result["scores"]["clip_score"] <= 100
     assert result["command"].startswith("python -m scripts.image_metrics")
+    assert f"| clip_score | {result['scores']['clip_score']:.4g} |" in results_page(find_files([tmp_path]))
 
 
 def test_bad_input_is_one_line(refused, folders, tmp_path):
