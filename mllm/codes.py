@@ -65,7 +65,15 @@ class CodebookEmbedding(nn.Module):
         )
 
     def forward(self, codes_NLK: torch.Tensor, cache: dict | None = None) -> torch.Tensor:
-        features_NLQ = self.quantizer.decode(codes_NLK).to(self.mm_projector[1].weight.dtype)
+        if cache is None:
+            return self._project(self.quantizer.decode(codes_NLK), None)
+        if not cache:  # normalising the codebooks takes longer than the rest of a step
+            cache.update(entries=self.quantizer.entries(), attention={})
+        places = torch.arange(codes_NLK.shape[-1], device=codes_NLK.device)
+        return self._project(cache["entries"][places, codes_NLK].flatten(-2), cache["attention"])
+
+    def _project(self, features_NLQ: torch.Tensor, cache: dict | None) -> torch.Tensor:
+        features_NLQ = features_NLQ.to(self.mm_projector[1].weight.dtype)
         return self.mm_projector(self.attn_projection(features_NLQ, cache))
 
 
@@ -82,22 +90,32 @@ class DepthBlock(nn.Module):
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x_PKW: torch.Tensor, rotary: torch.Tensor, cache: list | None = None) -> torch.Tensor:
-        """`rotary`: cos and sin of the places, [2, K, W / heads]. `cache` collects (k, v) of one sub-code a call."""
-        q, k, v = self.qkv(self.norm1(x_PKW)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = _rotate(q, rotary), _rotate(k, rotary)
-        if cache is not None:
-            cache.append((k, v))
-            k, v = (torch.cat(parts, 2) for parts in zip(*cache, strict=True))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
-        x = x_PKW + self.out(y.transpose(1, 2).flatten(2))
+    def forward(self, x_PKW: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+        """`rotary`: as `_rotate` takes it, [2, K, 3, 1, W / heads]."""
+        qkv = self.qkv(self.norm1(x_PKW)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = _rotate(qkv, rotary).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self._finish(x_PKW, y.transpose(1, 2).flatten(2))
+
+    def step(self, x_PW: torch.Tensor, rotary: torch.Tensor, cache: torch.Tensor, place: int) -> torch.Tensor:
+        """One sub-code, after those in `cache` [P, 2, heads, K, W / heads], which takes its key and value."""
+        qkv = self.qkv(self.norm1(x_PW)).unflatten(-1, (3, self.heads, -1))
+        if place:  # the first is not turned, and attends to nothing but itself
+            qkv = _rotate(qkv, rotary[:, place])
+        cache[:, :, :, place] = qkv[:, 1:]
+        k, v = cache[..., : place + 1, :].unbind(1)
+        y = F.scaled_dot_product_attention(qkv[:, 0, :, None], k, v) if place else qkv[:, 2]
+        return self._finish(x_PW, y.flatten(1))
+
+    def _finish(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        x = x + self.out(y)
         gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
 
 
-def _rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-    left, right = x.chunk(2, -1)
-    return x * rotary[0] + torch.cat([-right, left], -1) * rotary[1]
+def _rotate(qkv: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+    """x cos + [-right, left] sin, with the sign in `rotary`: [cos, sin], which are 1 and 0 for values."""
+    return torch.addcmul(qkv * rotary[0], qkv.roll(qkv.shape[-1] // 2, -1), rotary[1])
 
 
 class DepthHead(nn.Module):
@@ -141,26 +159,32 @@ class DepthHead(nn.Module):
         x = self.norm(x)
         return torch.stack([self._output(k)(x[:, k]) for k in range(self.num_codebooks)], 1)
 
+    @torch.no_grad()
     def sample(self, h_BD: torch.Tensor, pick: Pick) -> torch.Tensor:
-        """One sub-code after the other, each layer keeping the keys of the earlier ones: -> codes_BK."""
-        x, codes = self.enter(h_BD)[:, None], []
-        rotary, caches = self._rotary(x), [[] for _ in self.layers]
+        """One sub-code after the other, each layer keeping keys and values of the earlier ones: -> codes_BK."""
+        x_BW, codes = self.enter(h_BD), []
+        rotary = self._rotary(x_BW)
+        shape = len(x_BW), 2, self.layers[0].heads, self.num_codebooks, self.head_width
+        caches = [x_BW.new_empty(shape) for _ in self.layers]
         for k in range(self.num_codebooks):
             for layer, cache in zip(self.layers, caches, strict=True):
-                x = layer(x, rotary[:, k : k + 1], cache)
-            codes.append(pick(self._output(k)(self.norm(x[:, 0])), k))
+                x_BW = layer.step(x_BW, rotary, cache, k)
+            codes.append(pick(self._output(k)(self.norm(x_BW)), k))
             if k < len(self.tables):
-                x = self.tables[k](codes[-1])[:, None]
+                x_BW = self.tables[k](codes[-1])
         return torch.stack(codes, 1)
 
     def _output(self, k: int) -> nn.Linear:
         return self.outputs[k % len(self.outputs)]
 
     def _rotary(self, like: torch.Tensor) -> torch.Tensor:
+        """As `_rotate` takes it, [2, K, 3, 1, W / heads]."""
         half = torch.arange(0, self.head_width, 2, device=like.device).float() / self.head_width
         angles = torch.arange(self.num_codebooks, device=like.device)[:, None] / self.rope_theta**half
-        angles = torch.cat([angles, angles], -1)
-        return torch.stack([angles.cos(), angles.sin()]).to(like.dtype)
+        cos, sin = angles.cos(), angles.sin()
+        turned = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])
+        kept = torch.stack([torch.ones_like(turned[0]), torch.zeros_like(turned[0])])
+        return torch.stack([turned, turned, kept], 2)[..., None, :].to(like.dtype)
 
 
 class ParallelHead(nn.Module):

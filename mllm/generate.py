@@ -1,4 +1,4 @@
-"""Generation: prefill, one step at a time, pick. Text and images come from the same cache and the same loop shape.
+"""Generation: prefill, one step at a time, pick. Text and images come from the same stream and the same loop shape.
 
 Shapes: B sequences, T positions, D width, S text vocabulary, V code entries, K sub-codebooks, L positions an image.
 Under guidance a batch is doubled, [cond; uncond], and only `picker` knows.
@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import DynamicCache
 
 from .codes import CodebookEmbedding, Pick
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor, as_codes
+from .stream import Stream
 from .templates import Sample
 
 Messages = Sequence[dict[str, Any]]
@@ -39,30 +39,59 @@ def filter_logits(logits_BV: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -
 
 def sample(
     logits_BV: torch.Tensor,
-    generators: Sequence[torch.Generator],
+    noise_BV: torch.Tensor | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> torch.Tensor:
-    """-> ids_B; temperature 0 is greedy. Each row draws from its own generator, apart from its batch."""
+    """-> ids_B, drawn from what `filter_logits` keeps by Gumbel `noise_BV`; temperature 0 is greedy.
+
+    Nothing is sorted: the largest sum of logit and noise is a draw from all entries. One that the filters would drop
+    shows that they drop all entries below it, too, and the largest of the others is next.
+    """
     if temperature == 0:
         return logits_BV.argmax(-1)
-    logits_BV = filter_logits(logits_BV.float() / temperature, top_k, top_p)
-    # Gumbel's argmax in place of multinomial: it needs no sum over the row, whose rounding would depend on the batch.
-    uniform = torch.stack([torch.rand(logits_BV.shape[-1], generator=generator) for generator in generators])
-    noise = -torch.log(-torch.log(uniform.clamp_min(1e-20).to(logits_BV.device)))
-    return (logits_BV + noise).argmax(-1)
+    logits_BV = logits_BV.float() / temperature
+    noisy_BV = logits_BV + noise_BV
+    if top_k == 0 and top_p == 1.0:
+        return noisy_BV.argmax(-1)
+    p_BV = filter_logits(logits_BV, top_k).softmax(-1) if top_p < 1.0 else None
+    while True:
+        ids_B1 = noisy_BV.argmax(-1, keepdim=True)
+        least_B1 = logits_BV.gather(-1, ids_B1)
+        above_BV = logits_BV > least_B1
+        outside_B1 = above_BV.sum(-1, keepdim=True) >= (top_k or math.inf)
+        if p_BV is not None:
+            outside_B1 |= (p_BV * above_BV).sum(-1, keepdim=True) >= top_p
+        if not outside_B1.any():
+            return ids_B1[:, 0]
+        noisy_BV = noisy_BV.masked_fill(outside_B1 & ~above_BV, float("-inf"))
 
 
-def picker(cfg_scale: float, generators: Sequence[torch.Generator], **sampling: Any) -> Pick:
+def gumbel(generators: Sequence[torch.Generator], size: int, device: torch.device) -> torch.Tensor:
+    """[B, size]: each row from its own generator, apart from its batch.
+
+    Gumbel's argmax in place of multinomial: it needs no sum over the row, whose rounding would depend on the batch.
+    """
+    uniform = torch.stack([torch.rand(size, generator=generator) for generator in generators])
+    return -torch.log(-torch.log(uniform.clamp_min(1e-20).to(device)))
+
+
+def picker(cfg_scale: float, generators: Sequence[torch.Generator], num_codebooks: int = 1, **sampling: Any) -> Pick:
     """The one place of classifier-free guidance (arXiv 2207.12598): logits = u + scale * (c - u); both halves get the
-    same ids. At scale 1 the batch is not doubled and this only samples."""
+    same ids. At scale 1 the batch is not doubled and this only samples. A position's noise is drawn at once."""
+    noise: torch.Tensor | None = None
 
     def pick(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
-        if cfg_scale == 1.0:
-            return sample(logits_BV, generators, **sampling)
-        cond, uncond = logits_BV.float().chunk(2)
-        return sample(uncond + cfg_scale * (cond - uncond), generators, **sampling).repeat(2)
+        nonlocal noise
+        if cfg_scale != 1.0:
+            cond, uncond = logits_BV.float().chunk(2)
+            logits_BV = torch.lerp(uncond, cond, cfg_scale)
+        V = logits_BV.shape[-1]
+        if k == 0 and sampling.get("temperature", 1.0) != 0:
+            noise = gumbel(generators, num_codebooks * V, logits_BV.device)
+        ids_B = sample(logits_BV, None if noise is None else noise[:, k * V : (k + 1) * V], **sampling)
+        return ids_B if cfg_scale == 1.0 else ids_B.repeat(2)
 
     return pick
 
@@ -87,35 +116,6 @@ def check_sampling(
         raise ValueError(f"top_k {top_k} is negative; 0 keeps all entries")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p {top_p} is outside (0, 1]; 1 keeps all entries")
-
-
-class Stream:
-    """A batch under way: the cache, what was attended to, and the hidden state that predicts the next position."""
-
-    def __init__(self, model: MllmForConditionalGeneration, samples: Sequence[Sample], processor: MllmProcessor):
-        """Prefill, left-padded so that all rows end together."""
-        batch = processor.collate(samples, model.image_tokenizer, left=True)
-        self.model, self.mask_BT = model, batch.attention_mask.to(model.device)
-        self.cache = DynamicCache(config=model.config.text_config)
-        codes = None if batch.codes is None else batch.codes.to(model.device)
-        positions_BT = (self.mask_BT.cumsum(1) - 1).clamp_min(0)
-        self.h_BD = self._run(model.embed(batch.input_ids.to(model.device), codes), positions_BT)
-
-    def feed(self, x_BD: torch.Tensor) -> None:
-        """One more position for each row."""
-        self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(x_BD), 1)], 1)
-        self.h_BD = self._run(x_BD[:, None], self.mask_BT.sum(1, keepdim=True) - 1)
-
-    def _run(self, x_BTD: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
-        output = self.model.backbone(
-            inputs_embeds=x_BTD,
-            # Without padding the mask says nothing, and leaving it out takes the faster attention path.
-            attention_mask=None if bool(self.mask_BT.all()) else self.mask_BT,
-            position_ids=positions_BT,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return output.last_hidden_state[:, -1]
 
 
 def code_steps(stream: Stream, positions: int, pick: Pick, code_context: str = "exact") -> Iterator[torch.Tensor]:
@@ -150,7 +150,8 @@ def sample_codes(
     rows = list(samples)
     if cfg_scale != 1.0:
         rows += [processor.encode_drawing(None)] * len(samples)
-    stream, pick, codes = Stream(model, rows, processor), picker(cfg_scale, generators, **sampling), []
+    pick = picker(cfg_scale, generators, model.config.image_tokenizer["num_codebooks"], **sampling)
+    stream, codes = Stream(model, rows, processor, room=processor.num_positions), []
     for codes_BK in code_steps(stream, processor.num_positions, pick, code_context):
         codes.append(codes_BK)
         if progress:
@@ -221,6 +222,22 @@ def text_steps(stream: Stream, stop_ids: set[int], limit: int, pick: Pick) -> It
             stream.feed(stream.model.get_input_embeddings()(ids_B))
 
 
+class Spelled:
+    """Ids that become text one by one."""
+
+    def __init__(self, processor: MllmProcessor):
+        self.processor, self.ids, self.text = processor, [], ""
+
+    def add(self, id: int) -> str:
+        """The text that this id completes; a character of several bytes comes once it is whole."""
+        self.ids.append(id)
+        before, text = self.text, self.processor.decode(self.ids)
+        if text.endswith("\ufffd"):
+            return ""
+        self.text = text
+        return text[len(before) :]
+
+
 @torch.no_grad()
 def generate_texts(
     model: MllmForConditionalGeneration,
@@ -241,7 +258,7 @@ def generate_texts(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(samples))]
     pick = picker(1.0, generators, temperature=temperature, top_p=top_p)
     answers: list[list[int]] = [[] for _ in samples]
-    stream = Stream(model, samples, processor)
+    stream = Stream(model, samples, processor, room=max_new_tokens)
     for ids in text_steps(stream, {processor.eos_id, processor.boi_id}, max_new_tokens, pick):
         for answer, id in zip(answers, ids, strict=True):
             if id is not None:
@@ -272,17 +289,12 @@ def generate_text(
     draw_generator = torch.Generator().manual_seed(seed)
     while max_new_tokens > 0:
         check_length(model, processor, sample, max_new_tokens)
-        ids: list[int] = []
-        stream, shown = Stream(model, [sample], processor), ""
+        stream, spelled = Stream(model, [sample], processor, room=max_new_tokens), Spelled(processor)
         for [id] in text_steps(stream, {processor.eos_id, processor.boi_id}, max_new_tokens, pick):
-            ids.append(id)
-            text = processor.decode(ids)
-            if not text.endswith("\ufffd"):  # a character of several bytes is shown once it is whole
-                yield from filter(None, [text[len(shown) :]])
-                shown = text
-        sample.add(ids)
-        max_new_tokens -= len(ids)
-        if ids[-1] != processor.boi_id:
+            yield from filter(None, [spelled.add(id)])
+        sample.add(spelled.ids)
+        max_new_tokens -= len(spelled.ids)
+        if spelled.ids[-1] != processor.boi_id:
             return
         check_length(model, processor, sample, processor.num_positions)
         options = {"cfg_scale": CFG_SCALE, **(drawing or {})}

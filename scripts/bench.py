@@ -1,44 +1,60 @@
-"""Time a model against the loops of the reference implementation, at the same weights and in the same run.
+"""Time a model against plain baselines, at the same weights and in the same run.
 
 python -m scripts.bench encode --model scenes --batch 1 8
 python -m scripts.bench decode --shape unitok-base --batch 4
 python -m scripts.bench generate --shape w320 --batch 1 8 --positions 32 --json
+python -m scripts.bench answer --model scenes --tokens 64
+python -m scripts.bench load --model scenes
 
 encode: pixels to codes. decode: codes to PIL images. generate: prompts to the codes of images, with guidance.
+These three run against the loops of the reference implementation; answer, a question about an image to text,
+against transformers' own `generate` on the same backbone; load, weights to a model, against only reading them.
 --shape takes random weights instead of a model's. For encode and decode it names the sizes of an image tokenizer,
-for generate a width of the language model (w320: 320), with the reference's code embedding and code head.
+for generate and answer a width of the language model (w320: 320), with the reference's code embedding and code head.
 
-Both ways must first give the same result, greedily where codes are drawn; after that, they are timed in turns.
-Figures come from the median time; spread is (slowest - fastest) / median. A ratio above 1: ours is faster.
+Both ways must first give the same result, greedily where something is drawn; after that, they are timed in turns.
+Figures come from the median time; spread is (slowest - fastest) / median. A ratio above 1: ours is better.
+"of memory bandwidth" and "of matrix throughput" say how near generate and answer come to what this machine does in
+the same run: bytes of weights and cache that a step touches, against reading as many of them, wherever they fit;
+multiplications and additions, against those of large matrices. There, the ratio is the fraction reached.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from transformers import DynamicCache, LlamaConfig, LlamaModel
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from mllm import Mllm, MllmConfig, Processor
 from mllm.codes import DepthHead, Pick
-from mllm.generate import sample_codes
+from mllm.generate import check_length, picker, sample_codes, text_steps
+from mllm.stream import Stream
+from scripts._bench_load import measure_load, peak_gb
+from scripts._bench_reference import (
+    GUIDANCE,
+    SAMPLING,
+    guided,
+    reference_body,
+    reference_decode,
+    reference_draw,
+    reference_encode,
+    reference_pick,
+)
 from scripts._errors import Parser, cli
-from scripts._load import load_model
-from scripts.reconstruct import load_image_tokenizer
+from scripts._load import load_image_tokenizer, load_model
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 from tokenizer.transform import to_images
 
 BACKBONES = {"tiny": (64, 2), "w320": (320, 6), "w576": (576, 30)}  # width and layers
-GUIDANCE = 5.0
-SAMPLING = {"temperature": 0.9, "top_k": 2048, "top_p": 0.96}  # as GUIDANCE, the defaults of the reference's script
 TOLERANCE = 1e-4  # of pixels, relative to the largest; float32 leaves 1e-5
 NEAR_TIE = 1e-4  # between the best entry and the second: rounding may swap them
 
@@ -54,109 +70,6 @@ class Figure:
     ratio: float
     spread: float
     baseline_spread: float
-
-
-# ---- the reference's loops (github FoundationVision/UniTok, commit bb8012e) on our weights
-
-
-def reference_encode(image_tokenizer: ImageTokenizer, pixels_N3HW: torch.Tensor) -> torch.Tensor:
-    """-> codes_NLK: one sub-codebook after the other, each normalised at every call."""
-    encoder, codebooks_KVq = image_tokenizer.encoder, image_tokenizer.quantizer.codebooks_KVq
-    x_NLC = encoder.patch_embed["backbone"](pixels_N3HW).flatten(2).transpose(1, 2)
-    slices = image_tokenizer.quant_proj(encoder.norm(encoder.blocks(x_NLC))).chunk(len(codebooks_KVq), -1)
-    codes = [
-        (F.normalize(z_NLq, dim=-1) @ F.normalize(codebook_Vq, dim=-1).T).argmax(-1)
-        for z_NLq, codebook_Vq in zip(slices, codebooks_KVq, strict=True)
-    ]
-    return torch.stack(codes, -1)
-
-
-def reference_decode(image_tokenizer: ImageTokenizer, codes_NLK: torch.Tensor) -> Iterator[torch.Tensor]:
-    """-> pixels_13HW of one image after the other."""
-    grid = image_tokenizer.config.grid
-    for codes_LK in codes_NLK:
-        codebooks_KVq = image_tokenizer.quantizer.codebooks_KVq
-        parts = [F.normalize(codebook_Vq, dim=-1)[codes_LK[:, k]] for k, codebook_Vq in enumerate(codebooks_KVq)]
-        yield image_tokenizer.decoder(image_tokenizer.post_quant_proj(torch.cat(parts, -1)[None]), (grid, grid))
-
-
-def reference_body(head: DepthHead) -> LlamaModel:
-    """The layers of the code head as the reference has them: transformers' own, no matrices joined."""
-    first = head.layers[0]
-    config = LlamaConfig(
-        vocab_size=3,  # unused; as few as its config takes
-        hidden_size=first.out.in_features,
-        intermediate_size=first.down.in_features,
-        num_hidden_layers=len(head.layers),
-        num_attention_heads=first.heads,
-        rms_norm_eps=head.norm.eps,
-        rope_parameters={"rope_type": "default", "rope_theta": head.rope_theta},
-    )
-    body = LlamaModel(config).eval()
-    weights = {"embed_tokens.weight": body.embed_tokens.weight, "norm.weight": head.norm.weight}
-    for number, layer in enumerate(head.layers):
-        parts = {
-            "input_layernorm": layer.norm1.weight,
-            "post_attention_layernorm": layer.norm2.weight,
-            "self_attn.o_proj": layer.out.weight,
-            "mlp.down_proj": layer.down.weight,
-            **dict(zip([f"self_attn.{name}_proj" for name in "qkv"], layer.qkv.weight.chunk(3), strict=True)),
-            **dict(zip(["mlp.gate_proj", "mlp.up_proj"], layer.gate_up.weight.chunk(2), strict=True)),
-        }
-        weights |= {f"layers.{number}.{name}.weight": weight for name, weight in parts.items()}
-    body.load_state_dict(weights)
-    return body.to(first.out.weight)
-
-
-def reference_position(head: DepthHead, body: LlamaModel, h_BD: torch.Tensor, pick: Pick) -> torch.Tensor:
-    """-> codes_BK. Nothing is kept between sub-codes: the layers run on 1, 2, ... K inputs."""
-    inputs, codes = [head.enter(h_BD)], []
-    for k in range(head.num_codebooks):
-        x_BkW = body(inputs_embeds=torch.stack(inputs, 1), use_cache=False).last_hidden_state
-        codes.append(pick(head.outputs[k % len(head.outputs)](x_BkW[:, -1]), k))
-        if k < len(head.tables):
-            inputs.append(head.tables[k](codes[-1]))
-    return torch.stack(codes, 1)
-
-
-def reference_draw(
-    model: Mllm, body: LlamaModel, ids_BT: torch.Tensor, mask_BT: torch.Tensor, positions: int, pick: Pick
-) -> torch.Tensor:
-    """-> codes_BLK after left-padded prompts, with a dynamic cache and a mask that grows.
-
-    Codes are embedded knowing those before them, as in training; the published loop forgets them, which costs as much.
-    """
-    cache, embedded, codes = DynamicCache(config=model.config.text_config), {}, []
-    x_BTD = model.get_input_embeddings()(ids_BT)
-    for _ in range(positions):
-        places_BT = (mask_BT.cumsum(1) - 1).clamp_min(0)[:, -x_BTD.shape[1] :]
-        state = {"attention_mask": mask_BT, "position_ids": places_BT, "past_key_values": cache, "use_cache": True}
-        h_BD = model.backbone(inputs_embeds=x_BTD, **state).last_hidden_state[:, -1]
-        codes.append(reference_position(model.code_head, body, h_BD, pick))
-        x_BTD = model.code_embed(codes[-1][:, None], embedded)
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], 1)
-    return torch.stack(codes, 1)
-
-
-def reference_pick(temperature: float, top_k: int, top_p: float) -> Pick:
-    """Guidance, temperature, top-k, top-p by sorting the whole vocabulary, and a draw."""
-
-    def pick(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
-        logits_BV = guided(logits_BV) / temperature
-        lowest = logits_BV.topk(min(top_k, logits_BV.shape[-1])).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < lowest, float("-inf"))
-        ordered, order = logits_BV.sort(descending=True)
-        outside = ordered.softmax(-1).cumsum(-1) > top_p
-        outside = outside.roll(1, -1).index_fill(-1, outside.new_zeros(1, dtype=torch.long), False)
-        logits_BV = logits_BV.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
-        return torch.multinomial(logits_BV.softmax(-1), 1)[:, 0].repeat(2)
-
-    return pick
-
-
-def guided(logits_BV: torch.Tensor) -> torch.Tensor:
-    cond, uncond = logits_BV.chunk(2)
-    return uncond + GUIDANCE * (cond - uncond)
 
 
 # ---- what is timed: a function for each command
@@ -201,6 +114,8 @@ def bench_decode(args: argparse.Namespace, batch: int) -> list[Figure]:
 @torch.no_grad()
 def bench_generate(args: argparse.Namespace, batch: int) -> list[Figure]:
     model, processor = get_model(args.model, args.shape)
+    if not isinstance(model.code_head, DepthHead):
+        raise ValueError(f"{args.model} has a code head {model.config.code_head!r}: generate compares depth heads")
     whole = model.config.image_tokenizer_config.num_positions
     processor.num_positions = positions = args.positions or whole
     if positions > whole:
@@ -220,16 +135,138 @@ def bench_generate(args: argparse.Namespace, batch: int) -> list[Figure]:
     gaps: list[torch.Tensor] = []
     codes_NLK = reference(greedy(gaps))
     check_codes(ours(temperature=0.0), codes_NLK, torch.stack(gaps, 1).view_as(codes_NLK), in_turn=True)
-    return compare(
+    figures = compare(
         f"generate, batch {batch}",
         lambda: ours(**SAMPLING),
         lambda: reference(reference_pick(**SAMPLING)),
         {"images/s": batch * positions / whole, "codes/s": codes_NLK.numel()},
         args.repeats,
     )
+    columns = int(rows.attention_mask.sum()) + 2 * batch * positions // 2
+    return figures + roofline(figures[0], batch / whole, *step_costs(model, 2 * batch, columns, model.code_head))
 
 
-BENCHES = {"encode": bench_encode, "decode": bench_decode, "generate": bench_generate}
+@torch.no_grad()
+def bench_answer(args: argparse.Namespace, batch: int) -> list[Figure]:
+    model, processor = get_model(args.model, args.shape)
+    samples = [processor.encode(question(model, row)) for row in range(batch)]
+    for one in samples:
+        check_length(model, processor, one, args.tokens)
+    causal = causal_model(model)
+    rows = processor.collate(samples, left=True)
+    x_BTD, mask_BT = model.embed(rows.input_ids.to(model.device), rows.codes.to(model.device)), rows.attention_mask
+    options = GenerationConfig(max_new_tokens=args.tokens, do_sample=False, pad_token_id=processor.pad_id)
+
+    def ours() -> torch.Tensor:
+        stream = Stream(model, samples, processor, room=args.tokens)
+        pick = picker(1.0, [], temperature=0)
+        return torch.tensor(list(text_steps(stream, set(), args.tokens, pick))).T
+
+    def baseline(**more: Any) -> Any:
+        return causal.generate(inputs_embeds=x_BTD, attention_mask=mask_BT, generation_config=options, **more)
+
+    told = baseline(output_logits=True, return_dict_in_generate=True)
+    gaps_BT1 = gap(torch.stack(told.logits, 1))[..., None]
+    check_codes(ours()[..., None], told.sequences[..., None], gaps_BT1, in_turn=True)
+    figures = compare(f"answer, batch {batch}", ours, baseline, {"tokens/s": batch * args.tokens}, args.repeats)
+    columns = sum(len(one.ids) for one in samples) + batch * args.tokens // 2
+    return figures + roofline(figures[0], batch, *step_costs(model, batch, columns, model.lm_head))
+
+
+def question(model: Mllm, row: int) -> list[dict[str, Any]]:
+    """A chat about an image of random codes."""
+    sizes, generator = model.config.image_tokenizer_config, torch.Generator().manual_seed(row)
+    codes_LK = torch.randint(sizes.codebook_size, (sizes.num_positions, sizes.num_codebooks), generator=generator)
+    content = [{"type": "image", "image": codes_LK}, {"type": "text", "text": f"are there {row + 1} dogs?"}]
+    return [{"role": "user", "content": content}]
+
+
+def causal_model(model: Mllm) -> PreTrainedModel:
+    """Transformers' class for text alone, around the same backbone; it never ends an answer by itself."""
+    with torch.device("meta"):
+        causal = AutoModelForCausalLM.from_config(model.config.text_config)
+    setattr(causal, causal.base_model_prefix, model.backbone)
+    causal.lm_head, causal.generation_config = model.lm_head, GenerationConfig()
+    return causal.eval()
+
+
+def bench_load(args: argparse.Namespace, batch: int) -> list[Figure]:
+    if args.shape:
+        raise ValueError("load reads files: give --model, not --shape")
+    runs = [measure_load(args.model) for _ in range(args.repeats)]
+    middle = {name: median(run[name] for run in runs) for name in runs[0]}
+    spreads = {name: spread([run[name] for run in runs]) for name in runs[0]}
+    return [
+        Figure(name, middle[mine], unit, middle[least], middle[least] / middle[mine], spreads[mine], spreads[least])
+        for name, mine, unit, least in [
+            ("load", "seconds", "s", "read_seconds"),
+            ("load, peak memory", "peak_gb", "GB", "weights_gb"),
+        ]
+    ]
+
+
+BENCHES = {
+    "encode": bench_encode,
+    "decode": bench_decode,
+    "generate": bench_generate,
+    "answer": bench_answer,
+    "load": bench_load,
+}
+
+
+# ---- the roofline
+
+
+def step_costs(model: Mllm, rows: int, columns: int, *heads: nn.Module) -> tuple[float, float]:
+    """-> bytes and floating point operations of one position: weights of backbone and heads, keys and values in
+    `columns` of all rows together. The weights of a depth head count once for each sub-code that they are read for."""
+    blocks = [parameter for name, parameter in model.backbone.named_parameters() if "embed" not in name]
+    for head in heads:
+        if isinstance(head, DepthHead):
+            blocks += [*head.enter.parameters()] + [*head.layers.parameters()] * head.num_codebooks
+            blocks += [p for k in range(head.num_codebooks) for p in head.outputs[k % len(head.outputs)].parameters()]
+        else:
+            blocks += head.parameters()
+    text = model.config.text_config
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    cached = 2 * text.num_hidden_layers * text.num_key_value_heads * width * columns
+    grouped = text.num_attention_heads // text.num_key_value_heads
+    size = blocks[0].element_size()
+    return (
+        size * (sum(block.numel() for block in blocks) + cached),
+        2 * rows * sum(block.numel() for block in blocks) + 2 * grouped * cached,
+    )
+
+
+def roofline(rate: Figure, per_step: float, bytes: float, operations: float) -> list[Figure]:
+    """What a `rate` of which a step yields `per_step` reaches of the machine's own."""
+    steps = rate.value / per_step
+    return [
+        Figure(
+            f"{rate.name}, of {what}", amount * steps / 1e9, unit, best, amount * steps / 1e9 / best, rate.spread, 0.0
+        )
+        for what, amount, unit, best in [
+            ("memory bandwidth", bytes, "GB/s", bandwidth(int(bytes))),
+            ("matrix throughput", operations, "GFLOP/s", throughput()),
+        ]
+    ]
+
+
+@cache
+def bandwidth(bytes: int) -> float:
+    """GB/s of reading so many bytes again and again."""
+    buffer = torch.ones(max(bytes // 4, 1), device=device())
+    return bytes / 1e9 / median(seconds(buffer.sum) for _ in range(9))
+
+
+@cache
+def throughput(size: int = 1024) -> float:
+    """GFLOP/s of large float32 matrices."""
+    matrix = torch.ones(size, size, device=device())
+    return 2 * size**3 / 1e9 / median(seconds(lambda: matrix @ matrix) for _ in range(9))
+
+
+# ---- models
 
 
 @cache
@@ -247,10 +284,7 @@ def get_model(model: str | None, shape: str | None) -> tuple[Mllm, Processor]:
     of the same Llama, one output of 4096 for eight sub-codebooks). The image tokenizer, which plays no part, is small.
     """
     if model:
-        loaded = load_model(model)
-        if not isinstance(loaded[0].code_head, DepthHead):
-            raise ValueError(f"{model} has a code head {loaded[0].config.code_head!r}: generate compares depth heads")
-        return loaded
+        return load_model(model)
     width, layers = known(BACKBONES, shape)
     text = {"text_width": 16, "text_heads": 1, "text_layers": 1, "text_vocab_size": 8}
     sizes = ImageTokenizerConfig(depth=1, conv_widths=(16, 16), conv_depths=(1, 1), **text)
@@ -354,7 +388,7 @@ def spread(times: Sequence[float]) -> float:
 
 
 def print_table(figures: Sequence[Figure]) -> None:
-    table = Table("", "", "ours", "spread", "reference", "spread", "ratio")
+    table = Table("", "", "ours", "spread", "baseline", "spread", "ratio")
     for figure in figures:
         values = (
             f"{figure.value:.4g}",
@@ -364,11 +398,18 @@ def print_table(figures: Sequence[Figure]) -> None:
         )
         table.add_row(figure.name, figure.unit, *values, f"{figure.ratio:.2f}")
     Console().print(table)
+    print(f"peak memory: {peak_memory():.2f} GB")
+
+
+def peak_memory() -> float:
+    """GB: of the GPU where there is one, else of this process."""
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else peak_gb()
 
 
 def report(args: argparse.Namespace, figures: Sequence[Figure]) -> dict[str, Any]:
     settings = {name: value for name, value in vars(args).items() if name != "json"}
     settings |= {"device": device(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    settings |= {"peak_memory_gb": peak_memory()}
     if args.command == "generate":
         settings |= {"cfg_scale": GUIDANCE, **SAMPLING}
     return {"settings": settings, "figures": [asdict(figure) for figure in figures]}
@@ -379,13 +420,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add, subject = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
     add("command", choices=BENCHES, help="what to time")
     subject.add_argument("--model", help="a model's name or folder")
-    subject.add_argument("--shape", help=f"encode, decode: {', '.join(SIZES)}; generate: {', '.join(BACKBONES)}")
+    subject.add_argument(
+        "--shape", help=f"encode, decode: {', '.join(SIZES)}; generate, answer: {', '.join(BACKBONES)}"
+    )
     add("--batch", type=int, nargs="+", default=[1], help="images at a time, one or more numbers (default: 1)")
     add("--repeats", type=int, default=5, help="timed runs of each way (default: %(default)s)")
+    add("--tokens", type=int, default=64, help="answer: length of each answer (default: %(default)s)")
     add("--positions", type=int, help="generate: only so many positions of each image (default: all)")
     add("--json", action="store_true", help="print one JSON object in place of the table")
     args = parser.parse_args(argv)
-    for name, value in [("repeats", args.repeats), ("positions", args.positions), *(("batch", n) for n in args.batch)]:
+    numbers = [(name, getattr(args, name)) for name in ("repeats", "tokens", "positions")]
+    for name, value in numbers + [("batch", size) for size in args.batch]:
         if value is not None and value < 1:
             raise ValueError(f"--{name} {value} is below 1")
     if args.positions and args.command != "generate":

@@ -6,7 +6,7 @@ from PIL import Image
 
 from mllm import generate_images, generate_text, generate_texts
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
-from mllm.generate import filter_logits, picker, sample, sample_codes
+from mllm.generate import filter_logits, gumbel, picker, sample, sample_codes
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
@@ -67,16 +67,13 @@ def test_guidance_at_one_is_no_guidance_and_guidance_is_felt(model_and_processor
     guided = picker(3.0, [], temperature=0)(doubled, 0)
     assert torch.equal(guided, (uncond + 3 * (cond - uncond)).argmax(-1).repeat(2))
     seen = []
-    model.backbone.register_forward_pre_hook(
-        lambda *call: seen.append(len(call[-1]["inputs_embeds"])), with_kwargs=True
-    )
+    hook = model.backbone.norm.register_forward_hook(lambda _, __, h: seen.append(len(h)))
     _draw(model, processor, PROMPTS, cfg_scale=1.0)
-    assert set(seen) == {3}
+    assert seen == [3] * processor.num_positions
     seen.clear()
     _draw(model, processor, PROMPTS, cfg_scale=2.0)
-    assert set(seen) == {6}
-    model.backbone._forward_pre_hooks.clear()
-    model.backbone._forward_pre_hooks_with_kwargs.clear()
+    assert seen == [4] + [6] * (processor.num_positions - 1)  # the unconditional prompt is read once
+    hook.remove()
 
 
 def test_a_seed_is_an_image(tiny_model):
@@ -88,9 +85,25 @@ def test_a_seed_is_an_image(tiny_model):
 def test_sampling_follows_the_distribution():
     logits_BV = torch.log(torch.tensor([0.5, 0.3, 0.2])).expand(4000, 3)
     generator = torch.Generator().manual_seed(0)
-    ids_B = sample(logits_BV, [generator] * 4000)
+    ids_B = sample(logits_BV, gumbel([generator] * 4000, 3, logits_BV.device))
     share = torch.bincount(ids_B, minlength=3) / 4000
     torch.testing.assert_close(share, torch.tensor([0.5, 0.3, 0.2]), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (0, 0.01), (5, 1.0), (1, 1.0), (12, 0.8), (64, 0.99)])
+def test_draws_are_the_largest_of_what_the_filters_keep(top_k, top_p):
+    generator = torch.Generator().manual_seed(0)
+    logits_BV = 2 * torch.randn(500, 32, generator=generator)
+    noise_BV = gumbel([generator] * 500, 32, logits_BV.device)
+    kept_BV = filter_logits(logits_BV / 0.9, top_k, top_p)
+    assert torch.equal(sample(logits_BV, noise_BV, 0.9, top_k, top_p), (kept_BV + noise_BV).argmax(-1))
+
+
+def test_the_noise_of_a_position_may_be_drawn_at_once():
+    """So that seeds still give the images of earlier versions."""
+    one, other = _generators([3, 3])
+    at_once = gumbel([one], 24, torch.device("cpu"))
+    assert torch.equal(at_once, torch.cat([gumbel([other], 8, torch.device("cpu")) for _ in range(3)], 1))
 
 
 def test_filters_keep_the_likely_entries():

@@ -1,0 +1,364 @@
+"""Continuous batching: chats and drawings share one running batch, which they enter and leave between steps.
+
+    with Engine(model, processor) as engine:
+        answer = engine.submit(Chat([{"role": "user", "content": "hello"}]))
+        drawing = engine.submit(Drawing("a red car", seed=3))
+        print(*answer.stream(), drawing.result())
+
+What a request gives is what `generate_text` and `generate_images` give, whatever else is in the batch.
+Shapes: B rows of the batch, D width, K sub-codebooks, V entries of each.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from threading import Condition, Thread
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
+
+from .codes import Pick
+from .generate import CFG_SCALE, Messages, Spelled, check_length, check_prompt, check_sampling, picker
+from .model import MllmForConditionalGeneration
+from .processor import MllmProcessor, as_codes
+from .stream import Stream
+from .templates import Sample
+
+Piece: TypeAlias = str | Image.Image
+Owner: TypeAlias = "tuple[Task, bool]"  # of a row: its task, and whether it is the unconditional half
+DRAWING_OPTIONS = {"cfg_scale": CFG_SCALE, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An image of a prompt, as by `generate_images`."""
+
+    prompt: str
+    seed: int = 0
+    cfg_scale: float = CFG_SCALE
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Chat:
+    """An answer, as by `generate_text`. `drawing` are options of images that the model decides to draw; None ends the
+    answer there."""
+
+    messages: Messages
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    drawing: dict[str, Any] | None = field(default_factory=dict)
+
+
+class Handle:
+    """What comes of a request. `positions` counts the codes of its image so far."""
+
+    def __init__(self, changed: Condition):
+        self.positions, self.cancelled, self.error = 0, False, None
+        self._changed, self._pieces = changed, SimpleQueue()
+
+    def stream(self, timeout: float | None = None) -> Iterator[Piece]:
+        """Pieces as they come, once: text, and images where some are drawn. Raises TimeoutError when one takes longer
+        than `timeout` seconds, and what the engine failed of."""
+        while True:
+            try:
+                piece = self._pieces.get(timeout=timeout)
+            except Empty:
+                raise TimeoutError(f"nothing came for {timeout} seconds") from None
+            if piece is None:
+                break
+            yield piece
+        if self.error:
+            raise self.error
+
+    def result(self, timeout: float | None = None) -> list[Piece]:
+        """All pieces that `stream` has not given, texts joined. Raises as `stream`, and CancelledError."""
+        pieces: list[Piece] = []
+        for piece in self.stream(timeout):
+            if pieces and isinstance(piece, str) and isinstance(pieces[-1], str):
+                pieces[-1] += piece
+            else:
+                pieces.append(piece)
+        if self.cancelled:
+            raise CancelledError
+        return pieces
+
+    def cancel(self) -> None:
+        """Leave the queue, or the batch before its next step."""
+        with self._changed:
+            self.cancelled = True
+            self._changed.notify_all()
+
+    def put(self, piece: Piece | None) -> None:
+        """None ends it. For the engine."""
+        if piece != "":
+            self._pieces.put(piece)
+
+
+class Task:
+    """A request under way. `want` is what it needs the next hidden state for: "text", "codes", or an id that is to be
+    fed whatever the state predicts. Raises ValueError for a request that cannot be served."""
+
+    def __init__(self, model: MllmForConditionalGeneration, processor: MllmProcessor, request: Chat | Drawing):
+        self.model, self.processor, self.request = model, processor, request
+        self.generator, self.draw_generator = (torch.Generator().manual_seed(request.seed) for _ in range(2))
+        self.may_draw = isinstance(request, Drawing) or request.drawing is not None
+        self.drawing, self.writing, self.embedded = {**DRAWING_OPTIONS}, {}, {}
+        if isinstance(request, Drawing):
+            self.drawing = {name: getattr(request, name) for name in DRAWING_OPTIONS}
+            self.sample, room = processor.encode_drawing(check_prompt(model, request.prompt)), processor.num_positions
+        else:
+            self.drawing |= request.drawing or {}
+            self.writing = {"temperature": request.temperature, "top_p": request.top_p}
+            self.sample, room = processor.encode(request.messages), request.max_new_tokens
+        check_sampling(**self.drawing)
+        check_sampling(**self.writing)
+        check_length(model, processor, self.sample, room)
+        if self.sample.images:
+            self.sample.images = list(as_codes(self.sample.images, model.image_tokenizer))
+        self._steps = self._draw() if isinstance(request, Drawing) else self._write()
+        self.want = next(self._steps)
+
+    @property
+    def guided(self) -> bool:
+        return self.drawing["cfg_scale"] != 1.0
+
+    @property
+    def rows(self) -> int:
+        """The most that it takes in the batch."""
+        return 2 if self.may_draw and self.guided else 1
+
+    def take(self, value: int | torch.Tensor) -> bool:
+        """The id or the codes_K that it wanted; -> whether it goes on."""
+        try:
+            self.want = self._steps.send(value)
+            return True
+        except StopIteration:
+            pass
+        except Exception as error:  # of this request alone
+            self.handle.error = error
+        return False
+
+    def _write(self) -> Generator[str | int, Any, None]:
+        left, length, spelled = self.request.max_new_tokens, len(self.sample.ids), Spelled(self.processor)
+        while left > 0:
+            id, left, length = (yield "text"), left - 1, length + 1
+            self.handle.put(spelled.add(id))
+            if id == self.processor.boi_id and self.may_draw:
+                check_length(self.model, self.processor, Sample([id] * length), self.processor.num_positions)
+                yield from self._draw()
+                if left:
+                    yield self.processor.eoi_id
+                length, spelled = length + self.processor.num_positions + 1, Spelled(self.processor)
+            elif id in (self.processor.eos_id, self.processor.boi_id):
+                return
+
+    def _draw(self) -> Generator[str, torch.Tensor, None]:
+        self.embedded, codes = {}, []
+        while len(codes) < self.processor.num_positions:
+            codes.append((yield "codes"))
+            self.handle.positions = len(codes)
+        self.handle.put(self.model.decode_image_tokens(torch.stack(codes)[None])[0])
+
+
+class Engine:
+    """A batch of at most `max_rows` in a thread of its own; a drawing with guidance takes two rows. First come, first
+    served. `submit` may be called from any thread. Leaving the `with` block waits for what was submitted."""
+
+    def __init__(self, model: MllmForConditionalGeneration, processor: MllmProcessor, max_rows: int = 16):
+        if max_rows < 2:
+            raise ValueError(f"max_rows {max_rows} is below 2, the rows of a drawing with guidance")
+        self.model, self.processor, self.max_rows = model, processor, max_rows
+        self._waiting: deque[Task] = deque()
+        self._owners: list[Owner] = []  # of the rows of the stream
+        self._entering: list[Owner] = []
+        self._stream: Stream | None = None
+        self._changed, self._closed = Condition(), False
+        self._thread = Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not yet in the batch."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests in the batch."""
+        return len({task for task, _ in self._owners + self._entering})
+
+    @torch.no_grad()
+    def submit(self, request: Chat | Drawing) -> Handle:
+        """Raises ValueError for what cannot be served, and RuntimeError after `close`."""
+        task = Task(self.model, self.processor, request)
+        task.handle = Handle(self._changed)
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            self._waiting.append(task)
+            self._changed.notify_all()
+        return task.handle
+
+    def close(self) -> None:
+        """Take no more requests, and return when those that there are have ended."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    @torch.no_grad()
+    def _work(self) -> None:
+        while self._wait():
+            try:
+                self._end({task for task, _ in self._owners + self._entering if task.handle.cancelled})
+                self._admit()
+                self._enter()
+                if self._owners:
+                    self._step()
+            except Exception as error:  # the batch is lost, the engine is not
+                self._fail(error)
+
+    def _wait(self) -> bool:
+        """Until there is something to do; -> False when there never will be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._owners or self._entering or self._closed)
+            return bool(self._waiting or self._owners or self._entering)
+
+    def _admit(self) -> None:
+        """From the queue, as many as there is room for."""
+        with self._changed:
+            for task in [task for task in self._waiting if task.handle.cancelled]:
+                self._waiting.remove(task)
+                task.handle.put(None)
+            free = self.max_rows - sum(task.rows for task in {task for task, _ in self._owners + self._entering})
+            while self._waiting and self._waiting[0].rows <= free:
+                task = self._waiting.popleft()
+                free -= task.rows
+                self._entering.append((task, False))
+                self._entering += missing_halves([task])
+
+    def _enter(self) -> None:
+        """Prefill new rows, all at once."""
+        if not self._entering:
+            return
+        unconditional = self.processor.encode_drawing(None)
+        samples = [unconditional if is_half else task.sample for task, is_half in self._entering]
+        if self._stream is None:
+            self._stream = Stream(self.model, samples, self.processor)
+        else:
+            self._stream.add(samples)
+        self._owners += self._entering
+        self._entering = []
+
+    def _step(self) -> None:
+        """One position of every row."""
+        tasks = [task for task, is_half in self._owners if not is_half]
+        rows = {owner: row for row, owner in enumerate(self._owners)}
+        ids = {task: task.want for task in tasks if isinstance(task.want, int)}
+        ids |= self._write([task for task in tasks if task.want == "text"], rows)
+        codes = self._draw([task for task in tasks if task.want == "codes"], rows)
+        self._end({task for task, value in (ids | codes).items() if not task.take(value)})
+        self._drop(lambda task, is_half: is_half and task.want != "codes")
+        if not self._owners:
+            return
+        ids_B = torch.tensor([ids.get(task, 0) for task, _ in self._owners], device=self.model.device)
+        x_BD = self.model.get_input_embeddings()(ids_B)
+        drawn = {task: self.model.code_embed(codes[task][None, None], task.embedded)[0, 0] for task in codes}
+        for row, (task, _) in enumerate(self._owners):
+            if task in drawn:
+                x_BD[row] = drawn[task]
+        self._stream.feed(x_BD)
+        begun = {task for task in ids if task.want == "codes"}
+        self._entering += missing_halves([task for task, _ in self._owners if task in begun])
+
+    def _write(self, tasks: Sequence[Task], rows: dict[Owner, int]) -> dict[Task, int]:
+        """The next ids of texts. Equal options are sampled together."""
+        if not tasks:
+            return {}
+        order, picks, sizes = [], [], []
+        for (temperature, top_p), group in in_groups(
+            tasks, lambda task: (task.request.temperature, task.request.top_p)
+        ):
+            order += group
+            picks.append(picker(1.0, [task.generator for task in group], temperature=temperature, top_p=top_p))
+            sizes.append(len(group))
+        logits_BV = self.model.lm_head(self._stream.h_BD[[rows[task, False] for task in order]])
+        return dict(zip(order, join(picks, sizes)(logits_BV, 0).tolist(), strict=True))
+
+    def _draw(self, tasks: Sequence[Task], rows: dict[Owner, int]) -> dict[Task, torch.Tensor]:
+        """The next codes_K of images."""
+        if not tasks:
+            return {}
+        order, picks, sizes = [], [], []
+        K = self.model.config.image_tokenizer["num_codebooks"]
+        for options, group in in_groups(tasks, lambda task: task.drawing):
+            halves = [(task, is_half) for is_half in (False, True) for task in group if task.guided or not is_half]
+            order += halves
+            picks.append(picker(generators=[task.draw_generator for task in group], num_codebooks=K, **options))
+            sizes.append(len(halves))
+        h_BD = self._stream.h_BD[[rows[owner] for owner in order]]
+        codes_BK = self.model.code_head.sample(h_BD, join(picks, sizes))
+        return {task: codes_K for (task, is_half), codes_K in zip(order, codes_BK, strict=True) if not is_half}
+
+    def _drop(self, gone: Callable[[Task, bool], bool]) -> None:
+        for row in reversed(range(len(self._owners))):
+            if gone(*self._owners[row]):
+                self._stream.remove(row)
+                self._owners[row] = self._owners[-1]
+                self._owners.pop()
+
+    def _end(self, tasks: set[Task]) -> None:
+        if tasks:
+            self._drop(lambda task, _: task in tasks)
+            self._entering = [owner for owner in self._entering if owner[0] not in tasks]
+        for task in tasks:
+            task.handle.put(None)
+
+    def _fail(self, error: Exception) -> None:
+        tasks = {task for task, _ in self._owners + self._entering}
+        self._stream, self._owners, self._entering = None, [], []
+        for task in tasks:
+            task.handle.error = error
+            task.handle.put(None)
+
+
+def missing_halves(tasks: Sequence[Task]) -> list[Owner]:
+    """The unconditional rows of those that begin to draw with guidance."""
+    return [(task, True) for task in tasks if task.want == "codes" and task.guided]
+
+
+def in_groups(tasks: Sequence[Task], options: Callable[[Task], dict]) -> list[tuple[dict, list[Task]]]:
+    """Tasks with equal options together, in order of appearance."""
+    groups: list[tuple[dict, list[Task]]] = []
+    for task in tasks:
+        same = [group for known, group in groups if known == options(task)]
+        if same:
+            same[0].append(task)
+        else:
+            groups.append((options(task), [task]))
+    return groups
+
+
+def join(picks: Sequence[Pick], sizes: Sequence[int]) -> Pick:
+    """One pick for a batch whose parts have their own."""
+    if len(picks) == 1:
+        return picks[0]
+
+    def pick(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
+        parts = logits_BV.split(list(sizes))
+        return torch.cat([one(part, k) for one, part in zip(picks, parts, strict=True)])
+
+    return pick

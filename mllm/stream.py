@@ -1,0 +1,204 @@
+"""A batch under way: prompts prefilled once, then one position a step, with keys and values in memory laid out ahead.
+
+Rows have lengths of their own and may come and go between steps; a row's numbers do not depend on the others.
+Shapes: B rows, S rows there is room for, T columns, D width, H key-value heads of width d, G query heads for each.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from transformers import Cache, DynamicCache
+
+from .model import MllmForConditionalGeneration
+from .processor import MllmProcessor
+from .templates import Sample
+
+LLAMA_LIKE = (
+    "llama",
+    "mistral",
+    "qwen2",
+)  # backbones whose layers `step_llama` runs; others run as transformers has it
+
+
+class KeyValues(Cache):
+    """Keys and values of all layers. Row b is filled up to its own length; `mask_ST`, added to scores, hides the rest.
+
+    Memory doubles when a row reaches its end. As a `Cache` it takes one position of every row from any backbone.
+    """
+
+    def __init__(self, like: DynamicCache):
+        super().__init__(layers=[])
+        parts = [(layer.keys, layer.values) for layer in like.layers]
+        self.memory = [[x.new_zeros(0, 0, x.shape[1], x.shape[3]) for x in pair] for pair in parts]  # each [S, T, H, d]
+        self.mask_ST = parts[0][0].new_zeros(0, 0)
+        self.lengths: list[int] = []  # on the host, so that no step waits for the device
+
+    def add(self, prefilled: DynamicCache, places: Sequence[int], lengths: Sequence[int], room: int) -> None:
+        """Append a row for each of `places` in the batch of `prefilled`; `room` columns are to come."""
+        first, T = len(self.lengths), max(lengths)
+        self.lengths += lengths
+        end = len(self.lengths)
+        self._reserve(end, max(self.lengths) + room)
+        for pair, layer in zip(self.memory, prefilled.layers, strict=True):
+            for mine, new_BHTd in zip(pair, (layer.keys, layer.values), strict=True):
+                mine[first:end, :T] = new_BHTd[places, :, :T].transpose(1, 2)
+        for row, length in enumerate(lengths, first):
+            self.mask_ST[row, :length] = 0
+            self.mask_ST[row, length:] = float("-inf")
+        self._locate()
+
+    def remove(self, row: int) -> None:
+        """The last row takes its place."""
+        last = len(self.lengths) - 1
+        if row != last:
+            for mine in (*(x for pair in self.memory for x in pair), self.mask_ST):
+                mine[row] = mine[last]
+        self.lengths[row] = self.lengths[last]
+        self.lengths.pop()
+        self._locate()
+
+    def open(self) -> None:
+        """A new column in every row, for `put` to fill."""
+        if max(self.lengths) == self.mask_ST.shape[1]:
+            self._reserve(len(self.lengths), 2 * max(self.lengths))
+            self._locate()
+        self.mask_ST.view(-1).index_fill_(0, self.flat_B, 0)
+        self.lengths = [length + 1 for length in self.lengths]
+
+    def put(self, layer: int, k_BHd: torch.Tensor, v_BHd: torch.Tensor) -> list[torch.Tensor]:
+        """-> keys and values of every row up to the new column, each [B, H, T, d]."""
+        B, T = len(self.lengths), max(self.lengths)
+        for mine, new_BHd in zip(self.memory[layer], (k_BHd, v_BHd), strict=True):
+            mine.flatten(0, 1).index_copy_(0, self.flat_B, new_BHd)
+        return [mine[:B, :T].transpose(1, 2) for mine in self.memory[layer]]
+
+    def close(self) -> None:
+        """All layers have filled the new column."""
+        self.places_B += 1
+        self.flat_B += 1
+
+    def mask(self) -> torch.Tensor:
+        """[B, 1, 1, T], for one query a row."""
+        return self.mask_ST[: len(self.lengths), None, None, : max(self.lengths)]
+
+    def update(self, k_BH1d: torch.Tensor, v_BH1d: torch.Tensor, layer_idx: int, *_, **__) -> list[torch.Tensor]:
+        return self.put(layer_idx, k_BH1d[:, :, 0], v_BH1d[:, :, 0])
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(self.lengths) - 1
+
+    def _locate(self) -> None:
+        """Where the next columns are: `places_B` in their rows, `flat_B` in all memory, row after row."""
+        self.places_B = torch.tensor(self.lengths, device=self.mask_ST.device)
+        self.flat_B = (
+            self.places_B + torch.arange(len(self.lengths), device=self.mask_ST.device) * self.mask_ST.shape[1]
+        )
+
+    def _reserve(self, rows: int, columns: int) -> None:
+        S, T = self.mask_ST.shape
+        if rows <= S and columns <= T:
+            return
+        size = max(rows, S), max(columns, T)
+
+        def grown(old: torch.Tensor) -> torch.Tensor:
+            # Zeros, as what is masked is still multiplied, by a probability of 0.
+            new = old.new_zeros(*size, *old.shape[2:])
+            new[:S, :T] = old
+            return new
+
+        self.memory = [[grown(x) for x in pair] for pair in self.memory]
+        old_ST, self.mask_ST = self.mask_ST, self.mask_ST.new_full(size, float("-inf"))
+        self.mask_ST[:S, :T] = old_ST
+
+
+class Stream:
+    """Rows under way, and the hidden states `h_BD` that predict the next position of each.
+
+    `room`: how many positions are to come, as far as known. `plain` runs the backbone as transformers has it, which is
+    slower and gives the same. Raises ValueError where rows outgrow a sliding window.
+    """
+
+    def __init__(
+        self,
+        model: MllmForConditionalGeneration,
+        samples: Sequence[Sample],
+        processor: MllmProcessor,
+        room: int = 64,
+        plain: bool = False,
+    ):
+        self.model, self.processor, self.room, self.cache = model, processor, room, None
+        self.window = getattr(model.config.text_config, "sliding_window", None)
+        self._step = step_any if plain or model.config.text_config.model_type not in LLAMA_LIKE else step_llama
+        self.add(samples)
+
+    @torch.no_grad()
+    def add(self, samples: Sequence[Sample]) -> None:
+        """Prefill more rows. Equal samples are read once: n images of a prompt, and their unconditional halves."""
+        keys = [(*sample.ids, *map(id, sample.images)) for sample in samples]
+        unique = dict(zip(keys, samples, strict=True))
+        places = [list(unique).index(key) for key in keys]
+        lengths = [len(sample.ids) for sample in samples]
+        # Padded on the right, where causal attention sees no padding, and no mask is needed.
+        batch = self.processor.collate(list(unique.values()), self.model.image_tokenizer)
+        codes = None if batch.codes is None else batch.codes.to(self.model.device)
+        prefilled = DynamicCache()
+        x_BTD = self.model.embed(batch.input_ids.to(self.model.device), codes)
+        h_BTD = self.model.backbone(inputs_embeds=x_BTD, past_key_values=prefilled, use_cache=True).last_hidden_state
+        h_BD = h_BTD[places, [length - 1 for length in lengths]]
+        if self.cache is None:
+            self.cache, self.h_BD = KeyValues(prefilled), h_BD[:0]
+        self.cache.add(prefilled, places, lengths, self.room)
+        self.h_BD = torch.cat([self.h_BD, h_BD])
+
+    @torch.no_grad()
+    def feed(self, x_BD: torch.Tensor) -> None:
+        """One more position for each row."""
+        self.cache.open()
+        if self.window and max(self.cache.lengths) > self.window:
+            raise ValueError(f"{max(self.cache.lengths)} positions, but this model attends to {self.window} at a time")
+        self.h_BD = self._step(self.model.backbone, x_BD, self.cache)
+        self.cache.close()
+
+    def remove(self, row: int) -> None:
+        """The last row takes its place."""
+        self.cache.remove(row)
+        kept = list(range(len(self.h_BD)))
+        kept[row] = kept[-1]
+        self.h_BD = self.h_BD[kept[:-1]]
+
+
+def step_any(backbone: torch.nn.Module, x_BD: torch.Tensor, cache: KeyValues) -> torch.Tensor:
+    """One position of every row through any decoder of transformers: -> h_BD."""
+    output = backbone(
+        inputs_embeds=x_BD[:, None],
+        attention_mask=cache.mask(),
+        position_ids=cache.places_B[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return output.last_hidden_state[:, 0]
+
+
+def step_llama(backbone: torch.nn.Module, x_BD: torch.Tensor, cache: KeyValues) -> torch.Tensor:
+    """The same in half the time: norms, matrices and MLPs are the modules of transformers (so that adapters and
+    quantized weights work), what is around them is written for one position."""
+    cos_B1d, sin_B1d = (x.transpose(0, 1) for x in backbone.rotary_emb(x_BD, cache.places_B[None]))
+    half = cos_B1d.shape[-1] // 2
+    sin_B1d = torch.cat([-sin_B1d[..., :half], sin_B1d[..., half:]], -1)
+    # Without padding the mask says nothing, and leaving it out takes a faster kernel.
+    mask = cache.mask() if min(cache.lengths) < max(cache.lengths) else None
+    for number, layer in enumerate(backbone.layers):
+        attention = layer.self_attn
+        y_BD, d = layer.input_layernorm(x_BD), attention.head_dim
+        q_BNd, k_BHd = (proj(y_BD).unflatten(-1, (-1, d)) for proj in (attention.q_proj, attention.k_proj))
+        qk = torch.cat([q_BNd, k_BHd], 1)
+        qk = torch.addcmul(qk * cos_B1d, qk.roll(half, -1), sin_B1d)
+        q_BNd, k_BHd = qk.split([q_BNd.shape[1], k_BHd.shape[1]], 1)
+        k_BHTd, v_BHTd = cache.put(number, k_BHd, attention.v_proj(y_BD).unflatten(-1, (-1, d)))
+        # Query heads that share keys stand where positions do: one new position may look at all.
+        q_BHGd = q_BNd.unflatten(1, (k_BHd.shape[1], -1))
+        o_BHGd = F.scaled_dot_product_attention(q_BHGd, k_BHTd, v_BHTd, mask, scale=attention.scaling)
+        x_BD = x_BD + attention.o_proj(o_BHGd.flatten(1))
+        x_BD = x_BD + layer.mlp(layer.post_attention_layernorm(x_BD))
+    return backbone.norm(x_BD)

@@ -1,0 +1,194 @@
+"""The engine: what a request gives is what it gives alone; it may come, go and fail at any time."""
+
+from concurrent.futures import CancelledError
+from itertools import takewhile
+from threading import Thread
+
+import pytest
+import torch
+from PIL import Image
+
+from mllm import generate_images, generate_text
+from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
+from mllm.engine import Chat, Drawing, Engine
+
+KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
+WAIT = 60  # seconds, for machines under load
+
+
+def _chat(text: str, color: str | None = None) -> list:
+    image = [{"type": "image", "image": Image.new("RGB", (32, 32), color)}] if color else []
+    return [{"role": "user", "content": [*image, {"type": "text", "text": text}]}]
+
+
+def _same(pieces: list, others: list) -> bool:
+    def plain(piece):
+        return piece if isinstance(piece, str) else piece.tobytes()
+
+    return [plain(piece) for piece in pieces] == [plain(piece) for piece in others]
+
+
+def _long_chat() -> Chat:
+    return Chat(_chat("hello"), max_new_tokens=200, temperature=1.0, seed=7)
+
+
+@pytest.fixture
+def talkative(make_tiny_model):
+    """A model that never ends an answer."""
+    model, processor = make_tiny_model()
+    silenced = torch.tensor([processor.eos_id, processor.boi_id])
+    model.lm_head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, silenced, -100.0))
+    return model, processor
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_a_mixed_queue_gives_what_each_gives_alone(make_tiny_model, kind):
+    model, processor = make_tiny_model(*kind)
+    chats = [_chat("what is this?", "red"), _chat("hello"), _chat("where is the long yellow bus?", "blue")]
+    drawings = [
+        Drawing("a red dog", seed=1),
+        Drawing("two cats and a very long prompt about a bus", seed=2, cfg_scale=1.0),
+        Drawing("a kite", seed=3, cfg_scale=2.0, temperature=0.9, top_k=9, top_p=0.9),
+        Drawing("a red dog", seed=4),
+    ]
+    with Engine(model, processor, max_rows=5) as engine:  # less than they need together
+        handles = [engine.submit(Chat(chat, 3 * n + 2, drawing=None)) for n, chat in enumerate(chats)]
+        handles += [engine.submit(drawing) for drawing in drawings]
+        results = [handle.result(WAIT) for handle in handles]
+    for n, chat in enumerate(chats):
+        alone = generate_text(model, processor, chat, max_new_tokens=3 * n + 2)
+        assert results[n] == ["".join(takewhile(lambda piece: isinstance(piece, str), alone))]
+    for drawing, result in zip(drawings, results[3:], strict=True):
+        options = {name: getattr(drawing, name) for name in ("cfg_scale", "temperature", "top_k", "top_p")}
+        assert _same(result, generate_images(model, processor, [drawing.prompt], drawing.seed, **options))
+    assert (engine.running, engine.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"cfg_scale": 1.0}])
+def test_an_answer_with_an_image_goes_on_after_it(make_tiny_model, options):
+    model, processor = make_tiny_model()
+    begin = _begin_of_image_after(model, processor, "draw")
+    alone = list(generate_text(*begin(), _chat("draw"), max_new_tokens=8, seed=3, drawing=options))
+    with Engine(*begin()) as engine:
+        handle = engine.submit(Chat(_chat("draw"), max_new_tokens=8, seed=3, drawing=options))
+        together = handle.result(WAIT)
+    assert [type(piece) for piece in together].count(Image.Image) == 1 and handle.positions == 4
+    assert "".join(piece for piece in alone if isinstance(piece, str)) == "".join(
+        piece for piece in together if isinstance(piece, str)
+    )
+    assert _same([piece for piece in alone if not isinstance(piece, str)], [p for p in together if type(p) is not str])
+
+
+def _begin_of_image_after(model, processor, words):
+    """A function: -> model and processor, whose third id of text from now on is the begin of an image."""
+
+    def begin():
+        calls = iter(range(1000))
+        model.lm_head._forward_hooks.clear()
+
+        def only_the_third(_, __, logits):
+            logits = logits.index_fill(-1, torch.tensor([processor.boi_id, processor.eos_id]), -100.0)
+            return logits.index_fill(-1, torch.tensor([processor.boi_id]), 100.0) if next(calls) == 2 else logits
+
+        model.lm_head.register_forward_hook(only_the_third)
+        return model, processor
+
+    return begin
+
+
+def test_text_streams_while_others_run(talkative):
+    with Engine(*talkative) as engine:
+        long, short = engine.submit(_long_chat()), engine.submit(Chat(_chat("hi"), max_new_tokens=2))
+        first = next(long.stream(WAIT))
+        assert short.result(WAIT) and first
+        long.cancel()
+
+
+def test_cancelling_frees_the_place(talkative):
+    with Engine(*talkative, max_rows=2) as engine:
+        running = engine.submit(_long_chat())
+        next(running.stream(WAIT))
+        queued, next_one = engine.submit(_long_chat()), engine.submit(Drawing("a dog"))
+        queued.cancel()
+        running.cancel()
+        assert isinstance(next_one.result(WAIT)[0], Image.Image)
+        for handle in (running, queued):
+            with pytest.raises(CancelledError):
+                handle.result(WAIT)
+    assert (engine.running, engine.waiting) == (0, 0)
+
+
+def test_a_request_that_fails_leaves_the_others(tiny_model, monkeypatch):
+    model, processor = tiny_model
+    decode = model.decode_image_tokens
+    refuse = iter([True, False])
+
+    def decode_or_fail(codes_NLK):
+        if next(refuse):
+            raise RuntimeError("out of paper")
+        return decode(codes_NLK)
+
+    monkeypatch.setattr(model, "decode_image_tokens", decode_or_fail)
+    with Engine(model, processor) as engine:
+        broken, whole = engine.submit(Drawing("a dog")), engine.submit(Drawing("a cat"))
+        with pytest.raises(RuntimeError, match="out of paper"):
+            broken.result(WAIT)
+        assert isinstance(whole.result(WAIT)[0], Image.Image)
+
+
+def test_a_step_that_fails_ends_its_batch_and_no_more(make_tiny_model):
+    model, processor = make_tiny_model()
+    refuse = iter([True])
+
+    def fail_once(*_):
+        if next(refuse, False):
+            raise RuntimeError("out of memory")
+
+    model.backbone.norm.register_forward_pre_hook(fail_once)
+    with Engine(model, processor) as engine:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.submit(Drawing("a dog")).result(WAIT)
+        assert engine.submit(Drawing("a dog")).result(WAIT)
+
+
+def test_many_threads_may_submit(tiny_model):
+    results = {}
+    with Engine(*tiny_model, max_rows=6) as engine:
+
+        def ask(seed):
+            results[seed] = engine.submit(Drawing("a dog", seed=seed % 3)).result(WAIT)
+
+        threads = [Thread(target=ask, args=(seed,)) for seed in range(9)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all(_same(results[seed], results[seed % 3]) for seed in range(9)) and len(results) == 9
+    assert not _same(results[0], results[1])
+
+
+def test_impossible_requests_are_refused_at_once(tiny_model):
+    with Engine(*tiny_model) as engine:
+        for request, told in [
+            (Drawing("  "), "empty prompt"),
+            (Drawing("dog " * 1000), "but the model reads 256"),
+            (Drawing("a dog", temperature=-1.0), "temperature -1.0"),
+            (Chat(_chat("hi"), max_new_tokens=300), "and 300 to generate"),
+            (Chat(_chat("hi"), top_p=2.0), "top_p 2.0"),
+            (Chat(_chat("hi"), drawing={"cfg_scale": 0.5}), "cfg_scale 0.5"),
+        ]:
+            with pytest.raises(ValueError, match=told):
+                engine.submit(request)
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.submit(Drawing("a dog"))
+    with pytest.raises(ValueError, match="max_rows 1 is below 2"):
+        Engine(*tiny_model, max_rows=1)
+
+
+def test_waiting_for_a_piece_has_an_end(talkative):
+    with Engine(*talkative, max_rows=2) as engine:
+        running, waiting = engine.submit(_long_chat()), engine.submit(_long_chat())
+        with pytest.raises(TimeoutError, match="nothing came for 0.01 seconds"):
+            waiting.result(timeout=0.01)
+        for handle in (running, waiting):
+            handle.cancel()
