@@ -1,6 +1,7 @@
 """Make a model folder to ship from a checkpoint of a run, with recipes, logs and curves beside it.
 
-python -m scripts.export_model runs/scenes/step_010000/model --runs runs/scenes --out checkpoints/scenes
+python -m scripts.export_model runs/scenes/step_010000/model --runs runs/scenes --out checkpoints/scenes \\
+    --image-tokenizer runs/scenes_tokenizer_decoder/step_000300/model
 """
 
 from pathlib import Path
@@ -12,11 +13,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("model", type=Path, help="the `model` folder of a checkpoint")
     parser.add_argument("--runs", type=Path, nargs="*", default=[], metavar="RUN", help="runs that made it")
+    parser.add_argument(
+        "--image-tokenizer", type=Path, metavar="FOLDER", help="takes the model's place; its decoder was trained on"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     args = parser.parse_args(argv)
     with stop_at_once():
         from training.export import export_model
-    export_model(args.model, args.out, args.runs)
+    export_model(args.model, args.out, args.runs, args.image_tokenizer)
 
 
 if __name__ == "__main__":

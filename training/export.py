@@ -8,19 +8,24 @@ from pathlib import Path
 import torch
 
 from mllm import Mllm, Processor
+from tokenizer import ImageTokenizer
 
 from .report import plot_run
 
+GIVE_CODES = ("encoder.", "quant_proj.", "quantizer.")  # the parts of an image tokenizer from pixels to codes
 SHARD = "40MB"  # some hosts of repositories refuse larger files
 
 
-def export_model(model_folder: Path, out: Path, runs: Sequence[Path]) -> None:
+def export_model(model_folder: Path, out: Path, runs: Sequence[Path], image_tokenizer: Path | None = None) -> None:
     """Write weights, processor, and of each run its recipe, log and curves (`out/training/NAME`).
 
     The language model is stored in bfloat16, which it was computed in. The image tokenizer keeps float32: rounding it
-    would change the codes that the language model was trained on.
+    would change the codes that the language model was trained on. `image_tokenizer` takes the place of the model's:
+    one whose decoder was trained on. Raises ValueError when it would give other codes.
     """
     model, processor = Mllm.from_pretrained(model_folder), Processor.from_pretrained(model_folder)
+    if image_tokenizer:
+        replace_decoder(model, image_tokenizer)
     weights = {
         name: tensor if name.startswith("image_tokenizer.") else tensor.to(torch.bfloat16)
         for name, tensor in model.state_dict().items()
@@ -35,3 +40,12 @@ def export_model(model_folder: Path, out: Path, runs: Sequence[Path]) -> None:
         for name in ("config.yaml", "metrics.jsonl"):
             shutil.copy(run / name, folder / name)
         plot_run(run, folder / "curves.png")
+
+
+def replace_decoder(model: Mllm, folder: Path) -> None:
+    """Take over what comes after the codes in the image tokenizer at `folder`."""
+    before, after = model.image_tokenizer.state_dict(), ImageTokenizer.from_pretrained(folder).state_dict()
+    for name in before:
+        if name.startswith(GIVE_CODES) and not torch.equal(before[name], after[name]):
+            raise ValueError(f"{folder} gives other codes than the model was trained on: {name} differs")
+    model.image_tokenizer.load_state_dict(after)

@@ -1,5 +1,6 @@
 """Both training loops on tiny models: resume is invisible, frozen is frozen, a tiny model overfits."""
 
+import copy
 import json
 import os
 import random
@@ -321,6 +322,25 @@ def test_an_exported_model_has_the_codes_it_was_trained_on(tmp_path, text_folder
     torch.testing.assert_close(shipped.lm_head.weight, trained.lm_head.weight, rtol=2**-8, atol=1e-6)
     beside = {path.name for path in (tmp_path / "shipped" / "training" / "run").iterdir()}
     assert beside == {"config.yaml", "metrics.jsonl", "curves.png"}
+
+
+def test_an_image_tokenizer_of_the_same_codes_can_be_exported_instead(
+    tmp_path, text_folder, codes_folder, image_tokenizer
+):
+    config = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "run", steps=1)
+    folder = train(config)
+    later = copy.deepcopy(image_tokenizer)
+    with torch.no_grad():
+        later.decoder.norm.bias += 1
+    later.save_pretrained(tmp_path / "later")
+    export_model(folder, tmp_path / "shipped", [], tmp_path / "later")
+    shipped = Mllm.from_pretrained(tmp_path / "shipped").image_tokenizer
+    assert torch.equal(shipped.decoder.norm.bias, later.decoder.norm.bias)
+    with torch.no_grad():
+        later.quantizer.codebooks_KVq[0, 0] *= -1
+    later.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="other gives other codes .*: quantizer.codebooks_KVq differs"):
+        export_model(folder, tmp_path / "refused", [], tmp_path / "other")
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
