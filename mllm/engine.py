@@ -115,6 +115,8 @@ class Task:
             self.drawing = {name: getattr(request, name) for name in DRAWING_OPTIONS}
             self.sample, room = processor.encode_drawing(check_prompt(model, request.prompt)), processor.num_positions
         else:
+            if request.max_new_tokens < 1:
+                raise ValueError(f"max_new_tokens {request.max_new_tokens} is below 1")
             self.drawing |= request.drawing or {}
             self.writing = {"temperature": request.temperature, "top_p": request.top_p}
             self.sample, room = processor.encode(request.messages), request.max_new_tokens

@@ -1,6 +1,7 @@
-"""Samples of messages as the files of a shard, and shards of them."""
+"""Shards of any files, and of samples of messages."""
 
 import io
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,3 +38,14 @@ def write_shard(file: Path, samples: Mapping[str, dict[str, bytes]]) -> str:
         for key, files in samples.items():
             tar.write({"__key__": key, **files})
     return str(file)
+
+
+def write_tar(file: Path, contents: Mapping[str, bytes]) -> Path:
+    """Content by name, in this order, with nothing else around them."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as tar:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return file

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from training.config import TokenizerTrainConfig, TrainConfig, load_config
+from training.config import AblationConfig, TokenizerTrainConfig, TrainConfig, load_config
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("training/stages", "data_recipes")
     for path in (ROOT / folder).rglob("*.yaml")
+    if path.name != "ablation.yaml"
 )
 
 
@@ -77,3 +78,11 @@ def test_a_recipe_that_is_not_yaml_is_named_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="recipe .*broken.yaml") as error:
         load_config(TrainConfig, tmp_path / "broken.yaml")
     assert "\n" not in str(error.value)
+
+
+def test_the_variants_of_the_ablation_have_as_many_entries():
+    ablation = load_config(AblationConfig, ROOT / "data_recipes" / "ablation.yaml")
+    assert len(ablation.seeds) >= 2
+    for changes in ablation.variants.values():
+        model = load_config(TokenizerTrainConfig, ROOT / ablation.base, changes).model
+        assert model["num_codebooks"] * model["codebook_size"] == 2048

@@ -11,7 +11,7 @@ from PIL import Image
 from data_recipes import artwork
 from data_recipes.images import Folder, Scenes, ShardImages, crop_around, open_images
 from data_recipes.scenes import CLASSES, COLORS, SKILLS, is_held_out
-from tests.shard_files import write_shard
+from tests.shard_files import write_tar
 
 
 def encoded(color: str, kind: str = "PNG") -> bytes:
@@ -121,7 +121,7 @@ def shard(tmp_path) -> Path:
         "6.png": image, "6.json": b'["no object"]',
         "7.png": image, "7.json": b"{",
     }  # fmt: skip
-    return write_shard(tmp_path / "shard-000.tar", files)
+    return write_tar(tmp_path / "shard-000.tar", files)
 
 
 def test_captions_and_labels_of_shards(shard):
@@ -149,7 +149,7 @@ def test_a_damaged_shard_is_named(shard, tmp_path):
 
 
 def test_the_order_of_shards_is_over_all_of_them(shard, tmp_path):
-    other = write_shard(tmp_path / "shard-001.tar", {f"{n}.png": encoded("blue") for n in range(5)})
+    other = write_tar(tmp_path / "shard-001.tar", {f"{n}.png": encoded("blue") for n in range(5)})
     source = open_images([str(shard), str(other)])
     assert source.damages == []
     assert list(source.counts()) == [8, 5]

@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from data_recipes.shards import TOGETHER, Shards, Shuffled, shard_urls
-from tests.shard_files import write_shard
+from tests.shard_files import write_tar
 
 
 def numbered(*numbers: int) -> dict[str, bytes]:
@@ -23,7 +23,7 @@ def keys(shards: Shards) -> list[str]:
 
 def test_patterns_of_every_kind(tmp_path):
     for name in ("a-000.tar", "a-001.tar", "a-002.tar", "b.tar"):
-        write_shard(tmp_path / name, numbered(1))
+        write_tar(tmp_path / name, numbered(1))
 
     def found(*patterns: str) -> list[str]:
         return [url.rpartition("/")[2] for url in shard_urls([f"{tmp_path}/{pattern}" for pattern in patterns])]
@@ -45,7 +45,7 @@ def test_patterns_of_every_kind(tmp_path):
     ],
 )
 def test_a_pattern_that_leads_nowhere_is_named(tmp_path, pattern, told):
-    write_shard(tmp_path / "000.tar", numbered(1))
+    write_tar(tmp_path / "000.tar", numbered(1))
     with pytest.raises(ValueError, match=told):
         shard_urls(pattern if "://" in pattern else f"{tmp_path}/{pattern}")
 
@@ -59,8 +59,8 @@ def test_a_file_system_that_is_not_installed_is_told():
 
 
 def test_samples_are_the_files_that_share_a_key(tmp_path):
-    first = write_shard(tmp_path / "0.tar", numbered(0, 1, 2))
-    second = write_shard(tmp_path / "1.tar", {"x.JPG": b"image", "x.seg.png": b"mask", "y.jpg": b"alone"})
+    first = write_tar(tmp_path / "0.tar", numbered(0, 1, 2))
+    second = write_tar(tmp_path / "1.tar", {"x.JPG": b"image", "x.seg.png": b"mask", "y.jpg": b"alone"})
     shards = Shards([str(first), str(second)])
     assert len(shards) == 5 and shards.counts == [3, 2] and shards.damages == []
     assert shards[1] == {"jpg": b"jpg 1".ljust(700), "txt": b"txt 1".ljust(700)}
@@ -74,7 +74,7 @@ def test_samples_are_the_files_that_share_a_key(tmp_path):
 
 def test_dots_in_folders_belong_to_the_key(tmp_path):
     files = {"v1.0/a.jpg": b"1", "v1.0/a.txt": b"2", "v2.0/a.jpg": b"3"}
-    shards = Shards(str(write_shard(tmp_path / "v0.5" / "dots.tar", files)))
+    shards = Shards(str(write_tar(tmp_path / "v0.5" / "dots.tar", files)))
     assert keys(shards) == ["v1.0/a", "v2.0/a"]
     assert shards[0] == {"jpg": b"1", "txt": b"2"} and shards[1] == {"jpg": b"3"}
 
@@ -82,7 +82,7 @@ def test_dots_in_folders_belong_to_the_key(tmp_path):
 def test_what_is_no_part_of_a_sample_is_passed_over(tmp_path):
     """As webdataset does: folders, names without a dot, and the hidden files of macOS."""
     files = {"README": b"text", "._a.jpg": b"hidden", "a.jpg": b"1", "sub/._b.jpg": b"hidden", "a.txt": b"2"}
-    file = write_shard(tmp_path / "0.tar", files)
+    file = write_tar(tmp_path / "0.tar", files)
     with tarfile.open(file, "a") as tar:
         folder = tarfile.TarInfo("b.jpg")
         folder.type = tarfile.DIRTYPE
@@ -104,7 +104,7 @@ def test_what_is_no_part_of_a_sample_is_passed_over(tmp_path):
     ],
 )
 def test_the_sample_in_which_a_shard_breaks_off_is_left_out(tmp_path, length, where):
-    file = write_shard(tmp_path / "0.tar", numbered(0, 1, 2))
+    file = write_tar(tmp_path / "0.tar", numbered(0, 1, 2))
     os.truncate(file, length)
     shards = Shards(str(file))
     assert keys(shards) == ["000", "001"], where
@@ -114,7 +114,7 @@ def test_the_sample_in_which_a_shard_breaks_off_is_left_out(tmp_path, length, wh
 
 def test_a_damaged_header_ends_a_shard_and_is_told(tmp_path):
     """tarfile takes it for the end of the archive."""
-    file = write_shard(tmp_path / "0.tar", numbered(0, 1, 2, 3))
+    file = write_tar(tmp_path / "0.tar", numbered(0, 1, 2, 3))
     with open(file, "r+b") as content:
         content.seek(5 * 1536)
         content.write(b"damage" * 80)
@@ -123,7 +123,7 @@ def test_a_damaged_header_ends_a_shard_and_is_told(tmp_path):
 
 
 def test_other_shards_stand_in_for_a_damaged_one(tmp_path):
-    good = write_shard(tmp_path / "good.tar", numbered(0, 1))
+    good = write_tar(tmp_path / "good.tar", numbered(0, 1))
     for name, content in (("text", b"no tar" * 500), ("empty", b"")):
         (tmp_path / f"{name}.tar").write_bytes(content)
     shards = Shards([f"{tmp_path}/text.tar", str(good), f"{tmp_path}/empty.tar"])
@@ -133,7 +133,7 @@ def test_other_shards_stand_in_for_a_damaged_one(tmp_path):
 
 
 def test_a_compressed_tar_is_not_read_at_wrong_places(tmp_path):
-    plain = write_shard(tmp_path / "plain.tar", numbered(0, 1))
+    plain = write_tar(tmp_path / "plain.tar", numbered(0, 1))
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
         tar.add(plain, "000.jpg")
     with pytest.raises(ValueError, match="no samples in .*packed.tar"):
@@ -141,7 +141,7 @@ def test_a_compressed_tar_is_not_read_at_wrong_places(tmp_path):
 
 
 def test_a_shard_that_goes_away_is_named(tmp_path):
-    file = write_shard(tmp_path / "0.tar", numbered(0, 1))
+    file = write_tar(tmp_path / "0.tar", numbered(0, 1))
     shards = Shards(str(file))
     os.truncate(file, 2000)
     with pytest.raises(ValueError, match="cannot read .*0.tar, 001: the shard has become shorter"):
@@ -152,10 +152,10 @@ def test_a_shard_that_goes_away_is_named(tmp_path):
 
 
 def test_checksums_change_with_the_shard(tmp_path):
-    file = write_shard(tmp_path / "0.tar", numbered(0, 1))
+    file = write_tar(tmp_path / "0.tar", numbered(0, 1))
     before = Shards(str(file)).checksums()
     assert before == Shards(str(file)).checksums()
-    write_shard(file, numbered(0, 1, 2))
+    write_tar(file, numbered(0, 1, 2))
     after = Shards(str(file)).checksums()
     assert before != after and before[0][0] == after[0][0] == f"file://{file}"
 

@@ -9,7 +9,7 @@ from PIL import Image
 from data_recipes.artwork import find_font
 from scripts.eval_zero_shot import main
 from scripts.results import read_results
-from tests.shard_files import write_shard
+from tests.shard_files import write_tar
 
 COLORS = ("red", "green", "blue")
 
@@ -24,7 +24,7 @@ def data(tmp_path_factory) -> Path:
         image.save(root / "photos" / color / "0.png")
         image.save(content, "PNG")
         files |= {f"{place}.png": content.getvalue(), f"{place}.cls": str(place).encode()}
-    write_shard(root / "photos.tar", files)
+    write_tar(root / "photos.tar", files)
     (root / "names.txt").write_text("\n".join(COLORS))
     (root / "templates.txt").write_text("a {} thing\n{}")
     return root
