@@ -108,13 +108,13 @@ def train_tokenizer(config: TokenizerTrainConfig) -> Path:
                 metrics.log(step, {**values, "images_per_s": clock.rate(seen)})
         if rank == 0 and (due(step, config.run.save_every, config.run.steps) or stopping):
             state = {**learner.state_dict(), "seen": seen}
-            checkpoint = save_checkpoint(run, step, save, state, config.run.keep)
+            save_checkpoint(run, step, save, state, config.run.keep)
             metrics.picture(step, "reconstructions", learner.reconstructions(fixed_N3HW))
     barrier()
     if metrics:
         metrics.close()
     stop_ranks()
-    return (checkpoint or latest_checkpoint(run)) / "model"
+    return latest_checkpoint(run) / "model"
 
 
 class Learner:

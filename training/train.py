@@ -105,12 +105,12 @@ def train(config: TrainConfig) -> Path:
             metrics.log(step, {**report()._asdict(), "lr": lr, "samples_per_s": clock.rate(seen)})
         if rank == 0 and (due(step, config.run.save_every, config.run.steps) or stopping):
             state = {"optimizer": optimizer.state_dict(), "seen": seen}
-            checkpoint = save_checkpoint(run, step, _saver(model, processor), state, config.run.keep)
+            save_checkpoint(run, step, _saver(model, processor), state, config.run.keep)
     barrier()
     if metrics:
         metrics.close()
     stop_ranks()
-    return (checkpoint or latest_checkpoint(run)) / "model"
+    return latest_checkpoint(run) / "model"
 
 
 def compile_layers(model: Mllm) -> None:
