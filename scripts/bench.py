@@ -5,11 +5,13 @@ python -m scripts.bench decode --shape unitok-base --batch 4
 python -m scripts.bench generate --shape w320 --batch 1 8 --positions 32 --json
 python -m scripts.bench answer --model scenes --tokens 64
 python -m scripts.bench load --model scenes
+python -m scripts.bench train --shape scenes --batch 32
 
 encode: pixels to codes. decode: codes to PIL images. generate: prompts to the codes of images, with guidance.
 These three run against the loops of the reference implementation; answer, a question about an image to text,
-against transformers' own `generate` on the same backbone; load, weights to a model, against only reading them.
---shape takes random weights instead of a model's. For encode and decode it names the sizes of an image tokenizer,
+against transformers' own `generate` on the same backbone; load, weights to a model, against only reading them;
+train, an update of the image tokenizer in bfloat16, against a loop in float32 over one codebook after the other.
+--shape takes random weights instead of a model's. For encode, decode and train it names an image tokenizer's sizes,
 for generate and answer a width of the language model (w320: 320), with the reference's code embedding and code head.
 
 Both ways must first give the same result, greedily where something is drawn; after that, they are timed in turns.
@@ -49,6 +51,7 @@ from scripts._bench_reference import (
     reference_encode,
     reference_pick,
 )
+from scripts._bench_train import training_steps
 from scripts._errors import Parser, cli
 from scripts._load import load_image_tokenizer, load_model
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
@@ -205,12 +208,26 @@ def bench_load(args: argparse.Namespace, batch: int) -> list[Figure]:
     ]
 
 
+def bench_train(args: argparse.Namespace, batch: int) -> list[Figure]:
+    if args.model:
+        raise ValueError("train starts from random weights: give --shape, not --model")
+    known(SIZES, args.shape)
+    exact, plain = training_steps(args.shape, batch, "fp32")
+    losses = [exact(), plain()]
+    if abs(losses[0] - losses[1]) > TOLERANCE * losses[1]:
+        raise ValueError(f"not timed, as ours and the plain loop have different losses: {losses[0]} and {losses[1]}")
+    ours, plain = training_steps(args.shape, batch, "bf16")
+    ours(), plain()  # to warm up
+    return compare(f"train, batch {batch}", ours, plain, {"images/s": batch}, args.repeats)
+
+
 BENCHES = {
     "encode": bench_encode,
     "decode": bench_decode,
     "generate": bench_generate,
     "answer": bench_answer,
     "load": bench_load,
+    "train": bench_train,
 }
 
 
@@ -421,7 +438,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("command", choices=BENCHES, help="what to time")
     subject.add_argument("--model", help="a model's name or folder")
     subject.add_argument(
-        "--shape", help=f"encode, decode: {', '.join(SIZES)}; generate, answer: {', '.join(BACKBONES)}"
+        "--shape", help=f"encode, decode, train: {', '.join(SIZES)}; generate, answer: {', '.join(BACKBONES)}"
     )
     add("--batch", type=int, nargs="+", default=[1], help="images at a time, one or more numbers (default: 1)")
     add("--repeats", type=int, default=5, help="timed runs of each way (default: %(default)s)")

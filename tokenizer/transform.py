@@ -1,12 +1,14 @@
 """Image files and PIL images -> pixels in [-1, 1], and back."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 MAX_PIXELS = 64_000_000  # refused above; a 20,000 x 20,000 bomb would take 1.2 GB
 MIN_SIDE = 2
@@ -40,10 +42,21 @@ def read_image(source: Path | BinaryIO, name: object) -> Image.Image:
         with file:
             _check_size(name, file.size)
             try:
-                file.load()
+                with _whole_files():
+                    file.load()
                 return to_rgb(file)
             except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
                 raise _unreadable(name, error) from error
+
+
+@contextmanager
+def _whole_files() -> Iterator[None]:
+    """Pillow refuses cut-off files, unless a library, as lmms-eval does, has told it to fill them up for everybody."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _unreadable(name: object, error: Exception) -> ValueError:

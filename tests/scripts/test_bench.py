@@ -5,9 +5,10 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mllm.generate import filter_logits
-from scripts import _bench_reference, bench
+from scripts import _bench_reference, _bench_train, bench
 from scripts._bench_reference import reference_pick
 from scripts.bench import BENCHES, NEAR_TIE, check_codes, check_pixels, main
 
@@ -74,6 +75,17 @@ def test_load(figures, tiny_folder):
     size = sum(file.stat().st_size for file in tiny_folder.glob("*.safetensors")) / 2**30
     assert seconds["unit"] == "s" and 0 < seconds["baseline"] < seconds["value"] and memory["value"] > 0
     assert memory["unit"] == "GB" and memory["baseline"] == pytest.approx(size, rel=0.1)
+
+
+def test_train(figures):
+    """An update has the loss of the plain loop, or it would be refused."""
+    [rate] = figures("train", "--shape", "tiny", "--batch", 4)["figures"]
+    assert (rate["name"], rate["unit"]) == ("train, batch 4", "images/s")
+
+
+def test_a_plain_loop_with_another_loss_is_refused(refused, monkeypatch):
+    monkeypatch.setattr(_bench_train, "plain_up", lambda layer, x: layer.conv(F.interpolate(x, scale_factor=2.0)) + 1)
+    assert "not timed, as ours and the plain loop have different losses" in refused(main, "train", "--shape", "tiny")
 
 
 def test_the_costs_of_a_step(tiny_model):
@@ -212,4 +224,4 @@ def test_a_model_without_a_depth_head(refused, make_tiny_model, tmp_path):
 
 
 def test_every_command_is_tested():
-    assert {*COMMANDS, "answer", "load"} == set(BENCHES)
+    assert {*COMMANDS, "answer", "load", "train"} == set(BENCHES)

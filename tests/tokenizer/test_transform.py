@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torchvision import transforms
 
 from tokenizer import SIZES, ImageTokenizer
@@ -169,3 +169,12 @@ def test_too_small_and_too_large_are_refused_without_decoding(tmp_path, size, me
     Image.new("1", size).save(tmp_path / "image.png")
     with pytest.raises(ValueError, match=message):
         load_image(tmp_path / "image.png")
+
+
+def test_a_cut_off_file_is_refused_whatever_libraries_have_told_pillow(tmp_path, monkeypatch):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(ValueError, match="cannot read .*cut.png as an image"):
+        load_image(tmp_path / "cut.png")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
