@@ -33,7 +33,7 @@ def read_rows(file: Path) -> list[dict]:
 @pytest.fixture
 def shapes(monkeypatch):
     """The world without the emoji font."""
-    monkeypatch.setattr(scenes, "World", lambda size=128: World("shapes", size))
+    monkeypatch.setattr(scenes, "World", lambda _="", size=128: World("shapes", size))
 
 
 @pytest.fixture

@@ -390,7 +390,7 @@ def saved(tmp_path_factory) -> Path:
 @pytest.fixture
 def shapes(monkeypatch):
     """The world without the emoji font."""
-    monkeypatch.setattr("data_recipes.scenes.World", lambda size=128: World("shapes", size))
+    monkeypatch.setattr("data_recipes.scenes.World", lambda _="", size=128: World("shapes", size))
 
 
 def answers_of(results: dict) -> dict:

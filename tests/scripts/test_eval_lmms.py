@@ -14,7 +14,7 @@ from scripts.results import find_files, results_page
 @pytest.fixture(autouse=True)
 def shapes(monkeypatch):
     """The world without the emoji font."""
-    monkeypatch.setattr("data_recipes.scenes.World", lambda size=128: World("shapes", size))
+    monkeypatch.setattr("data_recipes.scenes.World", lambda _="", size=128: World("shapes", size))
 
 
 def test_scores_are_printed_and_written(run, tiny_folder, tmp_path):
