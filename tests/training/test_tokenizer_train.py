@@ -175,9 +175,7 @@ def test_a_folder_of_bad_images_alone_is_told(tmp_path, text_folder):  # noqa: F
     _photo(tmp_path / "images" / "no_caption.png", 0)
     config = _tokenizer_config(tmp_path, text_folder, "bad", steps=3)
     config.data.images = str(tmp_path / "images")
-    with pytest.raises(
-        ValueError, match="no good sample found among .* in a row; the last: .*no_caption.png: no"
-    ):
+    with pytest.raises(ValueError, match="no good sample found among .* in a row; the last: .*no_caption.png: no"):
         train_tokenizer(config)
 
 
