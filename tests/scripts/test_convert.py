@@ -131,7 +131,8 @@ def test_a_full_disk_leaves_nothing(refused, source, tmp_path):
 
 # The command, halted after its first shard.
 HALTED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from rich.progress import Progress
 from mllm import convert
 from scripts._errors import cli
