@@ -14,11 +14,7 @@ from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor
 from .templates import Sample
 
-LLAMA_LIKE = (
-    "llama",
-    "mistral",
-    "qwen2",
-)  # backbones whose layers `step_llama` runs; others run as transformers has it
+LLAMA_LIKE = ("llama", "mistral", "qwen2")  # whose layers `step_llama` runs; others run as transformers has them
 
 
 class KeyValues(Cache):
@@ -181,7 +177,7 @@ def step_any(backbone: torch.nn.Module, x_BD: torch.Tensor, cache: KeyValues) ->
 
 
 def step_llama(backbone: torch.nn.Module, x_BD: torch.Tensor, cache: KeyValues) -> torch.Tensor:
-    """The same in half the time: norms, matrices and MLPs are the modules of transformers (so that adapters and
+    """The same with fewer operations: norms, matrices and MLPs are the modules of transformers (so that adapters and
     quantized weights work), what is around them is written for one position."""
     cos_B1d, sin_B1d = (x.transpose(0, 1) for x in backbone.rotary_emb(x_BD, cache.places_B[None]))
     half = cos_B1d.shape[-1] // 2

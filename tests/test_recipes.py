@@ -86,3 +86,25 @@ def test_the_variants_of_the_ablation_have_as_many_entries():
     for changes in ablation.variants.values():
         model = load_config(TokenizerTrainConfig, ROOT / ablation.base, changes).model
         assert model["num_codebooks"] * model["codebook_size"] == 2048
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("run.accumulate=0", "run.accumulate: 0 is below 1"),
+        ("run.keep=0", "run.keep: 0 is below 1"),
+        ("run.steps=-5", "run.steps: -5 is below 1"),
+        ("data.scale=0", "data.scale: 0.0 is outside"),
+        ("ema=1", "ema: 1.0 is outside"),
+    ],
+)
+def test_numbers_that_make_no_run_are_refused(override, named):
+    with pytest.raises(ValueError, match=named):
+        load("training/stages/tokenizer.yaml", override)
+
+
+def test_a_source_can_be_added_on_the_command_line():
+    """As README has it."""
+    config = load("training/stages/mixed.yaml", "data.sources.chats={weight: 1, shards: ['codes/chats/*.tar']}")
+    assert config.data.sources["chats"].shards == ["codes/chats/*.tar"]
+    assert set(config.data.sources) == {"scenes", "chats"}

@@ -115,9 +115,6 @@ class MultiCodebookQuantizer(nn.Module):
         return self.entries()[torch.arange(K, device=codes_NLK.device), codes_NLK].flatten(-2)
 
 
-QUANTIZERS = {"multi-codebook": MultiCodebookQuantizer}
-
-
 def _look_up(entries_KVq: torch.Tensor, codes_KM: torch.Tensor) -> torch.Tensor:
     return torch.gather(entries_KVq, 1, codes_KM[..., None].expand(-1, -1, entries_KVq.shape[-1]))
 
@@ -135,10 +132,3 @@ def _entropy_loss(cosine: torch.Tensor, temperature: float) -> torch.Tensor:
     per_sample = -(p * log_p).sum(-1).mean()
     mean = p.mean(1)
     return per_sample + (mean * (mean + 1e-7).log()).sum(-1).mean()
-
-
-def code_usage(codes_NLK: torch.Tensor, codebook_size: int) -> torch.Tensor:
-    """Share of the entries that occur at all, for each sub-codebook: [K], in [0, 1]."""
-    flat = codes_NLK.flatten(0, -2)
-    used = torch.zeros(flat.shape[1], codebook_size, device=flat.device)
-    return used.scatter_(1, flat.t(), 1.0).mean(1)

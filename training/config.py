@@ -36,6 +36,12 @@ class RunConfig:
     checkpointing: bool = False
     wandb: str = "off"
 
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "save_every", "log_every", "keep"):
+            value = getattr(self, name)
+            if value != MISSING and value < 1:
+                raise ValueError(f"recipe, run.{name}: {value} is below 1")
+
     @property
     def path(self) -> Path:
         return Path(self.folder) / self.name
@@ -76,6 +82,10 @@ class TokenizerDataConfig(ScenesConfig):
     crop: int = 0
     scale: float = 1.0
     max_bad: int = 100
+
+    def __post_init__(self):
+        if not 0 < self.scale <= 1:
+            raise ValueError(f"recipe, data.scale: {self.scale} is outside (0, 1]; 1 takes the centre")
 
 
 @dataclass
@@ -140,6 +150,10 @@ class TokenizerTrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: float = 0.0
     revive_after: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"recipe, ema: {self.ema} is outside [0, 1); 0 keeps the last weights")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from data_recipes.images import open_images
+from data_recipes.images import SCENES, open_images
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 from tokenizer.image_tokenizer import TrainingOutput
 from tokenizer.transform import to_images, to_pixels
@@ -88,7 +88,7 @@ def train_tokenizer(config: TokenizerTrainConfig) -> Path:
     problems, stop, clock = Problems(config.data.max_bad), StopSignal(), Rate()
     if rank == 0:
         problems.add(data.images.damages)
-        fixed_N3HW = first_pixels(config, learner.model.config.image_size)
+        fixed_N3HW = first_pixels(data)
 
     def save(folder: Path) -> None:
         learner.evaluated.save_pretrained(folder)
@@ -285,14 +285,18 @@ class Learner:
         return to_images(torch.cat(rows, -2)[None])[0]
 
 
-def first_pixels(config: TokenizerTrainConfig, size: int) -> torch.Tensor:
-    """The first images that can be read, at most `STRIP`; of scenes, held-out ones."""
-    images, found = open_images(config.data.images, config.data.artwork, "held_out", config.data.crop), []
+def first_pixels(data: TrainingImages) -> torch.Tensor:
+    """The first images that can be read, at most `STRIP`; of scenes, held-out ones. Raises ValueError without any."""
+    config, images, found = data.config.data, data.images, []
+    if config.images == SCENES:
+        images = open_images(SCENES, config.artwork, "held_out", config.crop)
     for index in range(min(len(images), 10 * STRIP)):
         with suppress(ValueError):
-            found.append(to_pixels(images[index].image, config.data.crop or size))
+            found.append(to_pixels(images[index].image, config.crop or data.model.image_size))
         if len(found) == STRIP:
-            break
+            return torch.stack(found)
+    if not found:
+        raise ValueError(f"none of the first images of data.images {config.images} can be read")
     return torch.stack(found)
 
 

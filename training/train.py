@@ -1,4 +1,4 @@
-"""The language model's training loop: micro-batches of drawing and answering in, a model folder out."""
+"""The language model's training loop: a mixture of sequences in, a model folder out."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +19,9 @@ from .distributed import barrier, start_ranks, stop_ranks, sum_gradients, sum_ov
 from .metrics import Metrics, Problems, Rate, StopSignal, due, ignore_stop_signals
 from .mixture import Mixture, MixtureUpdates
 from .optim import freeze, make_optimizer, schedule, set_lr
+from .preview import preview_line
 
+PREVIEWED = 2  # sequences at the start of the log
 PADDED_TO = 32  # columns: a new shape costs the allocator new memory, and a compiler time
 
 
@@ -90,6 +92,7 @@ def train(config: TrainConfig) -> Path:
     problems, stop, clock, stopping = Problems(config.data.max_bad), StopSignal(), Rate(), False
     if rank == 0:
         problems.add(mixture.damages)
+        print_preview(mixture)
     while step < config.run.steps and not stopping:
         update = next(batches)
         problems.add(update.problems, update.complete)
@@ -111,6 +114,14 @@ def train(config: TrainConfig) -> Path:
         metrics.close()
     stop_ranks()
     return latest_checkpoint(run) / "model"
+
+
+def print_preview(mixture: Mixture) -> None:
+    """The first sequences of the run, what carries loss between « and »."""
+    for position in range(PREVIEWED):
+        sample, _ = mixture.sample(position)
+        if sample:
+            print(f"sample {position}: {preview_line(mixture.processor, sample)}", flush=True)
 
 
 def compile_layers(model: Mllm) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -192,7 +193,6 @@ def test_captioned_images(tmp_path, task):
 
 
 def test_saved_datasets(tmp_path):
-    datasets = pytest.importorskip("datasets")
     values = {"image": [Image.new("RGB", (20, 10), "red"), None], "caption": ["a red dog", "nothing"]}
     features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
     datasets.Dataset.from_dict(values, features).save_to_disk(tmp_path / "captions")

@@ -183,7 +183,6 @@ def test_the_scenes_have_theirs():
 
 
 def test_imagenet_through_open_clip():
-    pytest.importorskip("open_clip")
     classes = imagenet_classes()
     assert len(classes.names) == len(classes.ids) == 1000 and len(classes.templates) == 80
     assert classes.texts(0)[0] == "a bad photo of a tench." and "art of the tench." in classes.texts(0)
@@ -207,7 +206,6 @@ def test_a_text_tokenizer_that_does_not_fit_is_told(image_tokenizer, tiny_folder
 
 
 def test_the_released_text_tower_reads_the_vocabulary_of_clip(tmp_path):
-    pytest.importorskip("open_clip")
     read_texts = load_text_reader(replace(SIZES["tiny"], text_vocab_size=49408), tmp_path)
     # "a photo of a cat" as in CLIP's own examples, between start and end of text
     assert read_texts(["a photo of a cat"]).tolist() == [[49406, 320, 1125, 539, 320, 2368, 49407, 0, 0, 0, 0, 0]]

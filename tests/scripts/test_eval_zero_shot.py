@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_recipes.artwork import find_font
+from data_recipes.scenes import World
 from scripts.eval_zero_shot import main
 from scripts.results import read_results
 from tests.shard_files import write_tar
@@ -53,11 +53,8 @@ def test_a_text_tokenizer_from_another_folder(run, refused, data, tiny_model, ti
     assert run(main, *words, "--text-tokenizer", tiny_folder).status == 0
 
 
-def test_scenes_of_one_thing(run, tiny_folder, tmp_path):
-    try:
-        find_font()
-    except ValueError:
-        pytest.skip("needs the font of the scenes world")
+def test_scenes_of_one_thing(run, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("data_recipes.images.World", lambda _: World("shapes"))  # needs no font
     ended = run(main, "scenes", "--model", tiny_folder, "--limit", 12, "--out", tmp_path)
     assert ended.status == 0 and "12 images" in ended.out, ended.err
     assert read_results(tmp_path / "results.json")["settings"]["class_count"] == 70

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tokenizer import SIZES, ImageTokenizer
 from tokenizer.projection import AttnProjection
-from tokenizer.quantizer import QUANTIZERS, QuantizerOptions, code_usage
+from tokenizer.quantizer import MultiCodebookQuantizer, QuantizerOptions
 from tokenizer.transform import to_images
 from tokenizer.vitamin import UpConv
 
@@ -20,18 +20,16 @@ def image_tokenizer() -> ImageTokenizer:
     return ImageTokenizer(SIZES["tiny"]).eval()
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_codes_survive_a_round_trip(name):
+def test_codes_survive_a_round_trip():
     torch.manual_seed(0)
-    quantizer = QUANTIZERS[name](8, num_codebooks=2, codebook_size=16)
+    quantizer = MultiCodebookQuantizer(8, num_codebooks=2, codebook_size=16)
     codes_NLK = torch.randint(0, 16, (3, 5, 2))
     assert torch.equal(quantizer.encode(quantizer.decode(codes_NLK)), codes_NLK)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_quantized_features_are_the_decoded_codes_and_gradient_passes_straight_through(name):
+def test_quantized_features_are_the_decoded_codes_and_gradient_passes_straight_through():
     torch.manual_seed(0)
-    quantizer = QUANTIZERS[name](8, num_codebooks=2, codebook_size=16)
+    quantizer = MultiCodebookQuantizer(8, num_codebooks=2, codebook_size=16)
     features_NLQ = torch.randn(3, 5, 8, requires_grad=True)
     quantized = quantizer(features_NLQ, QuantizerOptions(entropy_every=1))
     assert torch.equal(quantized.codes_NLK, quantizer.encode(features_NLQ))
@@ -42,9 +40,8 @@ def test_quantized_features_are_the_decoded_codes_and_gradient_passes_straight_t
     assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_codes_outside_the_codebook_are_refused(name):
-    quantizer = QUANTIZERS[name](8, num_codebooks=2, codebook_size=16)
+def test_codes_outside_the_codebook_are_refused():
+    quantizer = MultiCodebookQuantizer(8, num_codebooks=2, codebook_size=16)
     with pytest.raises(ValueError, match=r"reach from 16 to 16; the codebook has 0..15"):
         quantizer.decode(torch.full((1, 1, 2), 16))
     with pytest.raises(ValueError, match="3 sub-codebooks"):
@@ -52,16 +49,11 @@ def test_codes_outside_the_codebook_are_refused(name):
 
 
 def test_the_entropy_loss_prefers_used_entries():
-    quantizer = QUANTIZERS["multi-codebook"](8, num_codebooks=2, codebook_size=16)
+    quantizer = MultiCodebookQuantizer(8, num_codebooks=2, codebook_size=16)
     every_entry = quantizer.entries().detach().transpose(0, 1).reshape(1, 16, 8)
     one_entry = every_entry[:, :1].expand(1, 16, 8)
     options = QuantizerOptions(entropy_every=1)
     assert quantizer(every_entry, options).entropy_loss < quantizer(one_entry, options).entropy_loss
-
-
-def test_code_usage_counts_each_sub_codebook():
-    codes_NLK = torch.tensor([[[0, 0], [1, 0], [2, 0], [3, 0]]])
-    assert code_usage(codes_NLK, 4).tolist() == [1.0, 0.25]
 
 
 def test_encode_takes_images_and_pixels_alike_and_does_not_depend_on_the_batch(image_tokenizer):
@@ -164,7 +156,7 @@ def test_doubling_and_convolution_are_one_transposed_convolution():
 
 def test_only_chosen_entries_get_a_gradient_unless_asked_for_all():
     torch.manual_seed(0)
-    quantizer, features_NLQ = QUANTIZERS["multi-codebook"](8, 2, 16), torch.randn(1, 3, 8, requires_grad=True)
+    quantizer, features_NLQ = MultiCodebookQuantizer(8, 2, 16), torch.randn(1, 3, 8, requires_grad=True)
     reached = []
     for temperature in (0.0, 0.1):
         quantizer.zero_grad()
@@ -176,14 +168,14 @@ def test_only_chosen_entries_get_a_gradient_unless_asked_for_all():
 @pytest.mark.parametrize("temperature", [0.0, 0.1])
 def test_quantized_features_are_those_of_the_codes(temperature):
     torch.manual_seed(0)
-    quantizer, features_NLQ = QUANTIZERS["multi-codebook"](8, 2, 16), torch.randn(2, 3, 8)
+    quantizer, features_NLQ = MultiCodebookQuantizer(8, 2, 16), torch.randn(2, 3, 8)
     quantized = quantizer(features_NLQ, QuantizerOptions(index_temperature=temperature))
     torch.testing.assert_close(quantized.features_NLQ, quantizer.decode(quantized.codes_NLK))
 
 
 def test_a_share_of_the_codes_is_perturbed_to_near_entries():
     torch.manual_seed(0)
-    quantizer, features_NLQ = QUANTIZERS["multi-codebook"](8, 2, 16), torch.randn(50, 20, 8)
+    quantizer, features_NLQ = MultiCodebookQuantizer(8, 2, 16), torch.randn(50, 20, 8)
     exact = quantizer(features_NLQ)
     moved = quantizer(features_NLQ, QuantizerOptions(perturbed=0.5, nearest=4))
     assert torch.equal(moved.codes_NLK, exact.codes_NLK), "codes name the image, not its perturbation"

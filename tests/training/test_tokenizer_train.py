@@ -179,6 +179,15 @@ def test_a_folder_of_bad_images_alone_is_told(tmp_path, text_folder):  # noqa: F
         train_tokenizer(config)
 
 
+def test_a_folder_of_damaged_images_alone_is_told(tmp_path, text_folder):  # noqa: F811
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(b"no image")
+    config = _tokenizer_config(tmp_path, text_folder, "bad", steps=3)
+    config.data.images = str(tmp_path / "images")
+    with pytest.raises(ValueError, match="none of the first images of data.images .* can be read"):
+        train_tokenizer(config)
+
+
 def test_images_that_are_not_there_are_named(tmp_path, text_folder):  # noqa: F811
     config = _tokenizer_config(tmp_path, text_folder, "none")
     config.data.images = "no_such_folder"

@@ -149,6 +149,14 @@ def _stop_after(config, step: int, loop) -> None:
     assert len(_losses(config)) == step + 1 or len(_losses(config)) == step
 
 
+def test_the_log_begins_with_sequences_and_where_they_carry_loss(
+    tmp_path, text_folder, codes_folder, image_tokenizer, capsys
+):
+    train(_config(tmp_path, text_folder, codes_folder, image_tokenizer, "log", steps=1))
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sample ")]
+    assert len(shown) == 2 and all("<user>" in line and "«" in line and "(4 codes)" in line for line in shown)
+
+
 def test_frozen_is_frozen(tmp_path, text_folder, codes_folder, image_tokenizer):
     config = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "frozen", steps=2)
     config.model.trainable = ["code_embed", "code_head"]
