@@ -25,13 +25,16 @@ from .folders import find_model, loading
 @dataclass
 class MllmOutput(ModelOutput):
     """Losses are sums over `text_count` text targets and `code_count` codes, so that a trainer can divide by counts
-    of all its ranks and micro-batches; `loss` is the mean of this batch alone."""
+    of all its ranks and micro-batches; `loss` is the mean of this batch alone. `text_losses` and `code_losses` [P, K]
+    are those of each target, to look at: without gradient, and without z-loss."""
 
     loss: torch.Tensor | None = None
     text_loss: torch.Tensor | None = None
     text_count: torch.Tensor | None = None
     code_loss: torch.Tensor | None = None
     code_count: torch.Tensor | None = None
+    text_losses: torch.Tensor | None = None
+    code_losses: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     past_key_values: Any = None
 
@@ -95,6 +98,9 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if int(slots_BT.sum()) != given:
             raise ValueError(f"{int(slots_BT.sum())} image positions in the text, codes given for {given}")
         if not given:
+            if self.training and torch.is_grad_enabled():  # every rank must run every module: see `code_loss`
+                K = self.config.image_tokenizer["num_codebooks"]
+                x_BTD = x_BTD + 0.0 * self.code_embed(ids_BT.new_zeros(1, 1, K)).sum()
             return x_BTD
         embeds_NLD = self.code_embed(codes_NLK)
         return x_BTD.masked_scatter(slots_BT[..., None], embeds_NLD.to(x_BTD.dtype))
@@ -130,22 +136,25 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is None:
             logits = self.lm_head(h_BTD[:, -logits_to_keep:])
             return MllmOutput(logits=logits, past_key_values=output.past_key_values)
-        text_loss, text_count = self.text_loss(h_BTD, labels)
-        code_loss, code_count = self.code_loss(h_BTD, input_ids, codes, is_target)
-        total = text_loss + code_weight * code_loss
+        text_losses = self.text_losses(h_BTD, labels)
+        code_loss, code_losses_PK = self.code_loss(h_BTD, input_ids, codes, is_target)
+        text_loss = text_losses.sum()
+        counts = [torch.tensor(losses.numel(), device=losses.device) for losses in (text_losses, code_losses_PK)]
         return MllmOutput(
-            loss=total / (text_count + code_count).clamp(min=1),
+            loss=(text_loss + code_weight * code_loss) / sum(counts).clamp(min=1),
             text_loss=text_loss,
-            text_count=text_count,
+            text_count=counts[0],
             code_loss=code_loss,
-            code_count=code_count,
+            code_count=counts[1],
+            text_losses=text_losses.detach(),
+            code_losses=code_losses_PK.detach(),
         )
 
-    def text_loss(self, h_BTD: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy sum and count; the output layer is applied only where there is a target."""
+    def text_losses(self, h_BTD: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of each text target; the output layer is applied only where there is one."""
         wanted = labels_BT[:, 1:] != -100
         logits = self.lm_head(h_BTD[:, :-1][wanted]).float()
-        return F.cross_entropy(logits, labels_BT[:, 1:][wanted], reduction="sum"), wanted.sum()
+        return F.cross_entropy(logits, labels_BT[:, 1:][wanted], reduction="none")
 
     def code_loss(
         self,
@@ -154,7 +163,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         codes_NLK: torch.Tensor | None,
         is_target_N: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy sum over the codes of target images, with z-loss, and their count P * K.
+        """Cross-entropy sum over the codes of target images, with z-loss; and each one's alone, [P, K].
 
         The hidden state one position before a placeholder predicts it, the first from the begin-of-image id.
         """
@@ -162,17 +171,18 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if codes_NLK is None or is_target_N is None or not bool(is_target_N.any()):
             # Under ZeRO every rank must run every module in every micro-batch: one dummy tuple, weighted with zero.
             dummy = self.code_head(h_BTD[:1, 0], torch.zeros(1, K, dtype=torch.long, device=h_BTD.device))
-            return 0.0 * dummy.float().sum(), torch.zeros((), dtype=torch.long, device=h_BTD.device)
+            return 0.0 * dummy.float().sum(), h_BTD.new_zeros(0, K)
         wanted_NL = is_target_N[:, None].expand(codes_NLK.shape[:2])
         slots_BT = (ids_BT == self.config.image_token_id)[:, 1:]
         h_PD = h_BTD[:, :-1][slots_BT][wanted_NL.flatten()]
         codes_PK = codes_NLK[wanted_NL]
         logits_PKV = self.code_head(h_PD, codes_PK).float()
-        loss = F.cross_entropy(logits_PKV.flatten(0, 1), codes_PK.flatten(), reduction="sum")
+        losses_PK = F.cross_entropy(logits_PKV.flatten(0, 1), codes_PK.flatten(), reduction="none").view_as(codes_PK)
+        loss = losses_PK.sum()
         if self.config.code_z_loss:
             # UniTok's form: of the largest logit, not of the log-partition function (PaLM, arXiv 2204.02311).
             loss = loss + self.config.code_z_loss * logits_PKV.amax(-1).square().sum()
-        return loss, codes_PK.new_tensor(codes_PK.numel())
+        return loss, losses_PK
 
     def decode_image_tokens(self, codes_NLK: torch.Tensor) -> list:
         """codes_NLK -> PIL images."""

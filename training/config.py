@@ -17,7 +17,9 @@ ConfigType = TypeVar("ConfigType")
 @dataclass
 class RunConfig:
     """Where a run lives, how long it is, and what it writes. `folder/name` holds everything. A step is one update from
-    `accumulate` batches of `batch_size` on each rank; `checkpointing` saves memory by computing activations twice."""
+    `accumulate` batches of `batch_size` on each rank. With `global_batch_size`, the samples of an update on all ranks,
+    `accumulate` follows from the number of ranks, so that a run is the same on any. `checkpointing` saves memory by
+    computing activations twice."""
 
     name: str = MISSING
     folder: str = "runs"
@@ -25,6 +27,7 @@ class RunConfig:
     steps: int = MISSING
     batch_size: int = 32
     accumulate: int = 1
+    global_batch_size: int | None = None
     save_every: int = 500
     log_every: int = 20
     keep: int = 2
@@ -45,6 +48,18 @@ class RunConfig:
     @property
     def path(self) -> Path:
         return Path(self.folder) / self.name
+
+    def divide(self, world: int) -> None:
+        """Set `accumulate` for so many ranks. Raises ValueError where `global_batch_size` cannot be divided."""
+        if self.global_batch_size is None:
+            return
+        together = world * self.batch_size
+        if self.global_batch_size < 1 or self.global_batch_size % together:
+            raise ValueError(
+                f"recipe, run.global_batch_size: {self.global_batch_size} is no multiple of {together} "
+                f"({world} ranks x run.batch_size {self.batch_size})"
+            )
+        self.accumulate = self.global_batch_size // together
 
 
 @dataclass
@@ -183,9 +198,9 @@ class ModelConfig:
 
 @dataclass
 class MixConfig:
-    """Scenes with extracted `codes`: shares of drawing and answering, and how captions and questions become sequences.
-    All questions about an image are asked, each on its own; a share `chats` of the images has `questions_per_image` as
-    the turns of one chat."""
+    """Scenes with extracted `codes`, or with pixels that are rendered and encoded in training (null): shares of drawing
+    and answering, and how captions and questions become sequences. All questions about an image are asked, each on its
+    own; a share `chats` of the images has `questions_per_image` as the turns of one chat."""
 
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     codes: str | None = None
@@ -220,6 +235,22 @@ class MixtureConfig:
 
 
 @dataclass
+class DeepSpeedConfig:
+    """DeepSpeed's ZeRO in place of plain torch. What ranks share: nothing (`stage` 0), the optimizer's state (1), also
+    gradients (2), also weights (3). `offload` keeps the optimizer's state, and weights that are shared, in the host's
+    memory."""
+
+    stage: int = 2
+    offload: bool = False
+
+    def __post_init__(self):
+        if self.stage not in range(4):
+            raise ValueError(f"recipe, deepspeed.stage: {self.stage} is none of 0, 1, 2, 3")
+        if self.offload and not self.stage:
+            raise ValueError("recipe, deepspeed.offload needs deepspeed.stage 1, 2 or 3")
+
+
+@dataclass
 class TrainConfig:
     """A run of `scripts.train`."""
 
@@ -227,7 +258,14 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: MixtureConfig = field(default_factory=MixtureConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    deepspeed: DeepSpeedConfig | None = None
     code_weight: float = 1.0
+
+    def __post_init__(self):
+        if self.deepspeed and self.optim.muon:
+            raise ValueError("recipe, optim.muon: Muon needs whole matrices; leave out deepspeed, or optim.muon")
+        if self.deepspeed and self.deepspeed.stage == 3 and self.run.compile:
+            raise ValueError("recipe, run.compile: not with deepspeed.stage 3, whose weights come and go in between")
 
 
 def load_config(kind: type[ConfigType], path: str | Path, overrides: Sequence[str] = ()) -> ConfigType:

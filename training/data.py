@@ -15,11 +15,13 @@ from data_recipes.scenes import Question, Scene, World, captions, questions
 from mllm.processor import MllmProcessor
 from mllm.templates import Sample, join
 from tokenizer import ImageTokenizer
+from tokenizer.transform import to_pixels
 
 from .config import MixConfig, ScenesConfig
 
 CHUNK = 2048  # scenes in one file of codes
 ENCODED_TOGETHER = 32
+RENDERED = 1_000_000  # scenes in an epoch without codes
 
 
 def scene_seed(split: str, index: int) -> int:
@@ -65,6 +67,22 @@ class CodedScenes:
     def __getitem__(self, index: int) -> tuple[Scene, torch.Tensor]:
         scene = self.world.scene(scene_seed(self.config.split, index), self.config.split)
         return scene, self.codes_NLK[index]
+
+
+class RenderedScenes:
+    """As many scenes with their images as pixels, rendered when asked for: slower, and no codes are needed."""
+
+    def __init__(self, config: ScenesConfig, image_tokenizer: ImageTokenizer):
+        self.config, self.world, self.sizes = config, World(config.artwork), image_tokenizer.config
+
+    def __len__(self) -> int:
+        return RENDERED
+
+    def __getitem__(self, index: int) -> tuple[Scene, torch.Tensor]:
+        scene = self.world.scene(scene_seed(self.config.split, index), self.config.split)
+        sizes = self.sizes
+        image = self.world.render(scene)
+        return scene, to_pixels(image, sizes.image_size, sizes.resize_ratio, sizes.interpolation)
 
 
 def _read(path: Path) -> torch.Tensor:

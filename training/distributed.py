@@ -8,17 +8,29 @@ import torch.distributed as dist
 from torch import nn
 
 
-def start_ranks(device: torch.device) -> tuple[int, int]:
-    """Join the process group that torchrun describes, if any. -> (rank, world size)."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return int(os.environ.get("RANK", "0")), world
+def start_ranks(device: torch.device, alone: bool = False) -> tuple[int, int]:
+    """Join the process group that torchrun describes, if any; with `alone`, one process makes a group of its own.
+    -> (rank, world size)."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized() and (world > 1 or alone):
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # counts are summed on the CPU
+        if world > 1:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return rank, world
 
 
 def world_size() -> int:
     """Number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_rank_zero() -> bool:
+    """The rank that writes files and talks."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def stop_ranks() -> None:
@@ -51,7 +63,11 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Sum gradients over ranks, as one message. Losses are divided by global counts, so no rank count enters."""
     if not dist.is_initialized():
         return
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters if p.requires_grad]
+    parameters = [p for p in parameters if p.requires_grad]
+    for p in parameters:
+        if p.grad is None:  # this rank had no use for it, another one may have had
+            p.grad = torch.zeros_like(p)
+    gradients = [p.grad for p in parameters]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):

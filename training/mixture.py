@@ -27,7 +27,7 @@ from tokenizer.transform import read_image, to_pixels
 from tokenizer.weights import weights_hash
 
 from .config import MixConfig, MixtureConfig
-from .data import CodedScenes, answering_sample, drawing_sample
+from .data import CodedScenes, RenderedScenes, answering_sample, drawing_sample
 
 LONGEST_CYCLE = 1_000_000
 
@@ -171,18 +171,21 @@ class MessageShards(Source):
 
 
 class ScenesSource(Source):
-    """Scenes by their codes, to draw and to answer about."""
+    """Scenes to draw and to answer about: by their codes, or without any, by their pixels."""
 
-    def __init__(self, config: MixConfig, processor: MllmProcessor, seed: int):
+    def __init__(self, config: MixConfig, processor: MllmProcessor, image_tokenizer: ImageTokenizer, seed: int):
         self.config, self.processor, self.seed = config, processor, seed
-        self.scenes = CodedScenes(config.scenes, config.codes)
+        if config.codes:
+            self.scenes = CodedScenes(config.scenes, config.codes)
+        else:
+            self.scenes = RenderedScenes(config.scenes, image_tokenizer)
         self.tasks = Cycle({"draw": config.draw, "answer": config.answer}, seed)
         self.order = Shuffled([len(self.scenes)], seed)
 
     def sample(self, number: int) -> Sample:
         make = {"draw": drawing_sample, "answer": answering_sample}[self.tasks[number][0]]
-        scene, codes_LK = self.scenes[self.order[number]]
-        return make(self.processor, scene, codes_LK, self.config, random.Random(f"{self.seed} {number}"))
+        scene, image = self.scenes[self.order[number]]
+        return make(self.processor, scene, image, self.config, random.Random(f"{self.seed} {number}"))
 
 
 # ---- the mixture
@@ -197,7 +200,7 @@ class Mixture:
             raise ValueError("data.sources is empty: give each source a name, and shards or scenes")
         if config.pack and config.pack < config.max_length:
             raise ValueError(f"data.pack {config.pack} is below data.max_length {config.max_length}")
-        self.config, self.processor = config, processor
+        self.config, self.processor, self.image_tokenizer = config, processor, image_tokenizer
         self.form = ImageForm(image_tokenizer, processor.template)
         self.cycle = Cycle({name: source.weight for name, source in config.sources.items()}, seed)
         self.sources = {name: self._open(name, seed + place) for place, name in enumerate(config.sources)}
@@ -207,7 +210,7 @@ class Mixture:
         if bool(source.shards) == bool(source.scenes):
             raise ValueError(f"data.sources.{name}: give shards or scenes, and not both")
         if source.scenes:
-            return ScenesSource(source.scenes, self.processor, seed)
+            return ScenesSource(source.scenes, self.processor, self.image_tokenizer, seed)
         shards = MessageShards(source.shards, self.processor, self.form, length, seed, source.caption_dropout)
         shards.check_codes()
         return shards

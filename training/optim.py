@@ -2,11 +2,19 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from .config import OptimConfig
+
+
+class HasGroups(Protocol):
+    """An optimizer, or what stands for one."""
+
+    @property
+    def param_groups(self) -> list[dict]: ...
 
 
 class OptimizerPair:
@@ -36,15 +44,15 @@ class OptimizerPair:
 
 
 def freeze(model: nn.Module, trainable: Sequence[str]) -> None:
-    """Only parameters whose name starts with a word of `trainable` keep a gradient. Raises ValueError for a word that
-    no name starts with."""
+    """Only parameters whose name starts with a word of `trainable` keep a gradient, if they had one: what a module
+    freezes by itself stays frozen. Raises ValueError for a word that no name starts with."""
     names = [name for name, _ in model.named_parameters()]
     for prefix in trainable:
         if not any(name.startswith(prefix) for name in names):
             parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
             raise ValueError(f"recipe, trainable: no parameter's name starts with {prefix!r}; the parts are {parts}")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(name.startswith(prefix) for prefix in trainable))
+        parameter.requires_grad_(parameter.requires_grad and name.startswith(tuple(trainable)))
 
 
 def make_optimizer(
@@ -89,7 +97,7 @@ def schedule(step: int, steps: int, config: OptimConfig) -> float:
     return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_lr(optimizer: torch.optim.Optimizer | OptimizerPair, factor: float) -> float:
+def set_lr(optimizer: HasGroups, factor: float) -> float:
     """Scale every group's base rate; returns the largest."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor

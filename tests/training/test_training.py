@@ -33,12 +33,14 @@ from training.config import (
     save_config,
 )
 from training.data import CodedScenes, answering_sample, extract_codes
+from training.engine import TorchEngine
 from training.export import export_model
 from training.mixture import ScenesSource
 from training.optim import freeze, make_optimizer, schedule, set_lr
 from training.report import plot_run
 from training.tokenizer_train import train_tokenizer
-from training.train import train, train_step
+from training.train import train
+from training.update import train_step
 
 SHAPES = ScenesConfig(artwork="shapes")
 BACKBONE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -182,15 +184,15 @@ def test_the_update_does_not_depend_on_how_samples_are_split(make_tiny_model, co
     gradients = []
     for split in (1, 2, 4):
         model, processor = make_tiny_model()
-        source = ScenesSource(_scenes(codes_folder), processor, seed=0)
+        source = ScenesSource(_scenes(codes_folder), processor, model.image_tokenizer, seed=0)
         samples = [source.sample(number) for number in range(8)]
         micro_batches = [processor.collate(samples[part::split]) for part in range(split)]
         config = TrainConfig(run=_run(tmp_path, "x"), optim=OptimConfig(clip=1e9), code_weight=0.3)
         freeze(model, ["backbone", "lm_head", "code_embed", "code_head"])
-        optimizer = make_optimizer(model.named_parameters(), config.optim)
-        set_lr(optimizer, 0.0)
-        report = train_step(model, optimizer, micro_batches, config, torch.device("cpu"))()
-        gradients.append((report.loss, report.grad_norm))
+        engine = TorchEngine(model, config, torch.device("cpu"))
+        set_lr(engine, 0.0)
+        report = train_step(engine, micro_batches, config)()
+        gradients.append((report["loss"], report["grad_norm"]))
     assert gradients[1] == pytest.approx(gradients[0], rel=1e-5)
     assert gradients[2] == pytest.approx(gradients[0], rel=1e-5)
 
