@@ -19,7 +19,8 @@ class RunConfig:
     """Where a run lives, how long it is, and what it writes. `folder/name` holds everything. A step is one update from
     `accumulate` batches of `batch_size` on each rank. With `global_batch_size`, the samples of an update on all ranks,
     `accumulate` follows from the number of ranks, so that a run is the same on any. `checkpointing` saves memory by
-    computing activations twice."""
+    computing activations twice. Every step is logged, and each `log_every`-th shown; each `sample_every`-th (0: none),
+    the language model draws and answers the recipe's `prompts`."""
 
     name: str = MISSING
     folder: str = "runs"
@@ -30,6 +31,7 @@ class RunConfig:
     global_batch_size: int | None = None
     save_every: int = 500
     log_every: int = 20
+    sample_every: int = 0
     keep: int = 2
     precision: str = "bf16"
     device: str = "auto"
@@ -53,6 +55,8 @@ class RunConfig:
         """Set `accumulate` for so many ranks. Raises ValueError where `global_batch_size` cannot be divided."""
         if self.global_batch_size is None:
             return
+        if self.accumulate != 1:
+            raise ValueError("recipe, run: give accumulate or global_batch_size, not both")
         together = world * self.batch_size
         if self.global_batch_size < 1 or self.global_batch_size % together:
             raise ValueError(
@@ -235,6 +239,19 @@ class MixtureConfig:
 
 
 @dataclass
+class PromptConfig:
+    """Something to look at during a run: an image to `draw`, or a question to `ask`, about the file `image` or none."""
+
+    draw: str | None = None
+    ask: str | None = None
+    image: str | None = None
+
+    def __post_init__(self):
+        if (self.draw is None) == (self.ask is None) or (self.draw is not None and self.image is not None):
+            raise ValueError("recipe, prompts: each is {draw: ...}, {ask: ...}, or {ask: ..., image: file}")
+
+
+@dataclass
 class DeepSpeedConfig:
     """DeepSpeed's ZeRO in place of plain torch. What ranks share: nothing (`stage` 0), the optimizer's state (1), also
     gradients (2), also weights (3). `offload` keeps the optimizer's state, and weights that are shared, in the host's
@@ -260,8 +277,11 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     deepspeed: DeepSpeedConfig | None = None
     code_weight: float = 1.0
+    prompts: list[PromptConfig] = field(default_factory=list)
 
     def __post_init__(self):
+        if self.run.sample_every and not self.prompts:
+            raise ValueError("recipe, run.sample_every: there are no `prompts` to draw or to answer")
         if self.deepspeed and self.optim.muon:
             raise ValueError("recipe, optim.muon: Muon needs whole matrices; leave out deepspeed, or optim.muon")
         if self.deepspeed and self.deepspeed.stage == 3 and self.run.compile:

@@ -2,20 +2,26 @@
 
 import dataclasses
 import json
+import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from .config import save_config
 from .distributed import sum_over_ranks
 
 WANDB_MODES = ("off", "online", "offline")
+# Dense bfloat16, operations a second, by a part of the device's name.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "RTX 4090": 165e12}
+COMPUTING = ("backbone.", "lm_head.", "code_head.")
 
 
 class Metrics:
@@ -27,24 +33,40 @@ class Metrics:
         if mode not in WANDB_MODES:
             raise ValueError(f"unknown run.wandb {mode!r}; known: {', '.join(WANDB_MODES)}")
         run.mkdir(parents=True, exist_ok=True)
-        save_config(config, run / "config.yaml")
-        self.file, self.steps = run / "metrics.jsonl", config.run.steps
+        with replacing(run / "config.yaml") as file:
+            save_config(config, file)
+        self.file, self.steps, self.every = run / "metrics.jsonl", config.run.steps, config.run.log_every
+        self.before: dict[str, float] | None = None
         if self.file.is_file():
-            rows = [line for line in self.file.read_text().splitlines() if json.loads(line)["step"] <= first_step]
-            self.file.write_text("".join(line + "\n" for line in rows))
+            rows = [row for row in read_rows(self.file) if row["step"] <= first_step]
+            self.before = rows[-1] if rows else None
+            with replacing(self.file) as file:
+                file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.wandb = _start_wandb(run, dataclasses.asdict(config), mode)
         self.started, self.first_step = time.monotonic(), first_step
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """`step` counts from 1. Names with a slash are details, which the console line leaves out."""
+        """`step` counts from 1. The console shows every `log_every`-th, without details: names with a slash."""
         seconds = time.monotonic() - self.started
-        left = seconds / max(1, step - self.first_step) * (self.steps - step)
-        line = " | ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)
-        print(f"step {step}/{self.steps} | {line} | {left / 60:.1f} min left", flush=True)
+        if due(step, self.every, self.steps) or step == self.first_step + 1:
+            left = seconds / max(1, step - self.first_step) * (self.steps - step)
+            line = " | ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)
+            print(f"step {step}/{self.steps} | {line} | {left / 60:.1f} min left", flush=True)
         with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, "seconds": round(seconds, 1), **values}) + "\n")
+            file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **values}) + "\n")
         if self.wandb:
             self.wandb.log(values, step=step)
+
+    def texts(self, step: int, name: str, lines: Sequence[str]) -> None:
+        """Keep lines of text as `texts/NAME_{step}.txt`, and show them in wandb."""
+        file = self.file.parent / "texts" / f"{name}_{step:06d}.txt"
+        file.parent.mkdir(exist_ok=True)
+        with replacing(file) as written:
+            written.write_text("".join(f"{line}\n" for line in lines))
+        if self.wandb:
+            import wandb
+
+            self.wandb.log({name: wandb.Table(columns=[name], data=[[line] for line in lines])}, step=step)
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         """Keep a picture as `pictures/NAME_{step}.png`, and show it in wandb."""
@@ -59,6 +81,22 @@ class Metrics:
     def close(self) -> None:
         if self.wandb:
             self.wandb.finish()
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `file` when all is written."""
+    temporary = file.with_name(f".writing_{file.name}")
+    yield temporary
+    temporary.replace(file)
+
+
+def read_rows(file: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.jsonl, without one that was cut off when the process was killed or the disk full."""
+    lines = file.read_text().splitlines()
+    if lines and not lines[-1].endswith("}"):
+        lines.pop()
+    return [json.loads(line) for line in lines]
 
 
 def _start_wandb(run: Path, config: dict[str, Any], mode: str):
@@ -126,6 +164,35 @@ class Rate:
             self.started, self.first = now, seen
             return 0.0
         return (seen - self.first) / (now - self.started)
+
+
+class Speed:
+    """What one update after the other takes: rates, share of the device's peak, and memory."""
+
+    def __init__(self, model: nn.Module, device: torch.device, world: int):
+        # A token costs 6 operations for each weight (PaLM, arXiv 2204.02311, appendix B); embeddings only look up.
+        counts = {name: getattr(p, "ds_numel", p.numel()) for name, p in model.named_parameters()}
+        used = [n for name, n in counts.items() if name.startswith(COMPUTING) and "embed_tokens" not in name]
+        self.flops_per_token, self.device = 6 * sum(used), device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self.peak = world * next((peak for known, peak in PEAK_FLOPS.items() if known in name), 0.0)
+        self.last = time.monotonic()
+
+    def measure(self, tokens: float, samples: int) -> dict[str, float]:
+        """Of the update that has just ended, on all ranks; memory is this rank's peak."""
+        now = time.monotonic()
+        seconds, self.last = now - self.last, now
+        values = {"tokens": tokens, "tokens_per_s": tokens / seconds, "samples_per_s": samples / seconds}
+        if self.peak:
+            values["mfu"] = values["tokens_per_s"] * self.flops_per_token / self.peak
+        return {**values, "memory_gb": peak_memory(self.device) / 2**30}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process had at most: on the GPU, or altogether."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def ignore_stop_signals(_worker: int) -> None:

@@ -58,35 +58,38 @@ def freeze(model: nn.Module, trainable: Sequence[str]) -> None:
 def make_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig
 ) -> torch.optim.Optimizer | OptimizerPair:
-    """AdamW, one group per (learning rate, decay); no decay on vectors (norms, biases), as in UniTok. Matrices whose
-    name starts with a word of `config.muon` go to Muon (arXiv 2502.16982), scaled so that AdamW's rates fit."""
-    adam: dict[tuple[float, float], list[nn.Parameter]] = {}
-    muon: dict[tuple[float, float], list[nn.Parameter]] = {}
+    """AdamW, one group per (prefix with its own learning rate, decay); no decay on vectors (norms, biases), as in
+    UniTok. Matrices whose name starts with a word of `config.muon` go to Muon (arXiv 2502.16982), scaled so that
+    AdamW's rates fit."""
+    adam: dict[tuple[str, float], list[nn.Parameter]] = {}
+    muon: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             decay = config.weight_decay if parameter.ndim >= 2 else 0.0
             is_muon = parameter.ndim == 2 and name.startswith(tuple(config.muon))
-            (muon if is_muon else adam).setdefault((_lr_of(name, config), decay), []).append(parameter)
+            (muon if is_muon else adam).setdefault((_part_of(name, config), decay), []).append(parameter)
     if not adam and not muon:
         raise ValueError("nothing to train: `trainable` is empty")
     optimizers = []
     if adam:
-        optimizers.append(torch.optim.AdamW(_groups(adam), betas=tuple(config.betas), eps=config.eps, fused=True))
+        groups = _groups(adam, config)
+        optimizers.append(torch.optim.AdamW(groups, betas=tuple(config.betas), eps=config.eps, fused=True))
     if muon:
-        optimizers.append(torch.optim.Muon(_groups(muon), adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(torch.optim.Muon(_groups(muon, config), adjust_lr_fn="match_rms_adamw"))
     return optimizers[0] if len(optimizers) == 1 else OptimizerPair(*optimizers)
 
 
-def _groups(by_rate: dict[tuple[float, float], list[nn.Parameter]]) -> list[dict]:
-    return [
-        {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay}
-        for (lr, decay), parameters in by_rate.items()
-    ]
+def _groups(by_part: dict[tuple[str, float], list[nn.Parameter]], config: OptimConfig) -> list[dict]:
+    groups = []
+    for (part, decay), parameters in by_part.items():
+        lr = config.lr_by_prefix.get(part, config.lr)
+        groups.append({"params": parameters, "part": part, "lr": lr, "base_lr": lr, "weight_decay": decay})
+    return groups
 
 
-def _lr_of(name: str, config: OptimConfig) -> float:
-    matches = [prefix for prefix in config.lr_by_prefix if name.startswith(prefix)]
-    return config.lr_by_prefix[max(matches, key=len)] if matches else config.lr
+def _part_of(name: str, config: OptimConfig) -> str:
+    """The longest of the prefixes with a rate of their own; "" for none."""
+    return max((prefix for prefix in config.lr_by_prefix if name.startswith(prefix)), key=len, default="")
 
 
 def schedule(step: int, steps: int, config: OptimConfig) -> float:
@@ -97,8 +100,9 @@ def schedule(step: int, steps: int, config: OptimConfig) -> float:
     return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_lr(optimizer: HasGroups, factor: float) -> float:
-    """Scale every group's base rate; returns the largest."""
+def set_lr(optimizer: HasGroups, factor: float) -> dict[str, float]:
+    """Scale every group's base rate. -> the largest as "lr", and "lr/PREFIX" for those of `lr_by_prefix`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-    return max(group["lr"] for group in optimizer.param_groups)
+    rates = {f"lr/{group['part']}": group["lr"] for group in optimizer.param_groups if group["part"]}
+    return {"lr": max(group["lr"] for group in optimizer.param_groups), **rates}

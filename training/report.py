@@ -1,10 +1,11 @@
 """A run to look at: every logged number over steps, as one picture, or as a page with the run's pictures."""
 
 import html
-import json
 import math
 import os
 from pathlib import Path
+
+from .metrics import read_rows
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
 <style>body {{ font-family: sans-serif; margin: 2em auto; max-width: 75em }} img {{ max-width: 100% }}
@@ -13,6 +14,7 @@ table {{ border-collapse: collapse }} td {{ padding: .2em .8em; border-bottom: 1
 <h2>Last values</h2><table>{values}</table>
 <h2>Curves</h2><img src="{curves}" alt="every logged number over steps">
 <h2>Pictures</h2>{pictures}
+<h2>Texts</h2>{texts}
 <h2>Recipe</h2><pre>{recipe}</pre>
 """
 
@@ -22,7 +24,7 @@ def read_metrics(run: Path) -> dict[str, list[float]]:
     file = run / "metrics.jsonl"
     if not file.is_file():
         raise ValueError(f"{run} is no run: it has no metrics.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = read_rows(file)
     if not rows:
         raise ValueError(f"{file} is empty: nothing was logged yet")
     names = dict.fromkeys(name for row in rows for name in row)
@@ -30,8 +32,8 @@ def read_metrics(run: Path) -> dict[str, list[float]]:
 
 
 def write_report(run: Path, page: Path) -> None:
-    """A page without scripts: last values, curves (in `NAME.png` beside it), the newest picture of each kind and the
-    first, and the recipe."""
+    """A page without scripts: last values, curves (in `NAME.png` beside it), the first and the newest picture and text
+    of each kind, and the recipe."""
     columns = read_metrics(run)
     curves = page.with_suffix(".png")
     plot_run(run, curves)
@@ -43,15 +45,16 @@ def write_report(run: Path, page: Path) -> None:
             last=columns["step"][-1],
             values=cells,
             curves=curves.name,
-            pictures="".join(_figure(file, page) for file in _pictures(run)) or "<p>None.",
+            pictures="".join(_figure(file, page) for file in _first_and_last(run / "pictures")) or "<p>None.",
+            texts="".join(_text(file) for file in _first_and_last(run / "texts")) or "<p>None.",
             recipe=html.escape((run / "config.yaml").read_text()),
         )
     )
 
 
-def _pictures(run: Path) -> list[Path]:
-    """Of each kind, the first and the last."""
-    files = sorted((run / "pictures").glob("*.png"))
+def _first_and_last(folder: Path) -> list[Path]:
+    """Of each kind of file."""
+    files = sorted(folder.glob("[!.]*"))
     kinds = dict.fromkeys(file.stem.rpartition("_")[0] for file in files)
     return [kept for kind in kinds for kept in _ends([file for file in files if file.stem.rpartition("_")[0] == kind])]
 
@@ -63,6 +66,10 @@ def _ends(files: list[Path]) -> list[Path]:
 def _figure(file: Path, page: Path) -> str:
     source = Path(os.path.relpath(file, page.parent)).as_posix()
     return f'<figure><img src="{html.escape(source)}"><figcaption>{html.escape(file.stem)}</figcaption></figure>'
+
+
+def _text(file: Path) -> str:
+    return f"<h3>{html.escape(file.stem)}</h3><pre>{html.escape(file.read_text())}</pre>"
 
 
 def plot_run(run: Path, picture: Path) -> None:

@@ -203,7 +203,7 @@ class Learner:
             sums["psnr"] = sum(_psnr(*pair) for pair in pairs)
             shares = sum_over_ranks(torch.stack([value.detach().float().cpu() for value in sums.values()]))
             means = (shares / (world_size() * len(micro_batches))).tolist()
-            values = {**dict(zip(sums, means, strict=True)), "grad_norm": grad_norm.item(), "lr": lr}
+            values = {**dict(zip(sums, means, strict=True)), "grad_norm": grad_norm.item(), **lr}
             return {**values, **({"revived": revived} if self.revival else {}), **self.counts.report()}
 
         return report

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from mllm import Mllm, MllmConfig, Processor
 from mllm.folders import find_model
@@ -18,15 +19,16 @@ from tokenizer import SIZES, ImageTokenizer
 from .checkpoint import latest_checkpoint, load_state, save_checkpoint
 from .config import ModelConfig, TrainConfig
 from .device import pick_device
-from .distributed import barrier, is_rank_zero, stop_ranks
+from .distributed import barrier, is_rank_zero, stop_ranks, sum_over_ranks
 from .engine import TorchEngine, loading_in_parts, start_engine, start_engine_ranks
-from .metrics import Metrics, Problems, StopSignal, due, ignore_stop_signals
+from .metrics import Metrics, Problems, Speed, StopSignal, due, ignore_stop_signals
 from .mixture import Mixture, MixtureUpdates, Update
 from .optim import freeze, schedule, set_lr
-from .preview import preview_line
+from .samples import conversations, show_samples
+from .start import first_loss_line, parameter_lines, preview_lines, source_lines
 from .update import train_step
 
-PREVIEWED = 2  # sequences at the start of the log
+NEW = "new:"  # before the size of an image tokenizer
 PADDED_TO = 32  # columns: a new shape costs the allocator new memory, and a compiler time
 
 
@@ -70,12 +72,17 @@ def build_model(config: ModelConfig, checkpoint: Path | None = None) -> Start:
         )
     )
     model.image_tokenizer = image_tokenizer
-    return Start(model, processor, () if config.image_tokenizer in SIZES else ("image_tokenizer",))
+    return Start(model, processor, () if config.image_tokenizer.startswith(NEW) else ("image_tokenizer",))
 
 
 def _image_tokenizer(name: str) -> ImageTokenizer:
-    """A folder's or a shipped model's, or a new one of a named size."""
-    return ImageTokenizer(SIZES[name]).eval() if name in SIZES else ImageTokenizer.from_pretrained(name)
+    """A folder's, or a new one of a named size: "new:tiny"."""
+    size = name.removeprefix(NEW)
+    if size == name:
+        return ImageTokenizer.from_pretrained(name)
+    if size not in SIZES:
+        raise ValueError(f"recipe, model.image_tokenizer: unknown size {size!r}; known: {', '.join(SIZES)}")
+    return ImageTokenizer(SIZES[size]).eval()
 
 
 def _image_tokenizer_in(name: str | Path, config: MllmConfig) -> ImageTokenizer:
@@ -90,6 +97,7 @@ def _image_tokenizer_in(name: str | Path, config: MllmConfig) -> ImageTokenizer:
 
 def train(config: TrainConfig) -> Path:
     """Train, or resume, a recipe's run. Returns the last checkpoint's model."""
+    disable_progress_bar()  # of transformers, at each checkpoint
     run, device = config.run.path, pick_device(config.run)
     rank, world = start_engine_ranks(config, device)
     config.run.divide(world)
@@ -100,27 +108,32 @@ def train(config: TrainConfig) -> Path:
         model, processor, loaded = build_model(config.model, checkpoint)
     prepare(model, config, device)
     mixture = Mixture(config.data, processor, model.image_tokenizer, config.run.seed)
+    conversations(config.prompts)  # an image that is not there stops the run here, not at its first samples
+    talk(parameter_lines(model, loaded), source_lines(mixture), preview_lines(mixture))
+    speed = Speed(model, device, world)
     engine = start_engine(model, config, device)
-    step, seen = restore(engine, checkpoint) if checkpoint else (0, 0)
-    data = MixtureUpdates(
-        mixture, config.run.batch_size, config.run.accumulate, rank, world, config.run.steps - step, seen
-    )
-    metrics = Metrics(config, step) if rank == 0 else None
-    problems, stop, stopping = Problems(config.data.max_bad), StopSignal(), False
-    if metrics:
-        problems.add(mixture.damages)
-        print_start(mixture)
-    for update in updates(data, config):
+    first, seen = restore(engine, checkpoint) if checkpoint else (0, 0)
+    steps, micro = config.run.steps, (config.run.batch_size, config.run.accumulate)
+    data = MixtureUpdates(mixture, *micro, rank, world, max(0, steps - first), seen)
+    metrics = Metrics(config, first) if rank == 0 else None
+    problems, stop = Problems(config.data.max_bad), StopSignal()
+    problems.add(mixture.damages if metrics else [])
+    for step, update in enumerate(updates(data, config), start=first + 1):
         problems.add(update.problems, update.complete)
         torch.manual_seed((config.run.seed * 1_000_003 + step) * 1009 + rank)  # a resumed run draws the same
-        lr = set_lr(engine, schedule(step, config.run.steps, config.optim))
+        rates = set_lr(engine, schedule(step - 1, steps, config.optim))
         report = train_step(engine, batches_of(update, processor, engine), config)
-        step, seen, stopping = step + 1, seen + data.samples, stop.anywhere()
+        seen += data.samples
+        last, tokens = stop.anywhere() or step == steps, tokens_of(update)
         if metrics:
-            metrics.log(step, {**report(), "lr": lr})
-        if due(step, config.run.save_every, config.run.steps) or stopping:
+            metrics.log(step, {**report(), **rates, **speed.measure(tokens, data.samples)})
+            if step == first + 1:
+                talk([first_loss_line(report(), metrics.before, model, is_new="" not in loaded)])
+        if config.prompts and config.run.sample_every and due(step, config.run.sample_every, steps):
+            show_samples(engine, processor, config.prompts, metrics, step)
+        if last or step % config.run.save_every == 0:
             save(engine, processor, step, seen)
-        if stopping:
+        if last:
             break
     barrier()
     if metrics:
@@ -129,12 +142,16 @@ def train(config: TrainConfig) -> Path:
     return latest_checkpoint(run) / "model"
 
 
-def print_start(mixture: Mixture) -> None:
-    """The first sequences of the run, what carries loss between « and »."""
-    for position in range(PREVIEWED):
-        sample, _ = mixture.sample(position)
-        if sample:
-            print(f"sample {position}: {preview_line(mixture.processor, sample)}", flush=True)
+def talk(*groups: list[str]) -> None:
+    """Print lines, once for all ranks."""
+    if is_rank_zero():
+        print(*(line for lines in groups for line in lines), sep="\n", flush=True)
+
+
+def tokens_of(update: Update) -> float:
+    """Without padding, on all ranks."""
+    mine = sum(len(sample.ids) for samples in update.micro_batches for sample in samples)
+    return sum_over_ranks(torch.tensor(float(mine))).item()
 
 
 def prepare(model: Mllm, config: TrainConfig, device: torch.device) -> None:

@@ -119,10 +119,11 @@ def test_resuming_the_image_tokenizer_is_invisible(tmp_path, text_folder):
     assert len(_losses(whole)) == 6 and _losses(parts) == _losses(whole)
 
 
-def test_resuming_the_language_model_is_invisible(tmp_path, text_folder, codes_folder, image_tokenizer):
-    whole = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "whole")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_the_language_model_is_invisible(tmp_path, text_folder, codes_folder, image_tokenizer, workers):
+    whole = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "whole", workers=workers)
     train(whole)
-    parts = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "parts")
+    parts = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "parts", workers=workers)
     _stop_after(parts, 3, train)
     folder = train(parts)
     assert len(_losses(whole)) == 6 and _losses(parts) == _losses(whole)
