@@ -29,8 +29,9 @@ from training.update import train_step
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE, RANKS_RECIPE = ROOT / "training" / "stages" / "mixed.yaml", ROOT / "data_recipes" / "debug.yaml"
 PACK = 256  # positions of a row
+RELEASED = "unitok-base"  # image tokenizers for photographs; that of `scenes` is too small to matter here
 LARGE_VOCABULARY = 32_000  # of most pretrained backbones
-NEW_MODEL = ["model.image_tokenizer=new:scenes", f"model.text_tokenizer={ROOT}/checkpoints/scenes/text_tokenizer"]
+TEXT_TOKENIZER = f"model.text_tokenizer={ROOT}/checkpoints/scenes/text_tokenizer"
 PLAIN = [
     "run.name=bench",
     "run.precision=fp32",
@@ -53,10 +54,12 @@ class Pair:
 
 
 class Updates:
-    """The model of `scenes` from the same random weights, trained on the same scenes, in batches of one form."""
+    """The model of `scenes` from the same random weights, with an image tokenizer of some `size`, trained on the same
+    scenes, in batches of one form."""
 
-    def __init__(self, batch: int, *words: str, images: str = "codes"):
-        config = load_config(TrainConfig, RECIPE, [*NEW_MODEL, *PLAIN, f"run.batch_size={batch}", *words])
+    def __init__(self, batch: int, *words: str, images: str = "codes", size: str = "scenes"):
+        fixed = [TEXT_TOKENIZER, *PLAIN, f"run.batch_size={batch}", f"model.image_tokenizer=new:{size}"]
+        config = load_config(TrainConfig, RECIPE, [*fixed, *words])
         device = pick_device(config.run)
         torch.manual_seed(0)
         model, self.processor, _ = build_model(config.model)
@@ -99,8 +102,8 @@ def packed(batch: int) -> Pair:
 
 
 def codes(batch: int) -> Pair:
-    ours, plain = Updates(batch), Updates(batch, images="pixels")
-    return Pair(f"codes / pixels, batch {batch}", ours.update, plain.update, {"samples/s": batch})
+    ours, plain = (Updates(batch, images=images, size=RELEASED) for images in ("codes", "pixels"))
+    return Pair(f"codes / pixels of {RELEASED}, batch {batch}", ours.update, plain.update, {"samples/s": batch})
 
 
 def labelled(batch: int) -> Pair:

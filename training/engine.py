@@ -71,7 +71,8 @@ class TorchEngine:
         """Parameter's name -> its state; empty on other ranks than 0."""
         optimizers = getattr(self.optimizer, "optimizers", [self.optimizer])
         states = {p: state for one in optimizers for p, state in one.state.items()}
-        return {name: dict(states[p]) for name, p in self.trained.items()} if is_rank_zero() else {}
+        # One that had no gradient yet, as nothing used it, has no state.
+        return {name: dict(states.get(p, {})) for name, p in self.trained.items()} if is_rank_zero() else {}
 
     def load_optimizer_state(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
         """What `optimizer_state` gave, with any engine. Raises ValueError when other parameters were trained."""
@@ -154,7 +155,7 @@ class ZeroEngine(TorchEngine):
         if self.stage == 0:
             return super().load_optimizer_state(state)
         check_names(state, self.trained)
-        first = next(iter(state.values()))
+        first = max(state.values(), key=len)
         keys = [key for key in first if key != "step"]
         for flat in self._flat():
             self.optimizer.optimizer.state[flat] = {
@@ -164,7 +165,8 @@ class ZeroEngine(TorchEngine):
         self._link()
         for name, p in self.trained.items():
             for key in keys:
-                self._set_state(p, key, state[name][key].to(self.device))
+                if key in state[name]:
+                    self._set_state(p, key, state[name][key].to(self.device))
 
     def _link(self) -> None:
         """DeepSpeed finds the state of each parameter once, when only the first group has any."""
@@ -197,6 +199,7 @@ def start_engine_ranks(config: TrainConfig, device: torch.device) -> tuple[int, 
     """As `start_ranks`; also makes DeepSpeed know of them. -> (rank, world size)."""
     rank, world = start_ranks(device, alone=config.deepspeed is not None)
     if config.deepspeed:
+        os.environ.setdefault("LOCAL_RANK", "0")  # which it asks for even where no launcher was needed
         import_deepspeed(device).init_distributed(auto_mpi_discovery=False, verbose=False)
     return rank, world
 
