@@ -13,7 +13,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["training.train", "deepspeed"])
 ROOT = Path(__file__).parents[1]
-HANGS = 120  # seconds; what takes longer is waiting for a rank that does not come
+HANGS = 900  # seconds; what takes longer, on however busy a machine, waits for a rank that does not come
 
 
 def start_training(

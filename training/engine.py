@@ -25,6 +25,8 @@ from .device import autocast
 from .distributed import is_rank_zero, start_ranks, sum_gradients
 from .optim import make_optimizer
 
+SMALL = 1_000_000  # weights that are not worth sending in parts
+
 
 class TorchEngine:
     """Every rank holds the whole model; gradients are summed over ranks, as one message."""
@@ -96,8 +98,9 @@ class ZeroEngine(TorchEngine):
                 raise ValueError("recipe, deepspeed.stage: 3 does not train the image tokenizer; take 2")
             model.image_tokenizer = nn.Identity()
         with _no_numbers(model):
+            settings = deepspeed_settings(config, model.config.text_config.hidden_size)
             self.engine, self.optimizer, *_ = deepspeed.initialize(
-                model=model, optimizer=self.optimizer, config=deepspeed_settings(config)
+                model=model, optimizer=self.optimizer, config=settings
             )
         self.world = self.engine.world_size
         self.zero = deepspeed.zero
@@ -236,17 +239,25 @@ def _no_numbers(model: nn.Module) -> Iterator[None]:
         module.register_parameter(name, p)
 
 
-def deepspeed_settings(config: TrainConfig) -> dict[str, Any]:
-    """DeepSpeed's own dict. Weights and what ranks exchange are float32, as with plain torch: same losses."""
-    run, zero = config.run, config.deepspeed
+def deepspeed_settings(config: TrainConfig, width: int = 0) -> dict[str, Any]:
+    """DeepSpeed's own dict. Weights and what ranks exchange are float32, as with plain torch: same losses. Its buffers
+    hold a layer of a backbone of this `width`, and stage 3 gathers two at a time."""
+    run, zero, layer = config.run, config.deepspeed, max(12 * width**2, SMALL)
     offload = {"offload_optimizer": {"device": "cpu"}} if zero.offload else {}
     if zero.offload and zero.stage == 3:
         offload["offload_param"] = {"device": "cpu"}
+    sizes = {
+        "reduce_bucket_size": layer,
+        "sub_group_size": 2 * layer,
+        "stage3_prefetch_bucket_size": layer,
+        "stage3_max_live_parameters": 2 * layer,
+        "stage3_max_reuse_distance": 2 * layer,
+    }
     return {
         "train_micro_batch_size_per_gpu": run.batch_size,
         "gradient_accumulation_steps": run.accumulate,
         "gradient_clipping": config.optim.clip,
-        "zero_optimization": {"stage": zero.stage, **offload},
+        "zero_optimization": {"stage": zero.stage, **sizes, **offload},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW needs no compiler
         "torch_autocast": {

@@ -62,7 +62,7 @@ def kill_once(argv: list[str], run: Path, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kills", "steps"), [(2, 12), pytest.param(20, 60, marks=pytest.mark.slow)], ids=["twice", "often"]
+    ("kills", "steps"), [(2, 12), pytest.param(20, 40, marks=pytest.mark.slow)], ids=["twice", "often"]
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, kills, steps):
     words = [f"run.steps={steps}", "run.save_every=2"]
