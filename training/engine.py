@@ -83,7 +83,7 @@ class TorchEngine:
             parameters = {p for group in optimizer.param_groups for p in group["params"]}
             for name, p in self.trained.items():
                 if p in parameters:
-                    optimizer.state[p] = {key: value.to(p.device) for key, value in state[name].items()}
+                    optimizer.state[p] = {key: value.to(p.device, copy=True) for key, value in state[name].items()}
 
 
 class ZeroEngine(TorchEngine):
@@ -151,7 +151,7 @@ class ZeroEngine(TorchEngine):
         for name, p in self.trained.items():
             whole = {key: safe_get_full_optimizer_state(p, key) for key in first if key != "step"}
             if is_rank_zero():
-                state[name] = {"step": first["step"], **{key: value.cpu() for key, value in whole.items()}}
+                state[name] = {"step": first["step"].clone(), **{key: value.cpu() for key, value in whole.items()}}
         return state
 
     def load_optimizer_state(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
@@ -162,7 +162,7 @@ class ZeroEngine(TorchEngine):
         keys = [key for key in first if key != "step"]
         for flat in self._flat():
             self.optimizer.optimizer.state[flat] = {
-                "step": first["step"].to(flat.device),
+                "step": first["step"].to(flat.device, copy=True),  # each counts its own
                 **{key: torch.zeros_like(flat) for key in keys},
             }
         self._link()
