@@ -10,23 +10,34 @@ import torch.nn.functional as F
 from torch import nn
 
 from tokenizer.projection import AttnProjection
-from tokenizer.quantizer import MultiCodebookQuantizer
+from tokenizer.quantizer import MultiCodebookQuantizer, Quantized
 
 Pick = Callable[[torch.Tensor, int], torch.Tensor]
 """(logits_BV, k) -> ids_B: guidance and sampling live in here, heads never hear of them."""
 
+# Where an embedding is given what its codes were chosen from, `quantized`, its values are the same, and its gradient
+# goes on to the image tokenizer: through the shares of all entries in each choice, or through the features.
+
 
 class CodeTables(nn.Module):
     """K learned tables, summed: codes_NLK -> embeds_NLD. Every position stands alone, so there is nothing to cache."""
+
+    reads_shares = True
 
     def __init__(self, image_tokenizer, dim: int):
         super().__init__()
         self.codebook_size = image_tokenizer.codebook_size
         self.tables = nn.Embedding(image_tokenizer.num_codebooks * self.codebook_size, dim)
 
-    def forward(self, codes_NLK: torch.Tensor, cache: dict | None = None) -> torch.Tensor:
+    def forward(
+        self, codes_NLK: torch.Tensor, cache: dict | None = None, quantized: Quantized | None = None
+    ) -> torch.Tensor:
         offsets = torch.arange(codes_NLK.shape[-1], device=codes_NLK.device) * self.codebook_size
-        return self.tables(codes_NLK + offsets).sum(-2)
+        embeds_NLD = self.tables(codes_NLK + offsets).sum(-2)
+        if quantized is None:
+            return embeds_NLD
+        shares_NLJ = quantized.shares_KMV.transpose(0, 1).reshape(*codes_NLK.shape[:2], -1)  # J = K * V
+        return embeds_NLD + (shares_NLJ - shares_NLJ.detach()) @ self.tables.weight
 
 
 class PlacedTables(CodeTables):
@@ -39,12 +50,14 @@ class PlacedTables(CodeTables):
         super().__init__(image_tokenizer, dim)
         self.places = nn.Embedding(image_tokenizer.num_positions, dim)
 
-    def forward(self, codes_NLK: torch.Tensor, cache: dict | None = None) -> torch.Tensor:
+    def forward(
+        self, codes_NLK: torch.Tensor, cache: dict | None = None, quantized: Quantized | None = None
+    ) -> torch.Tensor:
         start = 0 if cache is None else cache.get("seen", 0)
         end = start + codes_NLK.shape[1]
         if cache is not None:
             cache["seen"] = end
-        return super().forward(codes_NLK) + self.places.weight[start:end]
+        return super().forward(codes_NLK, quantized=quantized) + self.places.weight[start:end]
 
 
 class CodebookEmbedding(nn.Module):
@@ -52,6 +65,8 @@ class CodebookEmbedding(nn.Module):
 
     Position l depends on positions <= l, so feeding an image step by step needs a `cache` (a dict, empty at first).
     """
+
+    reads_shares = False
 
     def __init__(self, image_tokenizer, dim: int):
         super().__init__()
@@ -64,7 +79,11 @@ class CodebookEmbedding(nn.Module):
             nn.LayerNorm(width, eps=1e-6), nn.Linear(width, dim), nn.GELU(), nn.Linear(dim, dim)
         )
 
-    def forward(self, codes_NLK: torch.Tensor, cache: dict | None = None) -> torch.Tensor:
+    def forward(
+        self, codes_NLK: torch.Tensor, cache: dict | None = None, quantized: Quantized | None = None
+    ) -> torch.Tensor:
+        if quantized is not None:
+            return self._project(quantized.features_NLQ, None)
         if cache is None:
             return self._project(self.quantizer.decode(codes_NLK), None)
         if not cache:  # normalising the codebooks takes longer than the rest of a step

@@ -15,6 +15,7 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from tokenizer import ImageTokenizer
+from tokenizer.quantizer import Quantized
 from tokenizer.weights import weights_hash
 
 from .codes import CODE_EMBEDDINGS, CODE_HEADS
@@ -89,8 +90,11 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
-    def embed(self, ids_BT: torch.Tensor, codes_NLK: torch.Tensor | None = None) -> torch.Tensor:
-        """ids with L placeholders for each image -> embeds_BTD. Raises ValueError when their numbers disagree."""
+    def embed(
+        self, ids_BT: torch.Tensor, codes_NLK: torch.Tensor | None = None, quantized: Quantized | None = None
+    ) -> torch.Tensor:
+        """ids with L placeholders for each image -> embeds_BTD. With `quantized`, what the codes were chosen from,
+        gradient goes on to the image tokenizer. Raises ValueError when numbers of placeholders and codes disagree."""
         slots_BT = ids_BT == self.config.image_token_id
         # The placeholder need not be in the vocabulary: the released UniTok model uses -200.
         x_BTD = self.get_input_embeddings()(ids_BT.masked_fill(slots_BT, self.config.pad_token_id))
@@ -102,7 +106,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 K = self.config.image_tokenizer["num_codebooks"]
                 x_BTD = x_BTD + 0.0 * self.code_embed(ids_BT.new_zeros(1, 1, K)).sum()
             return x_BTD
-        embeds_NLD = self.code_embed(codes_NLK)
+        embeds_NLD = self.code_embed(codes_NLK, quantized=quantized)
         return x_BTD.masked_scatter(slots_BT[..., None], embeds_NLD.to(x_BTD.dtype))
 
     def forward(
@@ -118,10 +122,14 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         code_weight: float = 1.0,
+        pixels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> MllmOutput:
         """With `labels` [B, T] (-100: ignored), losses; without, `logits` [B, T, S] of the last `logits_to_keep`
-        positions (0: all). `codes` are codes_NLK; `is_target` [N] says which images are to be drawn, not read."""
+        positions (0: all). `codes` are codes_NLK, or come from `pixels` [N, 3, H, W]; `is_target` [N] says which images
+        are to be drawn, not read."""
+        if pixels is not None:
+            codes = self.image_tokenizer.encode(pixels)
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, codes)
         output = self.backbone(

@@ -21,7 +21,7 @@ from .text import contrastive_ids
 
 @dataclass
 class Batch:
-    """What `MllmForConditionalGeneration.forward` takes, ready for `model(**vars(batch))` once images are codes.
+    """What `MllmForConditionalGeneration.forward` takes: `model(**vars(batch))`. Images are `codes` or `pixels`.
 
     Packed rows have `position_ids` that begin at 0 with every sample, and no `attention_mask`: from these two, and
     without a cache, transformers makes attention stay within a sample. Flash attention sees it only in a batch of one.
@@ -34,6 +34,7 @@ class Batch:
     codes: torch.Tensor | None
     is_target: torch.Tensor
     position_ids: torch.Tensor | None = None
+    pixels: torch.Tensor | None = None
 
 
 class MllmProcessor(ProcessorMixin):
@@ -54,6 +55,7 @@ class MllmProcessor(ProcessorMixin):
             raise ValueError(f"unknown template {template!r}; known: {', '.join(TEMPLATES)}")
         self.num_positions, self.image_size, self.template = num_positions, image_size, template
         self._template = TEMPLATES[template](tokenizer, num_positions, image_size)
+        self.preparation = self._template.preparation
         self.bos_id, self.eos_id, self.pad_id = self._template.bos_id, self._template.eos_id, self._template.pad_id
         self.image_id, self.boi_id, self.eoi_id = (
             self._template.image_id,
@@ -94,8 +96,9 @@ class MllmProcessor(ProcessorMixin):
         self, samples: Sequence[Sample], image_tokenizer=None, left: bool = False, pack: int = 0, multiple: int = 1
     ) -> Batch:
         """Pad to the longest, and to a `multiple`, right (training) or left (generation). PIL images and pixels become
-        codes by `image_tokenizer`. With `pack`, rows of up to so many positions hold several samples, for training:
-        each loses what it would lose in a row of its own. Raises ValueError for a sample that no row can hold."""
+        codes by `image_tokenizer`; without one, pixels stay pixels. With `pack`, rows of up to so many positions hold
+        several samples, for training: each loses what it would lose in a row of its own. Raises ValueError for a sample
+        that no row can hold."""
         rows = pack_rows(samples, pack) if pack else [[sample] for sample in samples]
         lengths = [sum(len(sample.ids) for sample in row) for row in rows]
         T = -(-max(lengths) // multiple) * multiple
@@ -113,12 +116,15 @@ class MllmProcessor(ProcessorMixin):
                     branches[span] = torch.tensor(sample.branches)
                 start += len(sample.ids)
         ordered = [sample for row in rows for sample in row]
-        codes = as_codes([image for sample in ordered for image in sample.images], image_tokenizer)
+        images = [image for sample in ordered for image in sample.images]
+        are_pixels = bool(images) and all(torch.is_tensor(image) and image.is_floating_point() for image in images)
+        pixels = torch.stack(images) if are_pixels and image_tokenizer is None else None
+        codes = as_codes(images, image_tokenizer) if pixels is None else None
         is_target = torch.tensor([flag for sample in ordered for flag in sample.is_target], dtype=torch.bool)
         if any(sample.branches for sample in samples):
-            return Batch(ids, _branched(owners, branches), labels, codes, is_target, positions)
+            return Batch(ids, _branched(owners, branches), labels, codes, is_target, positions, pixels)
         mask = None if pack else (owners > 0).long()
-        return Batch(ids, mask, labels, codes, is_target, positions if pack else None)
+        return Batch(ids, mask, labels, codes, is_target, positions if pack else None, pixels)
 
 
 def _branched(owners_BT: torch.Tensor, branches_BT: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenizer.transform import pad_to_square, to_pixels
 
-from .text import SPECIAL_TOKENS, text_ids
+from .text import BEGIN_IMAGE, END_IMAGE, IMAGE, PAD, SPECIAL_TOKENS, UNCONDITIONAL, text_ids
 
 IGNORED = -100  # label of positions without a text target
 
@@ -66,6 +66,7 @@ def join(chats: Sequence[Sample]) -> Sample:
 class Template(ABC):
     """A sub-class names the pieces its text tokenizer must have, sets the six ids, and writes chats and requests."""
 
+    preparation = "mllm"  # of images: what codes must have been made by
     needs: tuple[str, ...]
     advice: str
     bos_id: int
@@ -155,10 +156,54 @@ class MllmTemplate(Template):
         return [self.user_id, *words, self.assistant_id]
 
 
+class ChatMlTemplate(Template):
+    """ChatML, as SmolLM2 and Qwen were tuned to read it, without a system turn: `<|im_start|>user`, a newline, text,
+    `<|im_end|>`, a newline. Marks of images, padding and the unconditional prompt are special tokens added to theirs.
+    """
+
+    needs = ("<|im_start|>", "<|im_end|>", PAD, IMAGE, BEGIN_IMAGE, END_IMAGE, UNCONDITIONAL)
+    advice = "a recipe whose model.backbone is a name adds ours to a pretrained one's"
+
+    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, num_positions: int, image_size: int):
+        super().__init__(text_tokenizer, num_positions, image_size)
+        (
+            self.bos_id,
+            self.eos_id,
+            self.pad_id,
+            self.image_id,
+            self.boi_id,
+            self.eoi_id,
+            self.unconditional_id,
+        ) = text_tokenizer.convert_tokens_to_ids(list(self.needs))
+        self.user, self.assistant, self.newline = (
+            text_ids(text_tokenizer, text) for text in ("user\n", "assistant\n", "\n")
+        )
+
+    def chat(self, messages: Sequence[dict[str, Any]], open_answer: bool) -> Sample:
+        sample = Sample()
+        for is_answer, parts in turns(messages):
+            sample.add([self.bos_id, *(self.assistant if is_answer else self.user)])
+            for kind, value in parts:
+                if kind == "text":
+                    sample.add(text_ids(self.text_tokenizer, value), is_answer)
+                else:
+                    self.add_marked_image(sample, value, is_answer)
+            sample.add([self.eos_id], target=is_answer)
+            sample.add(self.newline)
+        if open_answer:
+            sample.add([self.bos_id, *self.assistant])
+        return sample
+
+    def request(self, prompt: str | None) -> list[int]:
+        words = [self.unconditional_id] if prompt is None else text_ids(self.text_tokenizer, prompt)
+        return [*self.user, *words, self.eos_id, *self.newline, self.bos_id, *self.assistant]
+
+
 class UniTokTemplate(Template):
     """The released UniTok model's: Vicuna's chat in Llama's pieces, images of the user padded to squares and without
     marks, drawn ones between the pieces of bytes 0 and 1 (github FoundationVision/UniTok)."""
 
+    preparation = "unitok"
     needs = ("<unk>", "<s>", "</s>", "<0x00>", "<0x01>", "<0x0A>")
     advice = "the template 'unitok' needs Llama's"
     system = (
@@ -227,7 +272,7 @@ class UniTokTemplate(Template):
         return to_pixels(pad_to_square(image, self.padding), self.image_size, interpolation="bilinear")
 
 
-TEMPLATES = {"mllm": MllmTemplate, "unitok": UniTokTemplate}
+TEMPLATES = {"mllm": MllmTemplate, "chatml": ChatMlTemplate, "unitok": UniTokTemplate}
 
 
 def turns(messages: Sequence[dict[str, Any]]) -> Iterator[tuple[bool, list[tuple[str, Any]]]]:

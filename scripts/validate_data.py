@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         from eval.pieces import watch
         from training.mixture import ImageForm, MessageShards
         from training.preview import preview_page
-    form = ImageForm(model.image_tokenizer, processor.template)
+    form = ImageForm(model.image_tokenizer, processor.preparation)
     max_length = args.max_length or model.config.text_config.max_position_embeddings
     source = MessageShards(args.shards, processor, form, max_length)
     totals, problems, shown = Totals(), list(source.damages), []

@@ -93,7 +93,11 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
 
     def decode_pixels(self, codes_NLK: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
         """codes_NLK -> pixels_N3HW, not clamped."""
-        return self.decoder(self.widen(self.quantizer.decode(codes_NLK)), grid or _square(codes_NLK.shape[1]))
+        return self.decode_features(self.quantizer.decode(codes_NLK), grid)
+
+    def decode_features(self, features_NLQ: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
+        """Quantized features -> pixels_N3HW, not clamped."""
+        return self.decoder(self.widen(features_NLQ), grid or _square(features_NLQ.shape[1]))
 
     def image_features(self, images: Sequence[Image.Image | torch.Tensor] | torch.Tensor) -> torch.Tensor:
         """-> unit vectors [N, E], from the quantized features as the decoder sees them."""

@@ -30,13 +30,15 @@ class QuantizerOptions:
 class Quantized(NamedTuple):
     """`features_NLQ` carry gradient straight through; `slices_KMq` are what was quantized, M = N * L, unit vectors
     without gradient; `loss` is commitment plus codebook loss; `entropy_loss` as in MAGVIT-v2 (arXiv 2310.05737): small
-    when each choice is sure and all entries are used."""
+    when each choice is sure and all entries are used; `shares_KMV`, only with `index_temperature`, are the entries'
+    shares in each choice, with gradient."""
 
     features_NLQ: torch.Tensor
     codes_NLK: torch.Tensor
     slices_KMq: torch.Tensor
     loss: torch.Tensor
     entropy_loss: torch.Tensor
+    shares_KMV: torch.Tensor | None = None
 
 
 UNITOK = QuantizerOptions()
@@ -85,7 +87,7 @@ class MultiCodebookQuantizer(nn.Module):
             entropy_loss = loss.new_zeros(())
             if options.entropy_every:
                 entropy_loss = _entropy_loss(cosine[:, :: options.entropy_every], self.temperature)
-            shown = q
+            shown, p = q, None
             if options.perturbed:
                 shown = _look_up(e, _perturb(cosine, codes, options.perturbed, options.nearest))
             if options.index_temperature:
@@ -94,7 +96,7 @@ class MultiCodebookQuantizer(nn.Module):
             else:
                 x = z + (shown - z).detach()
         features = x.permute(1, 0, 2).reshape(N, L, -1)
-        return Quantized(features, codes.t().reshape(N, L, -1), z.detach(), loss, entropy_loss)
+        return Quantized(features, codes.t().reshape(N, L, -1), z.detach(), loss, entropy_loss, p)
 
     def encode(self, features_NLQ: torch.Tensor) -> torch.Tensor:
         """-> codes_NLK, int64."""

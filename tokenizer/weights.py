@@ -9,6 +9,8 @@ from torch import nn
 
 from .convert import compare
 
+GIVE_CODES = ("encoder.", "quant_proj.", "quantizer.")  # the parts of an image tokenizer from pixels to codes
+
 
 def read_weights(file: str | Path, what: str) -> dict[str, torch.Tensor]:
     """The tensors of a .pth file. Raises ValueError, in one line, when it is missing, damaged, or something else."""
@@ -43,10 +45,18 @@ def efficientnet_lite0(file: str | Path) -> nn.Module:
     return load_frozen(network, dict(zip(network.state_dict(), tensors.values(), strict=True)), file)
 
 
-def weights_hash(network: nn.Module) -> str:
-    """12 hex digits that change with any weight, for the records of evaluations and drawings."""
+def weights_hash(network: nn.Module, parts: tuple[str, ...] = ("",)) -> str:
+    """12 hex digits that change with any weight, for the records of evaluations and drawings; of those weights whose
+    name starts with a word of `parts`."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
+        if not name.startswith(parts):
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def codes_hash(image_tokenizer: nn.Module) -> str:
+    """12 hex digits that change with any weight between pixels and codes: whose codes codes are."""
+    return weights_hash(image_tokenizer, GIVE_CODES)

@@ -108,17 +108,23 @@ class TokenizerDataConfig(ScenesConfig):
 
 
 @dataclass
-class TokenizerLossConfig:
-    """Weights of the image tokenizer's loss terms (UniTok, arXiv 2502.20321, section 3.1); without a weight, nothing is
-    computed. `perceptual` and `gram` compare features of EfficientNet-Lite0, or of LPIPS with its file as `lpips`.
-    `disentangle` keeps sub-codebooks apart (FQGAN, arXiv 2411.16681). The first `decoded` images of a rank's batch
-    (null: all) are decoded; all of them count in the contrastive loss."""
+class ReconstructionConfig:
+    """Weights of what compares images before and after; without a weight, nothing is computed. `perceptual` and `gram`
+    compare features of EfficientNet-Lite0, or of LPIPS with its file as `lpips`."""
 
     l1: float = 0.2
     l2: float = 1.0
     perceptual: float = 0.0
     gram: float = 0.0
     lpips: str | None = None
+
+
+@dataclass
+class TokenizerLossConfig(ReconstructionConfig):
+    """Weights of the image tokenizer's loss terms (UniTok, arXiv 2502.20321, section 3.1). `disentangle` keeps
+    sub-codebooks apart (FQGAN, arXiv 2411.16681). The first `decoded` images of a rank's batch (null: all) are decoded;
+    all of them count in the contrastive loss."""
+
     quantizer: float = 1.0
     entropy: float = 0.0
     disentangle: float = 0.0
@@ -187,17 +193,49 @@ class AblationConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Adapters of `rank` beside the backbone's matrices called `targets`, scaled by `alpha / rank`; they train, and the
+    matrices do not."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"recipe, model.lora.rank: {self.rank} is below 1; without adapters, leave model.lora out")
+
+
+@dataclass
+class TuneConfig(ReconstructionConfig):
+    """The image tokenizer's share in a run that trains it with the language model (see tune.py): weights of the loss
+    that keeps its reconstructions, and of its quantizer's. Where codes are read by tables, gradient reaches all entries
+    through a softmax over them at `temperature`."""
+
+    quantizer: float = 1.0
+    temperature: float = 0.05
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise ValueError(f"recipe, model.tune.temperature: {self.temperature} is not above 0")
+
+
+@dataclass
 class ModelConfig:
-    """What a language-model run starts from: either `init_from`, or the parts of a new model."""
+    """What a language-model run starts from: either `init_from`, or the parts of a new model. Its `image_tokenizer` is
+    a folder, a shipped model's, or a size for a new one; its `backbone` is a config of transformers, or names
+    pretrained weights (see backbones.py), which bring their own text tokenizer."""
 
     init_from: str | None = None
     image_tokenizer: str | None = None
     text_tokenizer: str | None = None
-    backbone: dict[str, Any] = field(default_factory=dict)
+    backbone: Any = field(default_factory=dict)
     code_embedding: str = "tables"
     code_head: str = "depth"
     code_head_args: dict[str, Any] = field(default_factory=dict)
     trainable: list[str] = field(default_factory=lambda: [""])
+    lora: LoraConfig | None = None
+    tune: TuneConfig | None = None
 
 
 @dataclass

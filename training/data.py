@@ -16,6 +16,7 @@ from mllm.processor import MllmProcessor
 from mllm.templates import Sample, join
 from tokenizer import ImageTokenizer
 from tokenizer.transform import to_pixels
+from tokenizer.weights import codes_hash
 
 from .config import MixConfig, ScenesConfig
 
@@ -32,12 +33,16 @@ def scene_seed(split: str, index: int) -> int:
 def extract_codes(
     image_tokenizer: ImageTokenizer, config: ScenesConfig, folder: Path, chunks: Iterable[int], chunk: int = CHUNK
 ) -> Iterator[int]:
-    """Render and encode scenes, `chunk` to a file; files that exist are kept. Yields the number of scenes done."""
+    """Render and encode scenes, `chunk` to a file that says whose codes they are; files that exist are kept. Yields the
+    number of scenes done. Raises ValueError for files of another image tokenizer."""
+    codes_of = {"image_tokenizer": codes_hash(image_tokenizer), "template": "mllm"}
     folder.mkdir(parents=True, exist_ok=True)
     world = World(config.artwork)
     for number in chunks:
         path = folder / f"codes_{number:05d}.safetensors"
         if path.exists():
+            if _read(path)[1] != codes_of:
+                raise ValueError(f"{path} holds codes of another image tokenizer: take another folder")
             yield chunk
             continue
         parts = []
@@ -47,19 +52,22 @@ def extract_codes(
             parts.append(image_tokenizer.encode(images).to(torch.int16))
             yield len(images)
         temporary = path.with_suffix(".writing")
-        save_file({"codes_NLK": torch.cat(parts)}, temporary)
+        save_file({"codes_NLK": torch.cat(parts)}, temporary, metadata=codes_of)
         temporary.rename(path)
 
 
 class CodedScenes:
-    """Extracted codes with the scenes they belong to."""
+    """Extracted codes with the scenes they belong to; `codes_of` says what made them, as in shards."""
 
     def __init__(self, config: ScenesConfig, folder: str | Path):
         files = sorted(Path(folder).glob("codes_*.safetensors"))
         if not files:
             raise ValueError(f"no codes in {folder}: make them with scripts.extract_codes")
         self.config, self.world = config, World(config.artwork)
-        self.codes_NLK = torch.cat([_read(path) for path in files])
+        parts, made_by = zip(*map(_read, files), strict=True)
+        if any(other != made_by[0] for other in made_by):
+            raise ValueError(f"{folder} holds codes of several image tokenizers: extract them again")
+        self.codes_NLK, self.codes_of = torch.cat(parts), made_by[0]
 
     def __len__(self) -> int:
         return len(self.codes_NLK)
@@ -85,37 +93,38 @@ class RenderedScenes:
         return scene, to_pixels(image, sizes.image_size, sizes.resize_ratio, sizes.interpolation)
 
 
-def _read(path: Path) -> torch.Tensor:
+def _read(path: Path) -> tuple[torch.Tensor, dict[str, str]]:
+    """Codes, and what made them: nothing, for a file that does not say."""
     with safe_open(path, "pt") as file:
-        return file.get_tensor("codes_NLK")
+        return file.get_tensor("codes_NLK"), file.metadata() or {}
 
 
 def drawing_sample(
-    processor: MllmProcessor, scene: Scene, codes_LK: torch.Tensor, config: MixConfig, rng: random.Random
+    processor: MllmProcessor, scene: Scene, image: torch.Tensor, config: MixConfig, rng: random.Random
 ) -> Sample:
-    """Caption -> image. The first caption has GenEval's wording and is drawn half of the time."""
+    """Caption -> image, codes_LK or pixels. The first caption has GenEval's wording and is drawn half of the time."""
     options = captions(scene)
     caption = options[0] if rng.random() < 0.5 else rng.choice(options)
     unconditional = rng.random() < config.caption_dropout
-    return processor.encode_drawing(None if unconditional else caption, codes_LK)
+    return processor.encode_drawing(None if unconditional else caption, image)
 
 
 def answering_sample(
-    processor: MllmProcessor, scene: Scene, codes_LK: torch.Tensor, config: MixConfig, rng: random.Random
+    processor: MllmProcessor, scene: Scene, image: torch.Tensor, config: MixConfig, rng: random.Random
 ) -> Sample:
-    """Image, then questions with answers: each on its own, or some of them as the turns of one chat."""
+    """Image (codes_LK or pixels), then questions with answers: each on its own, or some as the turns of one chat."""
     asked = questions(scene, rng)
     rng.shuffle(asked)
-    image = {"type": "image", "image": codes_LK}
+    part = {"type": "image", "image": image}
     if rng.random() < config.chats:
-        return processor.encode(_chat(image, asked[: config.questions_per_image]), open_answer=False)
-    return join([processor.encode(_chat(image, [one]), open_answer=False) for one in asked])
+        return processor.encode(_chat(part, asked[: config.questions_per_image]), open_answer=False)
+    return join([processor.encode(_chat(part, [one]), open_answer=False) for one in asked])
 
 
-def _chat(image: dict, asked: Sequence[Question]) -> list[dict]:
+def _chat(part: dict, asked: Sequence[Question]) -> list[dict]:
     messages = []
     for turn, question in enumerate(asked):
         text = {"type": "text", "text": question.text}
-        messages.append({"role": "user", "content": [image, text] if turn == 0 else [text]})
+        messages.append({"role": "user", "content": [part, text] if turn == 0 else [text]})
         messages.append({"role": "assistant", "content": question.answer})
     return messages

@@ -94,8 +94,9 @@ class ZeroEngine(TorchEngine):
         super().__init__(model, config, device)
         self.stage = config.deepspeed.stage
         if self.stage == 3:  # it encodes outside of `forward`, and not on all ranks at once: each keeps a whole one
-            if any(name.startswith("image_tokenizer.") for name in self.trained):
-                raise ValueError("recipe, deepspeed.stage: 3 does not train the image tokenizer; take 2")
+            if config.model.tune or config.model.lora:
+                what = "tune" if config.model.tune else "lora"
+                raise ValueError(f"recipe, deepspeed.stage: 3 does not go with model.{what}; take 2")
             model.image_tokenizer = nn.Identity()
         with _no_numbers(model):
             settings = deepspeed_settings(config, model.config.text_config.hidden_size)

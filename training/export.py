@@ -9,10 +9,10 @@ import torch
 
 from mllm import Mllm, Processor
 from tokenizer import ImageTokenizer
+from tokenizer.weights import GIVE_CODES
 
 from .report import plot_run
 
-GIVE_CODES = ("encoder.", "quant_proj.", "quantizer.")  # the parts of an image tokenizer from pixels to codes
 SHARD = "40MB"  # some hosts of repositories refuse larger files
 
 

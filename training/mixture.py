@@ -24,7 +24,7 @@ from data_recipes.shards import Shards, Shuffled
 from mllm.processor import MllmProcessor, Sample
 from tokenizer import ImageTokenizer
 from tokenizer.transform import read_image, to_pixels
-from tokenizer.weights import weights_hash
+from tokenizer.weights import codes_hash
 
 from .config import MixConfig, MixtureConfig
 from .data import CodedScenes, RenderedScenes, answering_sample, drawing_sample
@@ -74,14 +74,16 @@ class Source(ABC):
 
 class ImageForm:
     """How the images of a conversation enter a Sample of one model: extracted codes as they are, files as PIL images,
-    which the template may prepare, and then as pixels."""
+    which the template may prepare, and then as pixels. While the image tokenizer is `tuned`, there are no codes."""
 
-    def __init__(self, image_tokenizer: ImageTokenizer, template: str):
-        self.sizes = image_tokenizer.config
-        self.codes_of = {"image_tokenizer": weights_hash(image_tokenizer), "template": template}
+    def __init__(self, image_tokenizer: ImageTokenizer, preparation: str, tuned: bool = False):
+        self.sizes, self.tuned = image_tokenizer.config, tuned
+        self.codes_of = {"image_tokenizer": codes_hash(image_tokenizer), "template": preparation}
 
     def mismatch(self, codes_of: Mapping[str, str]) -> str:
         """What is wrong with codes of another image tokenizer, or prepared for another template; "": nothing."""
+        if self.tuned:
+            return "extracted codes, which go stale while model.tune trains the image tokenizer: give the images"
         for what, ours in self.codes_of.items():
             if codes_of.get(what) != ours:
                 return f"codes of {what} {codes_of.get(what)}, the model's is {ours}: extract them again"
@@ -194,14 +196,22 @@ class ScenesSource(Source):
 class Mixture:
     """Position in the run -> a sample of one of the sources."""
 
-    def __init__(self, config: MixtureConfig, processor: MllmProcessor, image_tokenizer: ImageTokenizer, seed: int):
-        """Raises ValueError for sources that are not there, and for codes that are not this image tokenizer's."""
+    def __init__(
+        self,
+        config: MixtureConfig,
+        processor: MllmProcessor,
+        image_tokenizer: ImageTokenizer,
+        seed: int,
+        tuned: bool = False,
+    ):
+        """Raises ValueError for sources that are not there, and for codes that are not this image tokenizer's; for any
+        codes, if it is `tuned`."""
         if not config.sources:
             raise ValueError("data.sources is empty: give each source a name, and shards or scenes")
         if config.pack and config.pack < config.max_length:
             raise ValueError(f"data.pack {config.pack} is below data.max_length {config.max_length}")
         self.config, self.processor, self.image_tokenizer = config, processor, image_tokenizer
-        self.form = ImageForm(image_tokenizer, processor.template)
+        self.form = ImageForm(image_tokenizer, processor.preparation, tuned)
         self.cycle = Cycle({name: source.weight for name, source in config.sources.items()}, seed)
         self.sources = {name: self._open(name, seed + place) for place, name in enumerate(config.sources)}
 
@@ -210,7 +220,11 @@ class Mixture:
         if bool(source.shards) == bool(source.scenes):
             raise ValueError(f"data.sources.{name}: give shards or scenes, and not both")
         if source.scenes:
-            return ScenesSource(source.scenes, self.processor, self.image_tokenizer, seed)
+            scenes = ScenesSource(source.scenes, self.processor, self.image_tokenizer, seed)
+            mismatch = self.form.mismatch(scenes.scenes.codes_of) if source.scenes.codes else ""
+            if mismatch:
+                raise ValueError(f"{source.scenes.codes}: {mismatch}")
+            return scenes
         shards = MessageShards(source.shards, self.processor, self.form, length, seed, source.caption_dropout)
         shards.check_codes()
         return shards

@@ -35,7 +35,7 @@ class ShardEncoder:
         if image_tokenizer.config.codebook_size > 2**16:
             raise ValueError(f"{image_tokenizer.config.codebook_size} codebook entries; codes are stored in 16 bits")
         self.image_tokenizer, self.processor = image_tokenizer, processor
-        self.form = ImageForm(image_tokenizer, processor.template if processor else "mllm")
+        self.form = ImageForm(image_tokenizer, processor.preparation if processor else "mllm")
 
     def samples(self, shards: Shards, place: int) -> Iterator[tuple[str, dict[str, bytes]] | str]:
         """Of the shard at this place: (key, files), or what is wrong with a sample or the shard."""

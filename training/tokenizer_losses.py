@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tokenizer.image_tokenizer import TrainingOutput
 from tokenizer.perceptual import LPIPS, EfficientNetLoss, PerceptualLoss, gram_loss
 
-from .config import TokenizerLossConfig
+from .config import ReconstructionConfig, TokenizerLossConfig
 from .distributed import gather_features
 
 
@@ -34,7 +34,7 @@ def disentangling_loss(features_NLQ: torch.Tensor, num_codebooks: int) -> torch.
     return cosine_MKK[:, pairs].pow(2).mean()
 
 
-def perceptual_network(weights: TokenizerLossConfig) -> PerceptualLoss | None:
+def perceptual_network(weights: ReconstructionConfig) -> PerceptualLoss | None:
     """What the perceptual and the Gram loss compare features of. Raises ValueError for a file that is not LPIPS."""
     if not weights.perceptual and not weights.gram:
         return None
@@ -42,7 +42,7 @@ def perceptual_network(weights: TokenizerLossConfig) -> PerceptualLoss | None:
 
 
 def reconstruction_losses(
-    decoded_N3HW: torch.Tensor, target_N3HW: torch.Tensor, weights: TokenizerLossConfig, network: PerceptualLoss | None
+    decoded_N3HW: torch.Tensor, target_N3HW: torch.Tensor, weights: ReconstructionConfig, network: PerceptualLoss | None
 ) -> dict[str, torch.Tensor]:
     """The terms that compare pixels, and `reconstruction`, their weighted sum."""
     difference = decoded_N3HW.float() - target_N3HW
@@ -78,7 +78,7 @@ def tokenizer_losses(
     return {"loss": pixels["reconstruction"] + _weighted(terms, weights), **pixels, **terms}
 
 
-def _weighted(terms: dict[str, torch.Tensor], weights: TokenizerLossConfig) -> torch.Tensor:
+def _weighted(terms: dict[str, torch.Tensor], weights: ReconstructionConfig) -> torch.Tensor:
     return sum(getattr(weights, name) * term for name, term in terms.items())
 
 

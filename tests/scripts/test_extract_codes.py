@@ -14,7 +14,7 @@ from data_recipes.messages import from_files
 from data_recipes.shards import Shards
 from scripts.extract_codes import main
 from tests.shard_files import IMAGE, png, talk, text, write_shard
-from tokenizer.weights import weights_hash
+from tokenizer.weights import codes_hash
 from training.mixture import ImageForm
 
 
@@ -46,7 +46,7 @@ def test_codes_are_those_that_the_model_would_see(run, tiny_model, tiny_folder, 
     assert len(after) == 4
     for index in range(4):
         was, now = from_files(before[index]), from_files(after[index])
-        assert now.codes_of == {"image_tokenizer": weights_hash(model.image_tokenizer), "template": "mllm"}
+        assert now.codes_of == {"image_tokenizer": codes_hash(model.image_tokenizer), "template": "mllm"}
         for image, codes in zip(was.images, now.images, strict=True):
             codes_LK = np.load(io.BytesIO(codes))
             assert codes_LK.dtype == np.uint16

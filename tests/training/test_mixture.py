@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.shard_files import IMAGE, png, talk, text, write_shard
-from tokenizer.weights import weights_hash
+from tokenizer.weights import codes_hash
 from training.config import MixConfig, MixtureConfig, ScenesConfig, SourceConfig, load_config
 from training.data import extract_codes
 from training.metrics import Problems
@@ -80,7 +80,7 @@ def test_images_and_codes_become_the_same_sample(tiny_model, tmp_path):
     codes_LK = model.image_tokenizer.encode([Image.new("RGB", (48, 40), "red")])[0]
     data = io.BytesIO()
     np.save(data, codes_LK.numpy().astype(np.uint16))
-    of_model = {"image_tokenizer": weights_hash(model.image_tokenizer), "template": "mllm"}
+    of_model = {"image_tokenizer": codes_hash(model.image_tokenizer), "template": "mllm"}
     coded = talk([IMAGE, text("what is this?")], "a dog", ("codes.npy", data.getvalue()), **of_model)
     extracted = write_shard(tmp_path / "codes.tar", {"a": coded})
     samples = [mixture(tiny_model, x=SourceConfig(shards=[shards])).sample(0)[0] for shards in (pixels, extracted)]
@@ -177,7 +177,7 @@ def test_bad_samples_are_named_and_others_take_their_places(tiny_model, bad_shar
         "empty": "no messages",
         "gone": "no 0.png, which its messages show",
         "long": "tokens, more than max_length 80",
-        "other": f"codes of image_tokenizer 000000000000, the model's is {weights_hash(tiny_model[0].image_tokenizer)}",
+        "other": f"codes of image_tokenizer 000000000000, the model's is {codes_hash(tiny_model[0].image_tokenizer)}",
     }
     assert len(problems) == len(reasons)
     for problem, (key, reason) in zip(problems, sorted(reasons.items()), strict=True):
@@ -215,7 +215,7 @@ def test_nothing_but_bad_samples_ends_too(tiny_model, tmp_path):
     ],
 )
 def test_codes_of_another_model_are_refused_at_the_start(tiny_model, tmp_path, image_tokenizer, template, reason):
-    ours = weights_hash(tiny_model[0].image_tokenizer)
+    ours = codes_hash(tiny_model[0].image_tokenizer)
     coded = talk([IMAGE], "a", codes(0), image_tokenizer=image_tokenizer or ours, template=template)
     file = write_shard(tmp_path / "codes.tar", {"a": coded})
     with pytest.raises(ValueError, match=reason.format(hash=ours)):
@@ -224,7 +224,7 @@ def test_codes_of_another_model_are_refused_at_the_start(tiny_model, tmp_path, i
 
 @pytest.mark.parametrize("content", [b"no array", codes(0)[1][:-3]], ids=["other", "cut"])
 def test_damaged_codes_are_bad_samples(tiny_model, tmp_path, content):
-    of_model = {"image_tokenizer": weights_hash(tiny_model[0].image_tokenizer), "template": "mllm"}
+    of_model = {"image_tokenizer": codes_hash(tiny_model[0].image_tokenizer), "template": "mllm"}
     file = write_shard(tmp_path / "codes.tar", {"a": talk([IMAGE], "a", ("codes.npy", content), **of_model)})
     problem = mixture(tiny_model, max_bad=0, one=SourceConfig(shards=[file])).sample(0)[1][0]
     assert "codes.tar, a: cannot read 0.codes.npy as codes" in problem

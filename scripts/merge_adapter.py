@@ -1,0 +1,36 @@
+"""Merge an adapter of a run with model.lora into the weights that it stands beside, as a model like any other.
+
+python -m scripts.merge_adapter runs/smollm2/step_000500/adapter --out merged
+python -m scripts.merge_adapter adapter --out merged init_from=elsewhere/model
+
+A checkpoint's `model` folder is merged already; `adapter`, much smaller, holds only what trained. scripts.export_model
+makes a folder to ship from either. Words a.b=c change where the adapter's recipe takes its model from.
+"""
+
+from pathlib import Path
+
+from scripts._errors import Parser, cli, stop_at_once
+from scripts._files import check_folder
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("adapter", type=Path, help="the `adapter` folder of a checkpoint")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="changes to the recipe's `model`")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    args = parser.parse_intermixed_args(argv)
+    check_folder(args.out)
+    with stop_at_once():
+        from training.build import build_model, weights_to_save
+        from training.config import ModelConfig, load_config
+        from training.lora import load_adapter
+    config = load_config(ModelConfig, args.adapter / "model.yaml", args.overrides)
+    model, processor, _ = build_model(config)
+    load_adapter(model, args.adapter)
+    model.save_pretrained(args.out, state_dict=weights_to_save(model.state_dict(), config))
+    processor.save_pretrained(args.out)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    cli(main)
