@@ -14,6 +14,7 @@ from mllm.processor import Batch
 from .config import TrainConfig
 from .distributed import sum_over_ranks
 from .engine import TorchEngine
+from .tune import TunedOutput, guard_means
 
 KINDS = ("drawing", "answering", "text")
 """Of samples: with an image to draw, with images to read only, without images."""
@@ -28,20 +29,27 @@ def train_step(engine: TorchEngine, micro_batches: Sequence[Batch], config: Trai
     model, device = engine.model, engine.device
     kinds = [kinds_of(batch, model) for batch in micro_batches]
     counts = sum_over_ranks(sum(target_counts(*pair, model) for pair in zip(micro_batches, kinds, strict=True)))
+    n_images = sum_over_ranks(torch.tensor(float(sum(len(batch.is_target) for batch in micro_batches)))).clamp(min=1)
     n_text, n_code = counts[:-1].sum().clamp(min=1).item(), counts[-1].clamp(min=1).item()
     weight = config.code_weight / (n_text + config.code_weight * n_code)
 
     sums = torch.zeros(len(KINDS) + 1 + model.config.image_tokenizer["num_codebooks"], dtype=torch.double)
+    guards = torch.zeros(2, dtype=torch.double)
     for place, batch in enumerate(micro_batches):
         output = engine.forward(**inputs_of(batch, device))
         loss = weight / config.code_weight * output.text_loss + weight * output.code_loss
+        if isinstance(output, TunedOutput):
+            loss = loss + output.guard_loss / n_images
+            guards += torch.stack([output.guard_loss.detach(), output.squared_error]).double().cpu()
         engine.backward(loss, last=place == len(micro_batches) - 1)
         sums += loss_sums(output, batch, kinds[place])
     sum_over_ranks(sums)
-    if not torch.isfinite(sums).all():
+    sum_over_ranks(guards)
+    if not torch.isfinite(torch.cat([sums, guards])).all():
         raise ValueError("the loss is not finite; stopped before the update: lower optim.lr")
     grad_norm = engine.step()
-    return lambda: make_report(sums, counts, config.code_weight, grad_norm)
+    guard_report = guard_means(*(guards / n_images)) if config.model.tune else {}
+    return lambda: {**make_report(sums, counts, config.code_weight, grad_norm), **guard_report}
 
 
 def inputs_of(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | None]:
