@@ -125,15 +125,18 @@ def _share_codebooks(model: Mllm) -> None:
         model.code_embed.quantizer.load_state_dict(model.image_tokenizer.quantizer.state_dict())
 
 
-def _image_tokenizer(name: str) -> ImageTokenizer:
-    """A new one of a named size, or a model's own or part of a language model, by folder or shipped name."""
-    if name in SIZES:
-        return ImageTokenizer(SIZES[name]).eval()
+def load_image_tokenizer(name: str) -> ImageTokenizer:
+    """A model of its own or part of a language model, by folder or shipped name."""
     file = Path(find_model(name)) / "config.json"
     inside = json.loads(file.read_text()).get("image_tokenizer") if file.is_file() else None
     if inside:
         return _image_tokenizer_in(name, ImageTokenizerConfig(**inside))
     return ImageTokenizer.from_pretrained(name)
+
+
+def _image_tokenizer(name: str) -> ImageTokenizer:
+    """A new one of a named size, or one that is there."""
+    return ImageTokenizer(SIZES[name]).eval() if name in SIZES else load_image_tokenizer(name)
 
 
 def _image_tokenizer_in(name: str | Path, sizes: ImageTokenizerConfig) -> ImageTokenizer:

@@ -153,7 +153,7 @@ class AdversarialConfig:
 @dataclass
 class TokenizerTrainConfig:
     """A run of `scripts.train_tokenizer`: a new image tokenizer of a named size, `model` overriding its fields, or on
-    from the one at `init_from`; `init_clip` is a file of ViTamin weights (timm's or open_clip's) for the encoder. Only
+    from the one at `init_from`, alone or in a language model; `init_clip` is a file of ViTamin weights (timm's or open_clip's) for the encoder. Only
     parameters whose name starts with a word of `trainable` change: without encoder, quant_proj and quantizer, images
     keep their codes.
 

@@ -19,6 +19,7 @@ from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 from tokenizer.image_tokenizer import TrainingOutput
 from tokenizer.transform import to_images, to_pixels
 
+from .build import load_image_tokenizer
 from .checkpoint import latest_checkpoint, load_state, save_checkpoint
 from .clip_weights import load_clip
 from .codebook_use import CodeCounts, Revival
@@ -56,7 +57,7 @@ def build_image_tokenizer(config: TokenizerTrainConfig) -> ImageTokenizer:
     """A new one, or the one at `init_from`. Raises ValueError when that has other sizes than the recipe."""
     model = ImageTokenizer(model_config_of(config))
     if config.init_from:
-        before = ImageTokenizer.from_pretrained(config.init_from)
+        before = load_image_tokenizer(config.init_from)
         if before.config != model.config:
             raise ValueError(f"recipe, init_from: {config.init_from} has other sizes than `size` and `model` say")
         model.load_state_dict(before.state_dict())

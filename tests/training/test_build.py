@@ -1,13 +1,14 @@
 """Pretrained backbones and adapters: nothing of what was there changes, and what is saved is a model like any other."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mllm import Mllm, Processor
-from scripts.merge_adapter import main as merge_adapter
+from mllm import Mllm
 from training.backbones import load_pretrained
 from training.build import build_model, choose_trained, weights_to_save
 from training.config import (
@@ -23,22 +24,22 @@ from training.config import (
 )
 from training.train import train
 
-CHATML = ["<|im_start|>", "<|im_end|>"]
 HEAD = {"layers": 1, "heads": 2}
 LORA = LoraConfig(rank=2, alpha=4.0, targets=["q_proj", "v_proj"])
 
 
 @pytest.fixture(scope="module")
-def pretrained_folder(text_tokenizer, tmp_path_factory):
-    """A tiny language model with tied embeddings that has never heard of images, and reads ChatML."""
+def pretrained_folder(tmp_path_factory):
+    """A tiny language model with tied embeddings that has never heard of images, and reads bytes and ChatML."""
     folder = tmp_path_factory.mktemp("pretrained")
-    words = AutoTokenizer.from_pretrained(text_tokenizer.name_or_path).backend_tokenizer
-    own = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    own.add_tokens(CHATML, special_tokens=True)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = Tokenizer(models.BPE({letter: id for id, letter in enumerate(letters)}, []))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    own = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<|im_start|>", eos_token="<|im_end|>")
     own.save_pretrained(folder)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(5)
-    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(own) - 3, tie_word_embeddings=True)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(own), tie_word_embeddings=True)).save_pretrained(folder)
     return folder
 
 
@@ -97,9 +98,9 @@ def test_it_speaks_chatml(pretrained_folder):
     _, processor, _ = build_model(model_config(pretrained_folder))
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "a dog"}]
     sample = processor.encode(chat, open_answer=True)
-    spelled = processor.tokenizer.decode(sample.ids, skip_special_tokens=False).replace(" ", "")
+    spelled = processor.tokenizer.decode(sample.ids, skip_special_tokens=False)
     assert processor.template == "chatml"
-    expected = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nadog<|im_end|>\n<|im_start|>assistant\n"
+    expected = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\na dog<|im_end|>\n<|im_start|>assistant\n"
     assert spelled == expected
     targets = [id for id, label in zip(sample.ids, sample.labels, strict=True) if label != -100]
     assert processor.decode(targets) == "a dog" and targets[-1] == processor.eos_id
@@ -159,10 +160,11 @@ def test_merged_is_unmerged(tiny_folder, tmp_path):
     assert not torch.allclose(text_logits(loaded, ids_BT), text_logits(before, ids_BT), atol=1e-3)
 
 
-def test_a_run_with_adapters_resumes_exactly_and_leaves_the_base_alone(tiny_folder, tmp_path, run):
+def test_a_run_with_adapters_resumes_exactly_and_leaves_the_base_alone(tiny_folder, tmp_path):
     config = lora_config(tiny_folder)
     whole = train(train_config(tmp_path, config, "whole"))
-    train(train_config(tmp_path, config, "parts", steps=2))
+    train(train_config(tmp_path, config, "parts"))
+    shutil.rmtree(tmp_path / "parts" / "step_000004")
     resumed = train(train_config(tmp_path, config, "parts"))
     one, two, base = (Mllm.from_pretrained(folder).state_dict() for folder in (whole, resumed, tiny_folder))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -170,11 +172,6 @@ def test_a_run_with_adapters_resumes_exactly_and_leaves_the_base_alone(tiny_fold
     in_backbone = {name for name in moved if name.startswith("backbone")}
     assert in_backbone == {name for name in one if name.endswith(("q_proj.weight", "v_proj.weight"))}
     assert {name.partition(".")[0] for name in moved} == {"backbone", "code_embed", "code_head"}
-    ended = run(merge_adapter, whole.parent / "adapter", "--out", tmp_path / "again")
-    assert ended.status == 0, ended.err
-    again = Mllm.from_pretrained(tmp_path / "again").state_dict()
-    assert all(torch.equal(one[name], again[name]) for name in one)
-    assert Processor.from_pretrained(tmp_path / "again").template == "mllm"
 
 
 @pytest.mark.parametrize(
@@ -190,10 +187,3 @@ def test_adapters_that_make_no_sense_are_refused(tiny_folder, lora, trainable, r
         choose_trained(build_model(config).model, config)
     with pytest.raises(ValueError, match="rank: 0 is below 1"):
         LoraConfig(rank=0)
-
-
-def test_an_adapter_of_another_model_is_refused(tiny_folder, refused, tmp_path):
-    folder = train(train_config(tmp_path, lora_config(tiny_folder), "run", steps=1))
-    adapter = folder.parent / "adapter"
-    assert "does not fit the model" in refused(merge_adapter, adapter, "--out", tmp_path / "x", "lora.rank=3")
-    assert "no_such_model" in refused(merge_adapter, adapter, "--out", tmp_path / "x", "init_from=no_such_model")

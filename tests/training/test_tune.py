@@ -30,7 +30,8 @@ def tuned(make_tiny_model, tmp_path):
         processor.save_pretrained(tmp_path / kind)
         tune = replace(GUARD, **guard)
         config = ModelConfig(init_from=str(tmp_path / kind), image_tokenizer=str(tmp_path / kind), tune=tune)
-        return *build_model(config), tmp_path / kind
+        model, processor, _ = build_model(config)
+        return model, processor, tmp_path / kind
 
     return make
 

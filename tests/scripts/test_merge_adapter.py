@@ -1,0 +1,51 @@
+"""scripts.merge_adapter: what trained, and what it stands beside, make the checkpoint's model again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mllm import Mllm, Processor
+from scripts.merge_adapter import main
+from training.config import (
+    LoraConfig,
+    MixConfig,
+    MixtureConfig,
+    ModelConfig,
+    RunConfig,
+    ScenesConfig,
+    SourceConfig,
+    TrainConfig,
+)
+from training.train import train
+
+
+@pytest.fixture
+def checkpoint(tiny_folder, tmp_path, capsys) -> Path:
+    """Of a run with adapters."""
+    lora = LoraConfig(rank=2, targets=["q_proj"])
+    config = TrainConfig(
+        run=RunConfig("run", str(tmp_path), steps=2, batch_size=2, precision="fp32", device="cpu", workers=0),
+        model=ModelConfig(init_from=str(tiny_folder), trainable=["code_embed", "code_head"], lora=lora),
+        data=MixtureConfig({"scenes": SourceConfig(scenes=MixConfig(scenes=ScenesConfig(artwork="shapes")))}),
+    )
+    folder = train(config).parent
+    capsys.readouterr()
+    return folder
+
+
+def test_merging_gives_the_model_of_the_checkpoint(run, checkpoint, tmp_path):
+    ended = run(main, checkpoint / "adapter", "--out", tmp_path / "merged")
+    assert ended.status == 0, ended.err
+    ours, theirs = (Mllm.from_pretrained(folder).state_dict() for folder in (tmp_path / "merged", checkpoint / "model"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert Processor.from_pretrained(tmp_path / "merged").template == "mllm"
+    size = {name: sum(f.stat().st_size for f in (checkpoint / name).iterdir()) for name in ("adapter", "model")}
+    assert size["adapter"] < size["model"] / 4
+
+
+def test_what_does_not_fit_is_one_line(refused, checkpoint, tmp_path):
+    words = [checkpoint / "adapter", "--out", tmp_path / "merged"]
+    assert "does not fit the model" in refused(main, *words, "lora.rank=3")
+    assert "no_such_model" in refused(main, *words, "init_from=no_such_model")
+    assert "no_such_key" in refused(main, *words, "no_such_key=1")
