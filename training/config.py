@@ -153,9 +153,9 @@ class AdversarialConfig:
 @dataclass
 class TokenizerTrainConfig:
     """A run of `scripts.train_tokenizer`: a new image tokenizer of a named size, `model` overriding its fields, or on
-    from the one at `init_from`, alone or in a language model; `init_clip` is a file of ViTamin weights (timm's or open_clip's) for the encoder. Only
-    parameters whose name starts with a word of `trainable` change: without encoder, quant_proj and quantizer, images
-    keep their codes.
+    from the one at `init_from`, alone or in a language model; `init_clip` is a file of ViTamin weights (timm's or
+    open_clip's) for the encoder. Only parameters whose name starts with a word of `trainable` change: without encoder,
+    quant_proj and quantizer, images keep their codes.
 
     `ema` is the decay of the averaged weights, which are those that are saved and evaluated (0: the last ones).
     `revive_after` steps without use, an entry of the codebook moves to where features are (0: never).
