@@ -20,6 +20,8 @@ from .lora import add_lora, load_adapter, merged, train_adapters
 from .optim import freeze
 from .tune import TunedMllm, settle
 
+NEW = "new:"  # before the size of an image tokenizer
+
 
 class Start(NamedTuple):
     """What a run begins with. `loaded`: prefixes of the parameters that are not new."""
@@ -93,7 +95,7 @@ def _assemble(config: ModelConfig) -> Start:
     model = _kind(config)(_model_config(config, processor, sizes, pretrained))
     model.image_tokenizer = image_tokenizer
     _share_codebooks(model)
-    loaded = () if config.image_tokenizer in SIZES else ("image_tokenizer",)
+    loaded = () if config.image_tokenizer.startswith(NEW) else ("image_tokenizer",)
     if pretrained:
         take_over(model, pretrained)
         loaded += ("backbone", "lm_head")
@@ -135,8 +137,13 @@ def load_image_tokenizer(name: str) -> ImageTokenizer:
 
 
 def _image_tokenizer(name: str) -> ImageTokenizer:
-    """A new one of a named size, or one that is there."""
-    return ImageTokenizer(SIZES[name]).eval() if name in SIZES else load_image_tokenizer(name)
+    """One that is there, or a new one of a named size: "new:tiny"."""
+    size = name.removeprefix(NEW)
+    if size == name:
+        return load_image_tokenizer(name)
+    if size not in SIZES:
+        raise ValueError(f"recipe, model.image_tokenizer: unknown size {size!r}; known: {', '.join(SIZES)}")
+    return ImageTokenizer(SIZES[size]).eval()
 
 
 def _image_tokenizer_in(name: str | Path, sizes: ImageTokenizerConfig) -> ImageTokenizer:

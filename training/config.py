@@ -223,7 +223,7 @@ class TuneConfig(ReconstructionConfig):
 @dataclass
 class ModelConfig:
     """What a language-model run starts from: either `init_from`, or the parts of a new model. Its `image_tokenizer` is
-    a folder, a shipped model's, or a size for a new one; its `backbone` is a config of transformers, or names
+    a folder, a shipped model's, or a new one ("new:" and a size); its `backbone` is a config of transformers, or names
     pretrained weights (see backbones.py), which bring their own text tokenizer."""
 
     init_from: str | None = None

