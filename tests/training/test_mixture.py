@@ -1,5 +1,6 @@
 """The mixture: exact shares, bad samples named and replaced, and an order that hangs on nothing but the position."""
 
+import copy
 import io
 import json
 from collections import Counter
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from tests.shard_files import IMAGE, png, talk, text, write_shard
@@ -107,6 +109,30 @@ def test_scenes_are_a_source_with_their_own_shares(tiny_model, shards, tmp_path)
     samples = [mixture(tiny_model, max_length=200, **sources).sample(position)[0] for position in range(12)]
     kinds = Counter(str(sample.is_target) for sample in samples)
     assert kinds == {"[]": 4, "[True]": 6, "[False]": 2}
+
+
+def test_codes_of_scenes_say_whose_they_are(tiny_model, tmp_path):
+    image_tokenizer = copy.deepcopy(tiny_model[0].image_tokenizer)
+    with torch.no_grad():
+        image_tokenizer.decoder.norm.bias += 1  # comes after the codes
+    list(extract_codes(image_tokenizer, SHAPES, tmp_path / "same", range(1), chunk=32))
+    with torch.no_grad():
+        image_tokenizer.quantizer.codebooks_KVq[0, 0] *= -1
+    list(extract_codes(image_tokenizer, SHAPES, tmp_path / "other", range(1), chunk=32))
+    (tmp_path / "silent").mkdir()
+    save_file({"codes_NLK": torch.zeros(32, 4, 2).short()}, tmp_path / "silent" / "codes_00000.safetensors")
+    ours, theirs = codes_hash(tiny_model[0].image_tokenizer), codes_hash(image_tokenizer)
+    sources = {
+        name: SourceConfig(scenes=MixConfig(scenes=SHAPES, codes=str(tmp_path / name)))
+        for name in ("same", "other", "silent")
+    }
+    assert mixture(tiny_model, max_length=200, same=sources["same"]).sample(0)[0]
+    with pytest.raises(ValueError, match=f"other: codes of image_tokenizer {theirs}, the model's is {ours}: extract"):
+        mixture(tiny_model, other=sources["other"])
+    with pytest.raises(ValueError, match=f"silent: codes of image_tokenizer None, the model's is {ours}: extract"):
+        mixture(tiny_model, silent=sources["silent"])
+    with pytest.raises(ValueError, match="codes_00000.safetensors holds codes of another image tokenizer"):
+        list(extract_codes(image_tokenizer, SHAPES, tmp_path / "same", range(1), chunk=32))
 
 
 # ---- order
