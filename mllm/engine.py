@@ -9,11 +9,12 @@ What a request gives is what `generate_text` and `generate_images` give, whateve
 Shapes: B rows of the batch, D width, K sub-codebooks, V entries of each.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from queue import Empty, Full, SimpleQueue
 from threading import Condition, Thread
 from typing import Any, TypeAlias
 
@@ -27,14 +28,34 @@ from .processor import MllmProcessor, as_codes
 from .stream import Stream
 from .templates import Sample
 
-Piece: TypeAlias = str | Image.Image
 Owner: TypeAlias = "tuple[Task, bool]"  # of a row: its task, and whether it is the unconditional half
 DRAWING_OPTIONS = {"cfg_scale": CFG_SCALE, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 @dataclass(frozen=True)
+class Preview:
+    """An image under way: the codes of its first rows."""
+
+    codes_PK: torch.Tensor
+    positions: int  # of the whole image
+
+    @torch.no_grad()
+    def image(self, model: MllmForConditionalGeneration) -> Image.Image:
+        """Of the full size, transparent where it is still to be drawn."""
+        side = math.isqrt(self.positions)
+        rows = len(self.codes_PK) // side
+        [part] = model.image_tokenizer.decode(self.codes_PK[None], (rows, side))
+        image = Image.new("RGBA", (part.width, part.height * side // rows))
+        image.paste(part, (0, 0))
+        return image
+
+
+Piece: TypeAlias = str | Image.Image | Preview
+
+
+@dataclass(frozen=True)
 class Drawing:
-    """An image of a prompt, as by `generate_images`."""
+    """An image of a prompt, as by `generate_images`; before it, at equal distances, so many `previews`."""
 
     prompt: str
     seed: int = 0
@@ -42,12 +63,13 @@ class Drawing:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    previews: int = 0
 
 
 @dataclass(frozen=True)
 class Chat:
-    """An answer, as by `generate_text`. `drawing` are options of images that the model decides to draw; None ends the
-    answer there."""
+    """An answer, as by `generate_text`, that ends before the first of the strings in `stop`. `drawing` are options of
+    images that the model decides to draw; None ends the answer there."""
 
     messages: Messages
     max_new_tokens: int = 64
@@ -55,14 +77,20 @@ class Chat:
     top_p: float = 1.0
     seed: int = 0
     drawing: dict[str, Any] | None = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
 
 
 class Handle:
-    """What comes of a request. `positions` counts the codes of its image so far."""
+    """What comes of a request. `positions` counts the codes of its image so far, `tokens` all ids and codes, and
+    `prompt_tokens` what was read. `ended_by` is "stop", or "length" where an answer had no more room.
 
-    def __init__(self, changed: Condition):
+    `receive` is called, by the engine's thread, with each piece and None at the end, in place of `stream`."""
+
+    def __init__(self, changed: Condition, prompt_tokens: int, receive: Callable[[Piece | None], Any] | None = None):
         self.positions, self.cancelled, self.error = 0, False, None
+        self.tokens, self.prompt_tokens, self.ended_by = 0, prompt_tokens, "stop"
         self._changed, self._pieces = changed, SimpleQueue()
+        self._receive = receive or self._pieces.put
 
     def stream(self, timeout: float | None = None) -> Iterator[Piece]:
         """Pieces as they come, once: text, and images where some are drawn. Raises TimeoutError when one takes longer
@@ -99,7 +127,31 @@ class Handle:
     def put(self, piece: Piece | None) -> None:
         """None ends it. For the engine."""
         if piece != "":
-            self._pieces.put(piece)
+            self._receive(piece)
+
+
+class UpTo:
+    """Text that comes in parts, up to the first of some strings; what may be the beginning of one is held back."""
+
+    def __init__(self, stops: Sequence[str]):
+        self.stops, self.held, self.ended = stops, "", False
+
+    def add(self, text: str) -> str:
+        """What can be told by now."""
+        self.held += text
+        places = [place for stop in self.stops if (place := self.held.find(stop)) >= 0]
+        self.ended = bool(places)
+        if self.ended:
+            return self.held[: min(places)]
+        begun = (size for stop in self.stops for size in range(1, len(stop)) if self.held.endswith(stop[:size]))
+        end = len(self.held) - max(begun, default=0)
+        text, self.held = self.held[:end], self.held[end:]
+        return text
+
+    def rest(self) -> str:
+        """What was held back, once no more comes."""
+        text, self.held = self.held, ""
+        return text
 
 
 class Task:
@@ -117,6 +169,8 @@ class Task:
         else:
             if request.max_new_tokens < 1:
                 raise ValueError(f"max_new_tokens {request.max_new_tokens} is below 1")
+            if "" in request.stop:
+                raise ValueError("an empty string in stop: leave it out")
             self.drawing |= request.drawing or {}
             self.writing = {"temperature": request.temperature, "top_p": request.top_p}
             self.sample, room = processor.encode(request.messages), request.max_new_tokens
@@ -149,35 +203,57 @@ class Task:
         return False
 
     def _write(self) -> Generator[str | int, Any, None]:
-        left, length, spelled = self.request.max_new_tokens, len(self.sample.ids), Spelled(self.processor)
+        left, length = self.request.max_new_tokens, len(self.sample.ids)
+        spelled, text = Spelled(self.processor), UpTo(self.request.stop)
         while left > 0:
             id, left, length = (yield "text"), left - 1, length + 1
-            self.handle.put(spelled.add(id))
+            self.handle.tokens += 1
+            self.handle.put(text.add(spelled.add(id)))
+            if text.ended:
+                return
             if id == self.processor.boi_id and self.may_draw:
+                self.handle.put(text.rest())
                 check_length(self.model, self.processor, Sample([id] * length), self.processor.num_positions)
                 yield from self._draw()
                 if left:
                     yield self.processor.eoi_id
                 length, spelled = length + self.processor.num_positions + 1, Spelled(self.processor)
             elif id in (self.processor.eos_id, self.processor.boi_id):
-                return
+                break
+        else:
+            self.handle.ended_by = "length"
+        self.handle.put(text.rest())
 
     def _draw(self) -> Generator[str, torch.Tensor, None]:
-        self.embedded, codes = {}, []
-        while len(codes) < self.processor.num_positions:
+        self.embedded, codes, L = {}, [], self.processor.num_positions
+        side, previews = math.isqrt(L), getattr(self.request, "previews", 0)
+        shown = {side * (side * number // (previews + 1)) for number in range(1, previews + 1)}  # full rows
+        while len(codes) < L:
             codes.append((yield "codes"))
             self.handle.positions = len(codes)
+            self.handle.tokens += 1
+            if len(codes) in shown:
+                self.handle.put(Preview(torch.stack(codes), L))
         self.handle.put(self.model.decode_image_tokens(torch.stack(codes)[None])[0])
 
 
 class Engine:
     """A batch of at most `max_rows` in a thread of its own; a drawing with guidance takes two rows. First come, first
-    served. `submit` may be called from any thread. Leaving the `with` block waits for what was submitted."""
+    served; at most `max_waiting` wait (None: any number). `submit` may be called from any thread. Leaving the `with`
+    block waits for what was submitted."""
 
-    def __init__(self, model: MllmForConditionalGeneration, processor: MllmProcessor, max_rows: int = 16):
+    def __init__(
+        self,
+        model: MllmForConditionalGeneration,
+        processor: MllmProcessor,
+        max_rows: int = 16,
+        max_waiting: int | None = None,
+    ):
         if max_rows < 2:
             raise ValueError(f"max_rows {max_rows} is below 2, the rows of a drawing with guidance")
-        self.model, self.processor, self.max_rows = model, processor, max_rows
+        if max_waiting is not None and max_waiting < 1:
+            raise ValueError(f"max_waiting {max_waiting} is below 1: a request waits before it runs")
+        self.model, self.processor, self.max_rows, self.max_waiting = model, processor, max_rows, max_waiting
         self._waiting: deque[Task] = deque()
         self._owners: list[Owner] = []  # of the rows of the stream
         self._entering: list[Owner] = []
@@ -203,23 +279,37 @@ class Engine:
         return len({task for task, _ in self._owners + self._entering})
 
     @torch.no_grad()
-    def submit(self, request: Chat | Drawing) -> Handle:
-        """Raises ValueError for what cannot be served, and RuntimeError after `close`."""
+    def submit(self, request: Chat | Drawing, receive: Callable[[Piece | None], Any] | None = None) -> Handle:
+        """`receive`: see `Handle`. Raises ValueError for what cannot be served, queue.Full, and RuntimeError after
+        `close`."""
+        self._check_open()  # before the work that a task begins with
         task = Task(self.model, self.processor, request)
-        task.handle = Handle(self._changed)
+        task.handle = Handle(self._changed, len(task.sample.ids), receive)
         with self._changed:
-            if self._closed:
-                raise RuntimeError("the engine is closed")
+            self._check_open()
             self._waiting.append(task)
             self._changed.notify_all()
         return task.handle
 
-    def close(self) -> None:
-        """Take no more requests, and return when those that there are have ended."""
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the engine is closed")
+        if self.max_waiting is not None and self.waiting >= self.max_waiting:
+            raise Full(f"{self.waiting} requests are waiting")
+
+    def close(self, timeout: float | None = None) -> None:
+        """Take no more requests, and return when those that there are have ended; those that have not within `timeout`
+        seconds are cancelled."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(timeout)
+        while self._thread.is_alive():
+            with self._changed:
+                tasks = {*self._waiting, *(task for task, _ in self._owners + self._entering)}
+            for task in tasks:
+                task.handle.cancel()
+            self._thread.join(0.1)
 
     @torch.no_grad()
     def _work(self) -> None:

@@ -2,6 +2,7 @@
 
 from concurrent.futures import CancelledError
 from itertools import takewhile
+from queue import Full
 from threading import Thread
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from mllm import generate_images, generate_text
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
-from mllm.engine import Chat, Drawing, Engine
+from mllm.engine import Chat, Drawing, Engine, Preview, UpTo
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 WAIT = 60  # seconds, for machines under load
@@ -192,3 +193,74 @@ def test_waiting_for_a_piece_has_an_end(talkative):
             waiting.result(timeout=0.01)
         for handle in (running, waiting):
             handle.cancel()
+
+
+def test_an_answer_ends_before_a_stop_string(talkative):
+    chat = {"messages": _chat("hello"), "max_new_tokens": 40, "temperature": 1.0}
+    with Engine(*talkative) as engine:
+        [whole] = engine.submit(Chat(**chat)).result(WAIT)
+        stop = whole[len(whole) // 2 :][:5]
+        ended = engine.submit(Chat(**chat, stop=("never said", stop)))
+        pieces = list(ended.stream(WAIT))
+        [kept] = engine.submit(Chat(**chat, stop=("never said",))).result(WAIT)
+    assert "".join(pieces) == whole[: whole.index(stop)] and ended.ended_by == "stop"
+    assert 0 < ended.tokens < 40
+    assert kept == whole
+
+
+def test_what_may_begin_a_stop_string_is_held_back():
+    text = UpTo(("END", "NDX"))
+    assert [text.add(part) for part in ("a", "bE", "N", "c E", "ND x")] == ["a", "b", "", "ENc ", ""]
+    assert text.ended
+    text = UpTo(("END",))
+    assert (text.add("the EN"), text.rest(), text.ended) == ("the ", "EN", False)
+
+
+def test_usage_is_counted(tiny_model, talkative):
+    with Engine(*talkative) as engine:
+        answer, drawing = engine.submit(Chat(_chat("hello"), max_new_tokens=7)), engine.submit(Drawing("a dog"))
+        answer.result(WAIT), drawing.result(WAIT)
+    processor = tiny_model[1]
+    assert (answer.prompt_tokens, answer.tokens) == (len(processor.encode(_chat("hello")).ids), 7)
+    assert answer.ended_by == "length"
+    assert (drawing.prompt_tokens, drawing.tokens) == (len(processor.encode_drawing("a dog").ids), 4)
+
+
+def test_previews_are_what_the_image_will_be(tiny_model):
+    model, processor = tiny_model
+    with Engine(model, processor) as engine:
+        pieces = list(engine.submit(Drawing("a dog", seed=5, previews=3)).stream(WAIT))
+    assert [type(piece) for piece in pieces] == [Preview, Image.Image]  # one for each full row before the last
+    seen = pieces[0].image(model)
+    assert seen.size == pieces[1].size and seen.getchannel("A").getbbox() == (0, 0, seen.width, seen.height // 2)
+    assert _same(pieces[1:], generate_images(model, processor, ["a dog"], 5))
+
+
+def test_pieces_go_where_they_are_wanted(tiny_model):
+    received = []
+    with Engine(*tiny_model) as engine:
+        engine.submit(Drawing("a dog"), received.append)
+    assert isinstance(received[0], Image.Image) and received[1:] == [None]
+
+
+def test_the_queue_has_an_end(talkative):
+    with Engine(*talkative, max_rows=2, max_waiting=1) as engine:
+        running = engine.submit(_long_chat())
+        next(running.stream(WAIT))
+        waiting = engine.submit(_long_chat())
+        with pytest.raises(Full, match="1 requests are waiting"):
+            engine.submit(_long_chat())
+        waiting.cancel()
+        running.cancel()
+        with pytest.raises(CancelledError):
+            waiting.result(WAIT)
+        assert engine.submit(Drawing("a dog")).result(WAIT)
+
+
+def test_closing_waits_so_long_and_no_longer(talkative):
+    engine = Engine(*talkative)
+    drawing, endless = engine.submit(Drawing("a dog")), engine.submit(_long_chat())
+    engine.close(timeout=0.01)
+    with pytest.raises(CancelledError):
+        endless.result(WAIT)
+    assert (drawing.cancelled, engine.running, engine.waiting) in {(True, 0, 0), (False, 0, 0)}
