@@ -278,6 +278,11 @@ class Engine:
         """Requests in the batch."""
         return len({task for task, _ in self._owners + self._entering})
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can do anything."""
+        return self._thread.is_alive()
+
     @torch.no_grad()
     def submit(self, request: Chat | Drawing, receive: Callable[[Piece | None], Any] | None = None) -> Handle:
         """`receive`: see `Handle`. Raises ValueError for what cannot be served, queue.Full, and RuntimeError after

@@ -1,7 +1,7 @@
 """Image files and PIL images -> pixels in [-1, 1], and back."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -31,16 +31,19 @@ def load_image(path: str | Path) -> Image.Image:
     return read_image(Path(path), path)
 
 
-def read_image(source: Path | BinaryIO, name: object) -> Image.Image:
-    """`load_image` of a file or stream that is there; `name` is what errors call it."""
+def read_image(
+    source: Path | BinaryIO, name: object, formats: Sequence[str] | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """`load_image` of a file or stream that is there; `name` is what errors call it, `formats` are Pillow's names of
+    those that are read (None: all)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, on odd metadata
         try:
-            file = Image.open(source)
+            file = Image.open(source, formats=formats)
         except Exception as error:
             raise _unreadable(name, error) from error
         with file:
-            _check_size(name, file.size)
+            _check_size(name, file.size, max_pixels)
             try:
                 with _whole_files():
                     file.load()
@@ -63,9 +66,9 @@ def _unreadable(name: object, error: Exception) -> ValueError:
     return ValueError(f"cannot read {name} as an image: {' '.join(str(error).split()) or type(error).__name__}")
 
 
-def _check_size(name: object, size: tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"{name} has {size[0]} x {size[1]} pixels; at most {MAX_PIXELS:,} are read: make it smaller")
+def _check_size(name: object, size: tuple[int, int], max_pixels: int) -> None:
+    if size[0] * size[1] > max_pixels:
+        raise ValueError(f"{name} has {size[0]} x {size[1]} pixels; at most {max_pixels:,} are read: make it smaller")
     if min(size) < MIN_SIDE:
         raise ValueError(f"{name} has {size[0]} x {size[1]} pixels; each side needs at least {MIN_SIDE}")
 

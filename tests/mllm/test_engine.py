@@ -33,15 +33,6 @@ def _long_chat() -> Chat:
     return Chat(_chat("hello"), max_new_tokens=200, temperature=1.0, seed=7)
 
 
-@pytest.fixture
-def talkative(make_tiny_model):
-    """A model that never ends an answer."""
-    model, processor = make_tiny_model()
-    silenced = torch.tensor([processor.eos_id, processor.boi_id])
-    model.lm_head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, silenced, -100.0))
-    return model, processor
-
-
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_a_mixed_queue_gives_what_each_gives_alone(make_tiny_model, kind):
     model, processor = make_tiny_model(*kind)

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server and a page to try the model, on top of `mllm.engine`. Needs the group `serve`."""

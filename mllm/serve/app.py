@@ -1,0 +1,115 @@
+"""The app: routes, the page, and how errors look."""
+
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from PIL import Image
+from starlette.exceptions import HTTPException
+
+from ..engine import Engine
+from . import schema
+from .errors import FAILED, Refusal, documented
+from .images import png
+from .limits import Gate, Limits
+from .metrics import Metrics
+from .service import Service
+
+WORK = documented(400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504)
+LOOK = documented(401, 403)
+EVENTS: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
+
+
+def create_app(
+    engine: Engine,
+    name: str,
+    limits: Limits | None = None,
+    key: str | None = None,
+    hosts: set[str] | None = None,
+    examples: Sequence[Image.Image] = (),
+) -> Gate:
+    """ASGI for a model that is called `name`. `key`: of all but page and health. `hosts`: the names it answers to
+    (None: any). `examples`: images to try, on the page."""
+    limits, metrics = limits or Limits(), Metrics(engine)
+    # The pages of documentation that FastAPI has would load scripts from elsewhere.
+    app = FastAPI(title="mllm", docs_url=None, redoc_url=None)
+    service = Service(engine, name, limits, metrics)
+    gate = Gate(app, limits, metrics, limits.queue + engine.max_rows, key, hosts)
+    add_errors(app)
+    add_api(app, service, gate)
+    add_page(app, service, examples, key is not None)
+    return gate
+
+
+def add_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refusal)
+    async def refused(_: Request, refusal: Refusal) -> Response:
+        return refusal.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        return Refusal(422, f"{place}: {first['msg']}" if place else first["msg"], place or None).response()
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> Response:
+        response = Refusal(error.status_code, error.detail).response()
+        response.headers.update(error.headers or {})  # which methods there are, after 405
+        return response
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> Response:
+        return Refusal(500, FAILED).response()  # the gate logs it
+
+
+def add_api(app: FastAPI, service: Service, gate: Gate) -> None:
+    @app.post("/v1/chat/completions", response_model=schema.ChatResponse, responses={**WORK, 200: EVENTS})
+    async def chat(body: schema.ChatRequest, request: Request) -> Any:
+        """An answer; with `stream`, server-sent events of its parts."""
+        return await service.chat(body, request)
+
+    @app.post("/v1/images/generations", response_model=schema.ImageResponse, responses={**WORK, 200: EVENTS})
+    async def draw(body: schema.ImageRequest, request: Request) -> Any:
+        """Images of a prompt; with `stream`, server-sent events: previews, and the image."""
+        return await service.draw(body, request)
+
+    @app.get("/v1/models", responses=LOOK)
+    async def models() -> schema.Models:
+        return schema.Models(data=[service.model()])
+
+    @app.get("/v1/models/{model}", responses={**LOOK, **documented(404)})
+    async def model(model: str) -> schema.Model:
+        service.check_model(model)
+        return service.model()
+
+    @app.get("/health", responses=documented(403, 503))
+    async def health() -> schema.Health:
+        if gate.closing or not service.engine.alive:
+            raise Refusal(503, "the server is shutting down" if gate.closing else "the engine has stopped")
+        return schema.Health()
+
+    @app.get("/metrics", response_class=Response, responses={**LOOK, 200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def add_page(app: FastAPI, service: Service, examples: Sequence[Image.Image], needs_key: bool) -> None:
+    folder = files(__package__) / "page"
+    about = {"model": escape(service.name), "examples": len(examples), "key": int(needs_key), "n": service.limits.n}
+    add_file(app, "/", Template((folder / "index.html").read_text()).substitute(about).encode(), "text/html")
+    add_file(app, "/page.js", (folder / "page.js").read_bytes(), "text/javascript")
+    add_file(app, "/page.css", (folder / "page.css").read_bytes(), "text/css")
+    for number, image in enumerate(examples):
+        add_file(app, f"/examples/{number}.png", png(image), "image/png")
+
+
+def add_file(app: FastAPI, path: str, content: bytes, media_type: str) -> None:
+    @app.get(path, include_in_schema=False)
+    async def file() -> Response:
+        return Response(content, media_type=media_type, headers={"cache-control": "no-cache"})

@@ -1,0 +1,42 @@
+"""Images on the wire: data URIs and base64, in memory only."""
+
+import base64
+import binascii
+from io import BytesIO
+
+from PIL import Image, UnidentifiedImageError
+
+from tokenizer.transform import read_image
+
+from .errors import Refusal
+from .schema import FORMATS
+
+
+def read_uri(uri: str, name: str, max_pixels: int) -> Image.Image:
+    """A data URI as an upright RGB image. Raises Refusal (422), by `name`, for anything else: addresses and paths are
+    not followed."""
+    head, _, data = uri.partition(",")
+    if not head.startswith("data:"):
+        raise Refusal(422, f"{name}: send a data URI (data:image/png;base64,...); addresses and paths are not read")
+    if not head.startswith("data:image/") or not head.endswith(";base64"):
+        raise Refusal(422, f"{name}: a data URI of an image begins with data:image/png;base64, or so")
+    try:
+        raw = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refusal(422, f"{name} is not base64: {error}") from error
+    try:
+        return read_image(BytesIO(raw), name, FORMATS, max_pixels)
+    except ValueError as error:
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            raise Refusal(422, f"{name} is none of {', '.join(FORMATS)}, or damaged") from error
+        raise Refusal(422, str(error)) from error
+
+
+def png(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def png_base64(image: Image.Image) -> str:
+    return base64.b64encode(png(image)).decode()

@@ -1,0 +1,226 @@
+"""What clients send and get: OpenAI's fields, as far as the model has what they stand for, and a few of ours.
+
+A field that is not here is refused, not ignored: an answer without what it asked for would pass as one with it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from ..engine import Handle
+from ..generate import CFG_SCALE
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow's names; others, as EPS, start programs or have odd readers
+DATA_URI = rf"^data:image/({'|'.join(FORMATS).lower()});base64,[A-Za-z0-9+/]+=*$"
+MAX_SEED = 2**63 - 1
+STOP_LENGTH, STOPS, PREVIEWS = 64, 4, 8
+
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Guidance = Annotated[float, Field(ge=1, le=30)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=STOP_LENGTH)]
+Nothing = Annotated[float, Field(ge=0, le=0)]  # of penalties we do not have
+
+
+class Strict(BaseModel):
+    """null is the default, as OpenAI has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="after")
+    def fill(self) -> "Strict":
+        for name, field in type(self).model_fields.items():
+            if getattr(self, name) is None:
+                setattr(self, name, field.default)
+        return self
+
+
+class ImageUrl(Strict):
+    # The schema tells the pattern; `images.read_uri` says in words what is wrong.
+    url: str = Field(json_schema_extra={"pattern": DATA_URI})
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Strict):
+    type: Literal["image_url"] = "image_url"
+    image_url: ImageUrl
+
+
+class TextPart(Strict):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class DrawnImage(BaseModel):
+    """An image of an answer, as LiteLLM and OpenRouter have them; sent back, it may be talked about."""
+
+    index: int | None = None
+    type: Literal["image_url"] = "image_url"
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class UserMessage(Strict):
+    role: Literal["user"]
+    content: str | Annotated[list[Part], Field(min_length=1)]
+    name: str | None = None
+
+
+class AssistantMessage(BaseModel):
+    """As it was given: clients send whole messages back, with fields that say nothing."""
+
+    model_config = ConfigDict(strict=True)
+    role: Literal["assistant"]
+    content: str | list[Part] | None = None
+    images: list[DrawnImage] | None = None
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class ChatRequest(Strict):
+    model: str | None = None
+    messages: Annotated[
+        list[Annotated[UserMessage | AssistantMessage, Field(discriminator="role")]], Field(min_length=1)
+    ]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Temperature | None = Field(0.0, description="0: the most likely, the default")
+    top_p: TopP | None = 1.0
+    seed: Seed | None = Field(None, description="None: another one each time, told in the answer")
+    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    modalities: list[Literal["text", "image"]] | None = Field(
+        ["text", "image"], description='["text"]: the answer ends where the model would begin to draw'
+    )
+    guidance: Guidance | None = Field(CFG_SCALE, description="of drawings; 1: none")
+    n: Literal[1] | None = 1
+    frequency_penalty: Nothing | None = 0
+    presence_penalty: Nothing | None = 0
+    user: str | None = None
+
+    @property
+    def limit(self) -> int:
+        return self.max_completion_tokens or self.max_tokens or 64
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class Answer(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    images: list[DrawnImage] | None = None
+
+
+class Choice(BaseModel):
+    index: int = 0
+    message: Answer
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatResponse(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Choice]
+    usage: Usage
+    seed: int
+
+
+class ImageRequest(Strict):
+    prompt: Annotated[str, StringConstraints(min_length=1)]
+    model: str | None = None
+    n: Annotated[int, Field(ge=1)] | None = 1
+    size: str | None = Field("auto", description="auto, or what the model draws, such as 128x128")
+    seed: Seed | None = Field(None, description="of the first image, the next has the next; None: another each time")
+    guidance: Guidance | None = Field(CFG_SCALE, description="1: none")
+    temperature: Temperature | None = 1.0
+    top_p: TopP | None = 1.0
+    stream: bool | None = False
+    partial_images: Annotated[int, Field(ge=0, le=PREVIEWS)] | None = Field(0, description="previews, with stream")
+    response_format: Literal["b64_json"] | None = "b64_json"
+    output_format: Literal["png"] | None = "png"
+    user: str | None = None
+
+
+class Drawn(BaseModel):
+    b64_json: str
+    seed: int
+
+
+class InputDetails(BaseModel):
+    text_tokens: int
+    image_tokens: int = 0
+
+
+class ImageUsage(BaseModel):
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: InputDetails
+
+
+class ImageResponse(BaseModel):
+    created: int
+    data: list[Drawn]
+    size: str
+    output_format: Literal["png"] = "png"
+    usage: ImageUsage
+
+
+class Model(BaseModel):
+    """`image_size` as the sides in pixels, `context` in positions, `weights` as a hash."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "mllm"
+    image_size: str
+    context: int
+    weights: str
+
+
+class Models(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+def drawn(index: int, png_base64: str) -> DrawnImage:
+    return DrawnImage(index=index, image_url=ImageUrl(url=f"data:image/png;base64,{png_base64}"))
+
+
+def usage(handles: list[Handle]) -> Usage:
+    read, made = sum(handle.prompt_tokens for handle in handles), sum(handle.tokens for handle in handles)
+    return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
+
+
+def image_usage(handles: list[Handle]) -> ImageUsage:
+    all_of = usage(handles)
+    return ImageUsage(
+        input_tokens=all_of.prompt_tokens,
+        output_tokens=all_of.completion_tokens,
+        total_tokens=all_of.total_tokens,
+        input_tokens_details=InputDetails(text_tokens=all_of.prompt_tokens),
+    )

@@ -1,0 +1,292 @@
+"""What the routes do: requests of clients -> requests to the engine -> answers, whole or as events."""
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from queue import Full
+from typing import Any
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from PIL import Image
+from starlette.requests import ClientDisconnect
+
+from ..engine import Chat, Drawing, Engine, Handle, Piece, Preview
+from ..generate import Messages
+from . import schema
+from .errors import FAILED, Refusal
+from .images import png_base64, read_uri
+from .limits import RETRY, Limits, where
+from .metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+THREADS = 2  # that read images and prompts, and decode previews, beside the engine's
+
+
+class Job:
+    """A request to the engine, as the event loop sees it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self.loop, self.queue = loop, asyncio.Queue()
+        self.handle: Handle
+
+    def receive(self, piece: Piece | None) -> None:
+        """For the engine's thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self.loop.call_soon_threadsafe(self.queue.put_nowait, piece)
+
+    async def pieces(self, deadline: float) -> AsyncIterator[Piece]:
+        """Raises Refusal after `deadline`, a time of the monotonic clock, and what the engine failed of."""
+        while True:
+            try:
+                piece = await asyncio.wait_for(self.queue.get(), max(0.0, deadline - time.monotonic()))
+            except asyncio.TimeoutError:
+                raise Refusal(504, "this took longer than a request may: ask for less, or later") from None
+            if piece is None:
+                break
+            yield piece
+        if isinstance(self.handle.error, ValueError):
+            raise Refusal(422, str(self.handle.error))
+        if self.handle.error:
+            raise self.handle.error
+        if self.handle.cancelled:
+            raise Refusal(503, "the server is shutting down", retry=RETRY)
+
+
+class Service:
+    """One model, under a name."""
+
+    def __init__(self, engine: Engine, name: str, limits: Limits, metrics: Metrics):
+        self.engine, self.name, self.limits, self.metrics = engine, name, limits, metrics
+        self.started, self.weights = int(time.time()), engine.model.weights_hash()
+        self.size = f"{engine.processor.image_size}x{engine.processor.image_size}"
+        self.threads = CapacityLimiter(THREADS)
+
+    def model(self) -> schema.Model:
+        context = self.engine.model.config.text_config.max_position_embeddings
+        return schema.Model(
+            id=self.name, created=self.started, image_size=self.size, context=context, weights=self.weights
+        )
+
+    def check_model(self, name: str | None) -> None:
+        if name not in (None, self.name):
+            raise Refusal(404, f"no model {name!r} here; there is {self.name!r}", "model", "model_not_found")
+
+    async def submit(self, request: Request, make: Callable[[], list[Chat | Drawing]]) -> list[Job]:
+        """`make` runs in a thread, as it reads images."""
+        loop, jobs = asyncio.get_running_loop(), []
+
+        def begin() -> None:
+            for one in make():
+                job = Job(loop)
+                job.handle = self.engine.submit(one, job.receive)
+                request.state.handles.append(job.handle)
+                jobs.append(job)
+
+        try:
+            await to_thread.run_sync(begin, limiter=self.threads)
+        except Full as error:
+            raise Refusal(429, f"{error}: try again later", code="queue_full", retry=RETRY) from error
+        except ValueError as error:
+            raise Refusal(422, str(error)) from error
+        return jobs
+
+    async def pieces(self, job: Job, request: Request) -> AsyncIterator[Piece]:
+        first = True
+        async for piece in job.pieces(request.state.deadline):
+            if first:
+                self.metrics.first.observe(time.monotonic() - request.state.start)
+            first = False
+            yield piece
+
+    async def all_pieces(self, jobs: Sequence[Job], request: Request) -> list[list[Piece]]:
+        """Of each job, all. The work ends, with ClientDisconnect, when the client leaves."""
+
+        async def collect() -> list[list[Piece]]:
+            pieces = []
+            for job in jobs:
+                pieces.append([piece async for piece in self.pieces(job, request)])
+            return pieces
+
+        async def leaving() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        work, gone = asyncio.ensure_future(collect()), asyncio.ensure_future(leaving())
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientDisconnect
+            return work.result()
+        finally:
+            work.cancel()
+            gone.cancel()
+
+    # ---- chats
+
+    async def chat(self, body: schema.ChatRequest, request: Request) -> schema.ChatResponse | StreamingResponse:
+        self.check_model(body.model)
+        seed = new_seed() if body.seed is None else body.seed
+        [job] = await self.submit(request, lambda: [self._chat(body, seed)])
+        head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": self.name,
+            "system_fingerprint": self.weights,
+            "seed": seed,
+        }
+        if body.stream:
+            return event_stream(self._chat_events(body, head, job, request))
+        [pieces] = await self.all_pieces([job], request)
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
+        images = [piece for piece in pieces if isinstance(piece, Image.Image)]
+        drawn = [schema.drawn(place, await self.encode(image)) for place, image in enumerate(images)]
+        message = schema.Answer(content=text, images=drawn or None)
+        choice = schema.Choice(message=message, finish_reason=job.handle.ended_by)
+        return schema.ChatResponse(**head, choices=[choice], usage=schema.usage([job.handle]))
+
+    def _chat(self, body: schema.ChatRequest, seed: int) -> Chat:
+        return Chat(
+            conversation(body.messages, self.limits),
+            max_new_tokens=body.limit,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            seed=seed,
+            drawing={"cfg_scale": body.guidance} if "image" in body.modalities else None,
+            stop=body.stops,
+        )
+
+    async def _chat_events(
+        self, body: schema.ChatRequest, head: dict[str, Any], job: Job, request: Request
+    ) -> AsyncIterator[dict[str, Any]]:
+        head, drawn = {**head, "object": "chat.completion.chunk"}, 0
+
+        def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+            choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+            return {**head, "choices": [choice]}
+
+        yield chunk({"role": "assistant", "content": ""})
+        async for piece in self.pieces(job, request):
+            if isinstance(piece, str):
+                yield chunk({"content": piece})
+            else:
+                yield chunk({"images": [schema.drawn(drawn, await self.encode(piece)).model_dump()]})
+                drawn += 1
+        yield chunk({}, job.handle.ended_by)
+        if body.stream_options and body.stream_options.include_usage:
+            yield {**head, "choices": [], "usage": schema.usage([job.handle]).model_dump()}
+
+    # ---- drawings
+
+    async def draw(self, body: schema.ImageRequest, request: Request) -> schema.ImageResponse | StreamingResponse:
+        self.check_model(body.model)
+        self._check_drawing(body)
+        seed = new_seed() if body.seed is None else body.seed
+        seeds = [(seed + place) % (schema.MAX_SEED + 1) for place in range(body.n)]
+        jobs = await self.submit(request, lambda: [self._drawing(body, one) for one in seeds])
+        if body.stream:
+            return event_stream(self._image_events(seed, jobs[0], request))
+        results = await self.all_pieces(jobs, request)
+        data = [
+            schema.Drawn(b64_json=await self.encode(pieces[-1]), seed=one)
+            for pieces, one in zip(results, seeds, strict=True)
+        ]
+        usage = schema.image_usage([job.handle for job in jobs])
+        return schema.ImageResponse(created=int(time.time()), data=data, size=self.size, usage=usage)
+
+    def _check_drawing(self, body: schema.ImageRequest) -> None:
+        if len(body.prompt) > self.limits.prompt:
+            raise Refusal(422, f"the prompt has {len(body.prompt)} characters, at most {self.limits.prompt}", "prompt")
+        if body.n > self.limits.n:
+            raise Refusal(422, f"n {body.n} is above {self.limits.n}", "n")
+        if body.stream and body.n > 1:
+            raise Refusal(422, f"n {body.n}: a stream has one image; send more requests", "n")
+        if body.size not in ("auto", self.size):
+            raise Refusal(422, f"this model draws {self.size}", "size")
+
+    def _drawing(self, body: schema.ImageRequest, seed: int) -> Drawing:
+        return Drawing(
+            body.prompt,
+            seed=seed,
+            cfg_scale=body.guidance,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            previews=body.partial_images if body.stream else 0,
+        )
+
+    async def _image_events(self, seed: int, job: Job, request: Request) -> AsyncIterator[dict[str, Any]]:
+        about = {"output_format": "png", "size": self.size, "quality": "auto", "background": "auto", "seed": seed}
+        place = 0
+        async for piece in self.pieces(job, request):
+            image = {"b64_json": await self.encode(piece), "created_at": int(time.time()), **about}
+            if isinstance(piece, Preview):
+                done = {"partial_image_index": place, "progress": len(piece.codes_PK) / piece.positions}
+                yield {"type": "image_generation.partial_image", **image, **done}
+                place += 1
+            else:
+                usage = schema.image_usage([job.handle]).model_dump()
+                yield {"type": "image_generation.completed", **image, "usage": usage}
+
+    async def encode(self, drawn: Image.Image | Preview) -> str:
+        """PNG as base64."""
+
+        def work() -> str:
+            return png_base64(drawn.image(self.engine.model) if isinstance(drawn, Preview) else drawn)
+
+        return await to_thread.run_sync(work, limiter=self.threads)
+
+
+def new_seed() -> int:
+    """Such as JavaScript can hold, too."""
+    return secrets.randbelow(2**31)
+
+
+def conversation(messages: Sequence[schema.UserMessage | schema.AssistantMessage], limits: Limits) -> Messages:
+    """Messages as the processor takes them. Raises Refusal for what is too much, and for images that cannot be read."""
+    if messages[-1].role != "user":
+        raise Refusal(422, "the last message is the user's: there is nothing to answer", "messages")
+    parts = [(place, part) for place, message in enumerate(messages) for part in parts_of(message)]
+    length = sum(len(part) for _, part in parts if isinstance(part, str))
+    images = sum(not isinstance(part, str) for _, part in parts)
+    if length > limits.prompt:
+        raise Refusal(422, f"the messages have {length} characters, at most {limits.prompt}: shorten", "messages")
+    if images > limits.images:
+        raise Refusal(422, f"the messages have {images} images, at most {limits.images}: send fewer", "messages")
+    read: Messages = [{"role": message.role, "content": []} for message in messages]
+    for place, part in parts:
+        if isinstance(part, str):
+            read[place]["content"].append({"type": "text", "text": part})
+        else:
+            image = read_uri(part.image_url.url, f"the image in message {place + 1}", limits.pixels)
+            read[place]["content"].append({"type": "image", "image": image})
+    return read
+
+
+def parts_of(message: schema.UserMessage | schema.AssistantMessage) -> list[str | schema.ImagePart | schema.DrawnImage]:
+    content = message.content or []
+    parts = [content] if isinstance(content, str) else [p.text if p.type == "text" else p for p in content]
+    return parts + list(getattr(message, "images", None) or [])
+
+
+def event_stream(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
+    """Server-sent events. What goes wrong on the way is the last of them: the status has been sent long before."""
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            async for chunk in chunks:
+                name = f"event: {chunk['type']}\n" if "type" in chunk else ""
+                yield f"{name}data: {json.dumps(chunk)}\n\n"
+        except Refusal as refusal:
+            yield f"data: {json.dumps(refusal.body())}\n\n"
+        except Exception as error:
+            log.error("%s %s", type(error).__name__, where(error))
+            yield f"data: {json.dumps(Refusal(500, FAILED).body())}\n\n"
+        yield "data: [DONE]\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"cache-control": "no-store"})
