@@ -34,10 +34,10 @@ $(RUN): pyproject.toml
 	$(VENV)/bin/pip install -e .
 	touch $@
 
-# All of the train group: deepspeed comes as source but without compiled parts, 12 seconds on one core.
+# All of the train and serve groups: deepspeed comes as source but without compiled parts, 12 seconds on one core.
 # Of the eval group, lmms-eval comes without the 1.4 GB it asks for: the dev group has what it imports for our tests.
 $(DEV): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -e ".[train,dev]"
+	$(VENV)/bin/pip install -e ".[train,serve,dev]"
 	$(VENV)/bin/pip install --no-deps lmms-eval==0.7.3
 	touch $(RUN) $@

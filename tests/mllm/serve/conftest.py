@@ -2,7 +2,6 @@
 
 import base64
 import json
-import logging
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -85,11 +84,6 @@ def slow_talker(talkative) -> Any:
     """A model that never ends an answer, and takes at least 4 seconds for 200 ids of it."""
     talkative[0].lm_head.register_forward_hook(lambda *_: time.sleep(0.02))
     return talkative
-
-
-@pytest.fixture(autouse=True)
-def everything_is_logged(caplog):
-    caplog.set_level(logging.INFO, "mllm.serve")
 
 
 def picture(color: str = "red", size: int = 32) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import socket
 import struct
 import urllib.request
@@ -57,7 +58,7 @@ def bad_images() -> list[str]:
             "data:image/png;base64,abc",
             "data:image/png;base64,é",
         ),
-        *(_uri(good[:cut]) for cut in (1, 8, 20, 33, 40, 60, len(good) - 13)),
+        *(_uri(good[:cut]) for cut in (1, 8, 20, 33, 40, 60)),
         *(_uri(jpeg[:cut]) for cut in (2, 30, 200, len(jpeg) // 2)),
         *(_uri(good[:place] + b"\xff" + good[place + 1 :]) for place in (0, 4, 12, 30, 45)),
         *(_uri(_png(*size)) for size in ((20000, 20000), (2**31 - 1, 2**31 - 1), (0, 5), (1, 1), (5000, 1), (64, 64))),
@@ -218,6 +219,7 @@ def test_other_pages_cannot_use_a_server_of_this_machine(served):
 
 
 def test_nothing_of_a_request_is_logged(served, caplog):
+    caplog.set_level(logging.INFO, "mllm.serve")
     for path in (CHAT, DRAW, "/v1/models/sesame", "/sesame?open=sesame"):
         served.post(path, {"messages": about("sesame"), "prompt": "sesame", "sesame": 1, "model": "sesame"})
     served.post(CHAT, {"messages": about("sesame"), "max_tokens": 1}, x_sesame="sesame")
