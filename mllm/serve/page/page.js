@@ -202,7 +202,11 @@ async function ask(text, images) {
     }
     if (!answer.content && !answer.images.length) words.textContent = "(no words)";
   } catch (error) {
-    if (error.name !== "AbortError") fail(error.message);
+    if (error.name !== "AbortError") {
+      fail(error.message);
+      if (!$("question").value) $("question").value = text;
+      if (!attached.length) images.forEach(add);
+    }
   }
   answering = null;
   shown.classList.remove("waiting");
