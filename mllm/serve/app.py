@@ -10,12 +10,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ..engine import Engine
 from . import schema
 from .errors import FAILED, Refusal, documented
 from .images import png
-from .limits import Gate, Limits
+from .limits import LEFT, Gate, Limits
 from .metrics import Metrics
 from .service import Service
 
@@ -62,6 +63,10 @@ def add_errors(app: FastAPI) -> None:
         response = Refusal(error.status_code, error.detail).response()
         response.headers.update(error.headers or {})  # which methods there are, after 405
         return response
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=LEFT)  # nobody gets it, the log has it
 
     @app.exception_handler(Exception)
     async def failed(_: Request, __: Exception) -> Response:

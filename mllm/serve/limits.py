@@ -18,7 +18,8 @@ from .metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = ("/", "/health", "/openapi.json", "/page.js", "/page.css")  # and the examples: nothing of anybody's
+OPEN_PATHS = ("/", "/health", "/openapi.json", "/page.js", "/page.css")  # and the examples: what anybody may see
+LEFT = 499  # nginx's status for requests whose client did not wait
 RETRY = 5  # seconds after which a busy server may be asked again
 DRAIN = 4  # times the longest body is read and dropped, as no client hears an answer while it is sending
 PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:"
@@ -59,7 +60,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        start, sent = time.monotonic(), {"status": 499, "bytes": 0}
+        start, sent = time.monotonic(), {"status": LEFT, "bytes": 0}
         handles: list[Handle] = []
         scope["state"] = {"handles": handles, "start": start, "deadline": start + self.limits.seconds}
 

@@ -26,6 +26,7 @@ from .metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+LATE = "this took longer than a request may: ask for less, or later"
 THREADS = 2  # that read images and prompts, and decode previews, beside the engine's
 
 
@@ -47,7 +48,7 @@ class Job:
             try:
                 piece = await asyncio.wait_for(self.queue.get(), max(0.0, deadline - time.monotonic()))
             except asyncio.TimeoutError:
-                raise Refusal(504, "this took longer than a request may: ask for less, or later") from None
+                raise Refusal(504, LATE) from None
             if piece is None:
                 break
             yield piece
@@ -83,6 +84,8 @@ class Service:
         loop, jobs = asyncio.get_running_loop(), []
 
         def begin() -> None:
+            if time.monotonic() > request.state.deadline:  # it has waited for a thread
+                raise Refusal(504, LATE)
             for one in make():
                 job = Job(loop)
                 job.handle = self.engine.submit(one, job.receive)

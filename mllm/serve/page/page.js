@@ -29,7 +29,12 @@ function reuse(form, chosen) {
   form.querySelector("details").open = true;
 }
 
-const described = (chosen) => Object.entries(chosen).map(([name, value]) => `${name.replace("_", "-")} ${value}`).join(" · ");
+// The seed, and what is not as it is at first.
+function described(form, chosen) {
+  const usual = (name) => form.querySelector(`input[name=${name}]`).defaultValue;
+  const told = Object.entries(chosen).filter(([name, value]) => String(value) !== usual(name));
+  return told.map(([name, value]) => `${name.replace("_", "-")} ${value}`).join(" · ");
+}
 
 async function* events(path, body, signal) {
   const headers = { "content-type": "application/json" };
@@ -71,7 +76,7 @@ function show(tab) {
     one.tabIndex = one === tab ? 0 : -1;
     $(one.getAttribute("aria-controls")).hidden = one !== tab;
   }
-  $("new-chat").hidden = tab !== $("tab-chat");
+  $("new-chat").style.visibility = tab === $("tab-chat") ? "visible" : "hidden";
 }
 
 for (const tab of tabs) {
@@ -220,7 +225,7 @@ async function ask(text, images) {
 
 function caption(chosen, again) {
   const button = element("button", { type: "button", className: "link", textContent: "Use again", onclick: again });
-  return element("footer", {}, element("small", { textContent: described(chosen) }), button);
+  return element("footer", {}, element("small", { textContent: described($("ask"), chosen) }), button);
 }
 
 function drawing(uri, prompt, seed) {
@@ -255,7 +260,7 @@ async function paint(prompt, chosen) {
   const image = element("img", { alt: `Drawing: ${prompt}` });
   const bar = element("progress", { value: 0, max: 1, ariaLabel: "Progress" });
   const end = element("button", { type: "button", className: "link", textContent: "Stop", onclick: () => stop.abort() });
-  const text = element("figcaption", {}, element("span", { textContent: prompt }), element("small", { textContent: described(chosen) }), bar, end);
+  const text = element("figcaption", {}, element("span", { textContent: prompt }), element("small", { textContent: described($("paint"), chosen) }), bar, end);
   const tile = element("figure", { className: "waiting" }, image, text);
   $("gallery").prepend(tile);
   try {
@@ -269,7 +274,7 @@ async function paint(prompt, chosen) {
       reuse($("paint"), { ...chosen, n: 1 });
       $("prompt").focus();
     };
-    const discuss = element("button", { type: "button", className: "link", textContent: "Ask about it", onclick: () => add(image.src) });
+    const discuss = element("button", { type: "button", className: "link", textContent: "Ask", onclick: () => add(image.src) });
     end.replaceWith(drawing(image.src, prompt, chosen.seed).querySelector("a"), again, discuss);
     image.alt = `Drawn: ${prompt}`;
   } catch (error) {

@@ -1,6 +1,7 @@
 """The API as OpenAI's own client, unchanged, speaks it: what it gives is what the model gives alone."""
 
 import base64
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
@@ -157,13 +158,15 @@ def test_an_answer_does_not_depend_on_the_crowd(served):
     assert crowd == alone * 3
 
 
-def test_who_hangs_up_frees_the_place(start, slow_talker):
+def test_who_hangs_up_frees_the_place(start, slow_talker, caplog):
+    caplog.set_level(logging.INFO, "mllm.serve")
     server = start(*slow_talker, rows=2)
     with pytest.raises(openai.APITimeoutError):  # the client gives up
         server.client().with_options(timeout=0.5).chat.completions.create(
             model="tiny", messages=about("hi"), max_tokens=200
         )
     until(lambda: not server.engine.running and not server.gate.inside)
+    assert "/v1/chat/completions 499 in" in caplog.text
     stream = _chat(server, about("hi"), max_tokens=200, stream=True)
     next(stream)
     assert server.gate.inside == 1

@@ -149,7 +149,7 @@ def test_drawing_fills_the_gallery(served, tiny_model, open_page, width):
     with page.expect_download() as download:
         page.click("#gallery a[download] >> nth=0")
     assert download.value.suggested_filename == "a_red_dog_7.png"
-    page.click("#gallery >> text=Ask about it >> nth=0")
+    page.click('#gallery >> text="Ask" >> nth=0')
     assert page.locator("#attached img").count() == 1
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it is wider than the screen"
 
@@ -206,7 +206,7 @@ def test_the_shipped_model_on_the_page(open_page, tmp_path):
         page.wait_for_selector("#gallery a[download]")
         drawn = _shown_image(page, "#gallery img")
         assert shows(drawn, thing)
-        page.click("#gallery >> text=Ask about it")
+        page.click('#gallery >> text="Ask"')
         page.fill("#question", "what is this?")
         page.click("#ask .send")
         page.wait_for_selector(".assistant footer")
