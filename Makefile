@@ -19,6 +19,7 @@ demo: $(RUN)
 test test-slow: export HF_HUB_OFFLINE := 1
 test test-slow: export OMP_NUM_THREADS := 1
 
+# The tests of the page need a browser (apt install chromium): without one, test names them as skipped, and test-slow fails.
 test: $(DEV)
 	$(VENV)/bin/python -m pytest
 

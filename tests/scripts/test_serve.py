@@ -61,6 +61,7 @@ def test_sigterm_finishes_what_runs(launch, tmp_path):
     assert not [*(tmp_path / "here").iterdir(), *(tmp_path / "tmp").iterdir()]  # nothing is ever on disk
 
 
+@pytest.mark.slow  # starts servers of their own
 def test_kill_leaves_nothing_behind(launch, tmp_path):
     process, url = launch()
     port = int(url.rsplit(":", 1)[1])
@@ -104,6 +105,7 @@ def test_without_its_packages_it_says_what_to_install(refused, monkeypatch):
     assert 'pip install -e ".[serve]"' in refused(main)
 
 
+@pytest.mark.slow
 def test_a_short_soak(run, tiny_folder, tmp_path):
     file = tmp_path / "soak.json"
     ended = run(soak, "--model", tiny_folder, "--minutes", 0.05, "--clients", 4, "--rounds", 1, "--out", file)
