@@ -432,6 +432,30 @@ def captions(scene: Scene) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+# ---- layouts
+
+ASKED_FOR_LAYOUT = (
+    "locate everything.",
+    "where is what?",
+    "list all things and their boxes.",
+    "say where each thing is.",
+)
+
+
+def layout(scene: Scene) -> str:
+    """All things and their boxes in reading order, "dog 12304458 red cup 50106040": left, top, right and bottom in
+    hundredths of the picture, two digits each."""
+    return " ".join(f"{noun(thing)} {hundredths(thing, scene.size)}" for thing in sorted(scene.things, key=_reading))
+
+
+def hundredths(thing: Thing, size: int) -> str:
+    return "".join(f"{min(99, 100 * side // size):02d}" for side in thing.box)
+
+
+def _reading(thing: Thing) -> tuple[int, int]:
+    return thing.box[1], thing.box[0]
+
+
 # ---- questions
 
 FORMS = {

@@ -11,6 +11,7 @@ class MllmConfig(PretrainedConfig):
     """`text_config` is any decoder-only config of transformers (Llama by default); `image_tokenizer` the fields of an
     ImageTokenizerConfig. `code_embedding` and `code_head` are keys of the dicts in `codes.py`, `code_head_args`
     the head's own sizes. `code_z_loss` weighs the squared largest logit of each code in the loss (UniTok: 5e-5).
+    Asked to draw, the model first writes a plan of at most `plan_length` ids (0: it draws at once).
     """
 
     model_type = "mllm"
@@ -23,6 +24,7 @@ class MllmConfig(PretrainedConfig):
     code_head: str = "depth"
     code_head_args: dict | None = None
     code_z_loss: float = 0.0
+    plan_length: int = 0
     pad_token_id: int = 0
     image_token_id: int = 4
     boi_token_id: int = 5

@@ -180,13 +180,35 @@ def generate_images(
         raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds")
     if not prompts:
         return []
-    samples = [processor.encode_drawing(prompt) for prompt in prompts]
-    for one in samples:
-        check_length(model, processor, one, processor.num_positions)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    samples = plan_drawings(model, processor, prompts, generators, **sampling)
     codes_NLK = sample_codes(model, processor, samples, generators, cfg_scale, progress, code_context, **sampling)
     # One by one: a batch of another size would round some pixels differently.
     return [model.decode_image_tokens(codes_LK[None])[0] for codes_LK in codes_NLK]
+
+
+@torch.no_grad()
+def plan_drawings(
+    model: MllmForConditionalGeneration,
+    processor: MllmProcessor,
+    prompts: Sequence[str],
+    generators: Sequence[torch.Generator],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    **_: Any,
+) -> list[Sample]:
+    """Prompts up to the begin of the image. A model that plans (`MllmConfig.plan_length`) has written its plan in
+    between, as text that the image then follows."""
+    plans, limit = bool(model.config.plan_length), model.config.plan_length
+    samples = [processor.encode_planning(prompt) if plans else processor.encode_drawing(prompt) for prompt in prompts]
+    for one in samples:
+        check_length(model, processor, one, limit + processor.num_positions)
+    if plans:
+        pick = picker(1.0, generators, temperature=temperature, top_p=top_p)
+        texts = write(Stream(model, samples, processor, room=limit), processor, limit, pick)
+        for one, ids in zip(samples, texts, strict=True):
+            one.add([id for id in ids if id != processor.image_id] + [processor.boi_id])
+    return samples
 
 
 def check_prompt(model: MllmForConditionalGeneration, prompt: str) -> str:
@@ -220,6 +242,16 @@ def text_steps(stream: Stream, stop_ids: set[int], limit: int, pick: Pick) -> It
             return
         if step + 1 < limit:
             stream.feed(stream.model.get_input_embeddings()(ids_B))
+
+
+def write(stream: Stream, processor: MllmProcessor, limit: int, pick: Pick) -> list[list[int]]:
+    """The ids of each row's text, at most `limit`, up to where it ends or would go on with an image."""
+    stop_ids, texts = {processor.eos_id, processor.boi_id}, [[] for _ in stream.h_BD]
+    for ids in text_steps(stream, stop_ids, limit, pick):
+        for text, id in zip(texts, ids, strict=True):
+            if id is not None and id not in stop_ids:
+                text.append(id)
+    return texts
 
 
 class Spelled:
@@ -257,13 +289,8 @@ def generate_texts(
         check_length(model, processor, one, max_new_tokens)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(samples))]
     pick = picker(1.0, generators, temperature=temperature, top_p=top_p)
-    answers: list[list[int]] = [[] for _ in samples]
     stream = Stream(model, samples, processor, room=max_new_tokens)
-    for ids in text_steps(stream, {processor.eos_id, processor.boi_id}, max_new_tokens, pick):
-        for answer, id in zip(answers, ids, strict=True):
-            if id is not None:
-                answer.append(id)
-    return [processor.decode(answer) for answer in answers]
+    return [processor.decode(ids) for ids in write(stream, processor, max_new_tokens, pick)]
 
 
 @torch.no_grad()

@@ -82,9 +82,14 @@ class MllmProcessor(ProcessorMixin):
         """
         return self._template.chat(messages, open_answer)
 
-    def encode_drawing(self, prompt: str | None, image: Any = None) -> Sample:
-        """A prompt (None: unconditional) up to the image; with `image`, a whole training sequence."""
-        return self._template.drawing(prompt, image)
+    def encode_drawing(self, prompt: str | None, image: Any = None, plan: str | None = None) -> Sample:
+        """A prompt (None: unconditional) up to the image; with `image`, a whole training sequence. `plan` is text of
+        the model's own before the image."""
+        return self._template.drawing(prompt, image, plan)
+
+    def encode_planning(self, prompt: str) -> Sample:
+        """A prompt up to where the model may write before it draws."""
+        return self._template.planning(prompt)
 
     def decode(self, ids: Sequence[int] | torch.Tensor, **kwargs: Any) -> str:
         """The text among the ids."""

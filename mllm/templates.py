@@ -92,15 +92,22 @@ class Template(ABC):
     def request(self, prompt: str | None) -> list[int]:
         """Ids between the begin of text and the begin of the image that `prompt` (None: unconditional) asks for."""
 
-    def drawing(self, prompt: str | None, image: Any) -> Sample:
+    def drawing(self, prompt: str | None, image: Any, plan: str | None) -> Sample:
         """As `MllmProcessor.encode_drawing`."""
-        sample = Sample()
-        sample.add([self.bos_id, *self.request(prompt)])
+        sample = self.planning(prompt)
+        if plan:
+            sample.add(text_ids(self.text_tokenizer, plan), target=True)
         if image is None:
             sample.add([self.boi_id])
         else:
             self.add_marked_image(sample, image, target=True)
             sample.add([self.eos_id], target=True)
+        return sample
+
+    def planning(self, prompt: str | None) -> Sample:
+        """As `MllmProcessor.encode_planning`."""
+        sample = Sample()
+        sample.add([self.bos_id, *self.request(prompt)])
         return sample
 
     def add_image(self, sample: Sample, image: Any, target: bool) -> None:

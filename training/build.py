@@ -78,6 +78,8 @@ def _load(folder: str | Path, config: ModelConfig, is_checkpoint: bool) -> Start
         _share_codebooks(model)
     elif not isinstance(model.image_tokenizer, ImageTokenizer):  # loaded in parts
         model.image_tokenizer = _image_tokenizer_in(folder, model.config.image_tokenizer_config)
+    if config.plan_length is not None:
+        model.config.plan_length = config.plan_length
     return Start(model, Processor.from_pretrained(folder), ("",))
 
 
@@ -114,6 +116,7 @@ def _model_config(
         code_embedding=config.code_embedding,
         code_head=config.code_head,
         code_head_args=config.code_head_args,
+        plan_length=config.plan_length or 0,
         pad_token_id=processor.pad_id,
         image_token_id=processor.image_id,
         boi_token_id=processor.boi_id,

@@ -224,7 +224,7 @@ class TuneConfig(ReconstructionConfig):
 class ModelConfig:
     """What a language-model run starts from: either `init_from`, or the parts of a new model. Its `image_tokenizer` is
     a folder, a shipped model's, or a new one ("new:" and a size); its `backbone` is a config of transformers, or names
-    pretrained weights (see backbones.py), which bring their own text tokenizer."""
+    pretrained weights (see backbones.py), which bring their own text tokenizer. `plan_length`: see `MllmConfig`."""
 
     init_from: str | None = None
     image_tokenizer: str | None = None
@@ -233,6 +233,7 @@ class ModelConfig:
     code_embedding: str = "tables"
     code_head: str = "depth"
     code_head_args: dict[str, Any] = field(default_factory=dict)
+    plan_length: int | None = None
     trainable: list[str] = field(default_factory=lambda: [""])
     lora: LoraConfig | None = None
     tune: TuneConfig | None = None
@@ -242,7 +243,8 @@ class ModelConfig:
 class MixConfig:
     """Scenes with extracted `codes`, or with pixels that are rendered and encoded in training (null): shares of drawing
     and answering, and how captions and questions become sequences. All questions about an image are asked, each on its
-    own; a share `chats` of the images has `questions_per_image` as the turns of one chat."""
+    own; a share `chats` of the images has `questions_per_image` as the turns of one chat. With `layouts`, drawings begin with the layout as text, and
+    answers give it, too."""
 
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     codes: str | None = None
@@ -251,6 +253,7 @@ class MixConfig:
     caption_dropout: float = 0.1
     chats: float = 0.2
     questions_per_image: int = 4
+    layouts: bool = False
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from data_recipes.scenes import Question, Scene, World, captions, questions
+from data_recipes.scenes import ASKED_FOR_LAYOUT, Question, Scene, World, captions, layout, questions
 from mllm.processor import MllmProcessor
 from mllm.templates import Sample, join
 from tokenizer import ImageTokenizer
@@ -105,8 +105,9 @@ def drawing_sample(
     """Caption -> image, codes_LK or pixels. The first caption has GenEval's wording and is drawn half of the time."""
     options = captions(scene)
     caption = options[0] if rng.random() < 0.5 else rng.choice(options)
-    unconditional = rng.random() < config.caption_dropout
-    return processor.encode_drawing(None if unconditional else caption, image)
+    if rng.random() < config.caption_dropout:
+        return processor.encode_drawing(None, image)
+    return processor.encode_drawing(caption, image, plan=layout(scene) if config.layouts else None)
 
 
 def answering_sample(
@@ -118,6 +119,8 @@ def answering_sample(
     part = {"type": "image", "image": image}
     if rng.random() < config.chats:
         return processor.encode(_chat(part, asked[: config.questions_per_image]), open_answer=False)
+    if config.layouts:
+        asked.append(Question("layout", rng.choice(ASKED_FOR_LAYOUT), layout(scene)))
     return join([processor.encode(_chat(part, [one]), open_answer=False) for one in asked])
 
 

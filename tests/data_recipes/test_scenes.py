@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import re
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from data_recipes.scenes import (
     geneval_pairs,
     held_out,
     is_held_out,
+    layout,
     noun,
     plural,
     questions,
@@ -262,6 +264,15 @@ def test_where_of_a_single_thing_is_clearly_off_centre(world):
                 axis = {"on the left": -dx, "on the right": dx, "at the top": -dy, "at the bottom": dy}
                 assert axis[question.answer] >= 16
                 assert min(abs(dx), abs(dy)) <= 8
+
+
+def test_a_layout_gives_every_thing_and_its_box_in_reading_order(world):
+    for seed in range(60):
+        scene = world.scene(seed)
+        found = re.findall(r"([a-z ]+) (\d\d)(\d\d)(\d\d)(\d\d)(?: |$)", layout(scene))
+        things = {(noun(thing), *(side * 100 // scene.size for side in thing.box)) for thing in scene.things}
+        assert {(words, *map(int, box)) for words, *box in found} == things and len(found) == len(scene.things)
+        assert [(top, left) for _, left, top, _, _ in found] == sorted((top, left) for _, left, top, _, _ in found)
 
 
 def test_describe_puts_the_left_or_upper_thing_first(world):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from mllm import generate_images, generate_text, generate_texts
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
-from mllm.generate import filter_logits, gumbel, picker, sample, sample_codes
+from mllm.generate import filter_logits, gumbel, picker, plan_drawings, sample, sample_codes
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
@@ -189,3 +189,48 @@ def test_text_ends_at_the_limit(tiny_model):
     model, processor = tiny_model
     with pytest.raises(ValueError, match="and 300 to generate, but the model reads 256"):
         list(generate_text(model, processor, _chat(), max_new_tokens=300))
+
+
+@pytest.fixture(scope="module")
+def planner(make_tiny_model):
+    """A model that writes up to 5 ids before it draws."""
+    model, processor = make_tiny_model()
+    model.config.plan_length = 5
+    return model, processor
+
+
+def test_a_plan_stands_between_the_prompt_and_the_image_that_follows_it(planner):
+    model, processor = planner
+    [sample] = plan_drawings(model, processor, PROMPTS[:1], _generators([3]), temperature=1.0)
+    start = processor.encode_planning(PROMPTS[0]).ids
+    plan = sample.ids[len(start) : -1]
+    assert sample.ids == [*start, *plan, processor.boi_id] and 0 < len(plan) <= 5
+    [alone] = plan_drawings(model, processor, PROMPTS[:1], generators := _generators([3]), temperature=1.0)
+    codes_NLK = sample_codes(model, processor, [alone], generators, 3.0)
+    [drawn] = generate_images(model, processor, PROMPTS[:1], seeds=3)
+    assert drawn.tobytes() == model.decode_image_tokens(codes_NLK)[0].tobytes()
+    other = sample_codes(model, processor, [processor.encode_drawing(PROMPTS[0])], _generators([3]), 3.0)
+    assert not torch.equal(other, codes_NLK)
+
+
+def test_plans_and_their_images_do_not_depend_on_the_batch(planner):
+    model, processor = planner
+    together = plan_drawings(model, processor, PROMPTS, _generators([5, 6, 7]))
+    alone = [plan_drawings(model, processor, [prompt], _generators([5 + n]))[0] for n, prompt in enumerate(PROMPTS)]
+    assert [sample.ids for sample in together] == [sample.ids for sample in alone]
+    images = generate_images(model, processor, PROMPTS, seeds=[5, 6, 7])
+    for row, prompt in enumerate(PROMPTS):
+        assert generate_images(model, processor, [prompt], seeds=5 + row)[0].tobytes() == images[row].tobytes()
+
+
+def test_a_model_without_plans_draws_at_once(tiny_model):
+    model, processor = tiny_model
+    samples = plan_drawings(model, processor, PROMPTS, _generators([0, 1, 2]))
+    assert [sample.ids for sample in samples] == [processor.encode_drawing(prompt).ids for prompt in PROMPTS]
+
+
+def test_there_must_be_room_for_a_plan(make_tiny_model):
+    model, processor = make_tiny_model()
+    model.config.plan_length = 250
+    with pytest.raises(ValueError, match="254 to generate, but the model reads 256"):
+        generate_images(model, processor, ["a dog"])

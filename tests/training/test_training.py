@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_recipes.scenes import questions
+from data_recipes.scenes import layout, questions
 from mllm import Mllm, generate_images
-from mllm.templates import join
+from mllm.templates import IGNORED, join
 from tokenizer import SIZES, ImageTokenizer
 from tokenizer.quantizer import QuantizerOptions
 from training.config import (
@@ -32,7 +32,7 @@ from training.config import (
     TrainConfig,
     save_config,
 )
-from training.data import CodedScenes, answering_sample, extract_codes
+from training.data import CodedScenes, answering_sample, drawing_sample, extract_codes
 from training.engine import TorchEngine
 from training.export import export_model
 from training.mixture import ScenesSource
@@ -246,6 +246,29 @@ def test_every_question_about_an_image_is_asked_on_its_own(make_tiny_model, code
         asked.append(processor.decode([*start, *branch]))
     expected = [f"{question.text}{question.answer}" for question in questions(scene, random.Random(3))]
     assert sorted(text.replace(" ", "") for text in asked) == sorted(text.replace(" ", "") for text in expected)
+
+
+def test_layouts_are_targets_before_drawings_and_in_answers(make_tiny_model, codes_folder):
+    _, processor = make_tiny_model()
+    scene, codes_LK = CodedScenes(SHAPES, codes_folder)[0]
+    config = replace(_scenes(codes_folder), chats=0.0, caption_dropout=0.0, layouts=True)
+    drawn = drawing_sample(processor, scene, codes_LK, config, random.Random(3))
+    targets = [id for id in drawn.labels if id != IGNORED]
+    assert processor.decode(targets[: targets.index(processor.boi_id)]) == layout(scene)
+    unconditional = drawing_sample(processor, scene, codes_LK, replace(config, caption_dropout=1.0), random.Random(3))
+    assert unconditional.ids == processor.encode_drawing(None, codes_LK).ids
+    answered = answering_sample(processor, scene, codes_LK, config, random.Random(3))
+    targets = [
+        processor.decode(
+            [
+                label
+                for label, of in zip(answered.labels, answered.branches, strict=True)
+                if of == branch and label != IGNORED
+            ]
+        )
+        for branch in range(1, max(answered.branches) + 1)
+    ]
+    assert targets.count(layout(scene)) == 1
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
