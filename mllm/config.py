@@ -11,7 +11,8 @@ class MllmConfig(PretrainedConfig):
     """`text_config` is any decoder-only config of transformers (Llama by default); `image_tokenizer` the fields of an
     ImageTokenizerConfig. `code_embedding` and `code_head` are keys of the dicts in `codes.py`, `code_head_args`
     the head's own sizes. `code_z_loss` weighs the squared largest logit of each code in the loss (UniTok: 5e-5).
-    Asked to draw, the model first writes a plan of at most `plan_length` ids (0: it draws at once).
+    Asked to draw, the model first writes a plan of at most `plan_length` ids (0: it draws at once), text that the image
+    then follows, such as a layout (LayoutGPT, arXiv 2305.15393).
     """
 
     model_type = "mllm"

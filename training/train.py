@@ -25,7 +25,7 @@ from .samples import conversations, show_samples
 from .start import first_loss_line, parameter_lines, preview_lines, source_lines
 from .update import train_step
 
-PADDED_TO = 32  # columns: a new shape costs the allocator new memory, and a compiler time
+PADDED_TO = 16  # columns: a new shape costs the allocator new memory, and a compiler time
 
 
 def train(config: TrainConfig) -> Path:
