@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mllm import Mllm, Processor, generate_images
-from mllm.generate import CFG_SCALE, check_length, check_prompt
+from mllm.generate import CFG_SCALE, start_drawing
 from tokenizer.transform import load_image
 
 from .geneval import NOT_DRAWN, PNG_KEY, load_records
@@ -168,8 +168,7 @@ def refusals(model: Mllm, processor: Processor, pictures: Sequence[Picture]) -> 
     refused = {}
     for picture in pictures:
         try:
-            sample = processor.encode_drawing(check_prompt(model, picture.prompt))
-            check_length(model, processor, sample, processor.num_positions)
+            start_drawing(model, processor, picture.prompt)
         except ValueError as error:
             refused[picture.file] = str(error)
     return refused

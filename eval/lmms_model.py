@@ -22,7 +22,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from mllm import Mllm, Processor, generate_images, generate_texts
-from mllm.generate import CFG_SCALE, check_length, check_prompt, check_sampling
+from mllm.generate import CFG_SCALE, check_length, check_sampling, start_drawing
 from mllm.templates import IGNORED
 
 from .drawing import save
@@ -182,11 +182,10 @@ class SimpleModel(lmms):
     def _ask(self, name: str, request: Instance, kind: str, chat: list[dict]) -> Ask:
         """Raises ValueError where the model cannot take the chat."""
         if kind == "draw":
-            sample = self.processor.encode_drawing(check_prompt(self.model, prompt_of(chat)))
-            room = self.processor.num_positions
+            sample = start_drawing(self.model, self.processor, prompt_of(chat))
         else:
-            sample, room = self.processor.encode(chat, open_answer=kind == "write"), int(kind == "write")
-        check_length(self.model, self.processor, sample, room)
+            sample = self.processor.encode(chat, open_answer=kind == "write")
+            check_length(self.model, self.processor, sample, int(kind == "write"))
         options = Options(kind)
         if kind == "write":
             context = self.model.config.text_config.max_position_embeddings

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from .codes import Pick
-from .generate import CFG_SCALE, Messages, Spelled, check_length, check_prompt, check_sampling, picker
+from .generate import CFG_SCALE, Messages, Spelled, check_length, check_sampling, picker, start_drawing
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor, as_codes
 from .stream import Stream
@@ -164,8 +164,9 @@ class Task:
         self.may_draw = isinstance(request, Drawing) or request.drawing is not None
         self.drawing, self.writing, self.embedded = {**DRAWING_OPTIONS}, {}, {}
         if isinstance(request, Drawing):
+            self.generator = self.draw_generator
             self.drawing = {name: getattr(request, name) for name in DRAWING_OPTIONS}
-            self.sample, room = processor.encode_drawing(check_prompt(model, request.prompt)), processor.num_positions
+            self.sample = start_drawing(model, processor, request.prompt)
         else:
             if request.max_new_tokens < 1:
                 raise ValueError(f"max_new_tokens {request.max_new_tokens} is below 1")
@@ -173,13 +174,13 @@ class Task:
                 raise ValueError("an empty string in stop: leave it out")
             self.drawing |= request.drawing or {}
             self.writing = {"temperature": request.temperature, "top_p": request.top_p}
-            self.sample, room = processor.encode(request.messages), request.max_new_tokens
+            self.sample = processor.encode(request.messages)
+            check_length(model, processor, self.sample, request.max_new_tokens)
         check_sampling(**self.drawing)
         check_sampling(**self.writing)
-        check_length(model, processor, self.sample, room)
         if self.sample.images:
             self.sample.images = list(as_codes(self.sample.images, model.image_tokenizer))
-        self._steps = self._draw() if isinstance(request, Drawing) else self._write()
+        self._steps = self._plan() if isinstance(request, Drawing) else self._write()
         self.want = next(self._steps)
 
     @property
@@ -223,6 +224,18 @@ class Task:
         else:
             self.handle.ended_by = "length"
         self.handle.put(text.rest())
+
+    def _plan(self) -> Generator[str | int, Any, None]:
+        """As `plan_drawings`, and on to the image."""
+        for _ in range(self.model.config.plan_length):
+            id = yield "text"
+            self.handle.tokens += 1
+            if id == self.processor.boi_id:
+                break
+        else:
+            if self.model.config.plan_length:
+                yield self.processor.boi_id
+        yield from self._draw()
 
     def _draw(self) -> Generator[str, torch.Tensor, None]:
         self.embedded, codes, L = {}, [], self.processor.num_positions
@@ -392,7 +405,7 @@ class Engine:
             order += group
             picks.append(picker(1.0, [task.generator for task in group], temperature=temperature, top_p=top_p))
             sizes.append(len(group))
-        logits_BV = self.model.lm_head(self._stream.h_BD[[rows[task, False] for task in order]])
+        logits_BV = self.model.text_logits(self._stream.h_BD[[rows[task, False] for task in order]])
         return dict(zip(order, join(picks, sizes)(logits_BV, 0).tolist(), strict=True))
 
     def _draw(self, tasks: Sequence[Task], rows: dict[Owner, int]) -> dict[Task, torch.Tensor]:

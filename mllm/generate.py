@@ -15,7 +15,7 @@ from .codes import CodebookEmbedding, Pick
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor, as_codes
 from .stream import Stream
-from .templates import Sample
+from .templates import IGNORED, Sample
 
 Messages = Sequence[dict[str, Any]]
 
@@ -174,14 +174,14 @@ def generate_images(
     `seeds` is one for each prompt, or the first of a row. `sampling`: temperature, top_k, top_p. `progress` is called
     with the number of positions done, of `processor.num_positions`. `code_context` as in `code_steps`.
     """
-    prompts = [check_prompt(model, prompt) for prompt in prompts]
+    starts = [start_drawing(model, processor, prompt) for prompt in prompts]
     seeds = list(range(seeds, seeds + len(prompts))) if isinstance(seeds, int) else list(seeds)
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds")
     if not prompts:
         return []
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    samples = plan_drawings(model, processor, prompts, generators, **sampling)
+    samples = plan_drawings(model, processor, starts, generators, **sampling)
     codes_NLK = sample_codes(model, processor, samples, generators, cfg_scale, progress, code_context, **sampling)
     # One by one: a batch of another size would round some pixels differently.
     return [model.decode_image_tokens(codes_LK[None])[0] for codes_LK in codes_NLK]
@@ -191,24 +191,31 @@ def generate_images(
 def plan_drawings(
     model: MllmForConditionalGeneration,
     processor: MllmProcessor,
-    prompts: Sequence[str],
+    starts: Sequence[Sample],
     generators: Sequence[torch.Generator],
     temperature: float = 1.0,
     top_p: float = 1.0,
     **_: Any,
 ) -> list[Sample]:
-    """Prompts up to the begin of the image. A model that plans (`MllmConfig.plan_length`) has written its plan in
-    between, as text that the image then follows."""
-    plans, limit = bool(model.config.plan_length), model.config.plan_length
-    samples = [processor.encode_planning(prompt) if plans else processor.encode_drawing(prompt) for prompt in prompts]
-    for one in samples:
-        check_length(model, processor, one, limit + processor.num_positions)
-    if plans:
-        pick = picker(1.0, generators, temperature=temperature, top_p=top_p)
-        texts = write(Stream(model, samples, processor, room=limit), processor, limit, pick)
-        for one, ids in zip(samples, texts, strict=True):
-            one.add([id for id in ids if id != processor.image_id] + [processor.boi_id])
-    return samples
+    """What `start_drawing` gave, up to the begin of the image: with the plan, where the model writes one."""
+    limit = model.config.plan_length
+    if not limit:
+        return list(starts)
+    pick = picker(1.0, generators, temperature=temperature, top_p=top_p)
+    plans = write(Stream(model, starts, processor, room=limit), {processor.boi_id}, limit, pick)
+    return [
+        Sample([*start.ids, *plan, processor.boi_id], [IGNORED] * (len(start.ids) + len(plan) + 1))
+        for start, plan in zip(starts, plans, strict=True)
+    ]
+
+
+def start_drawing(model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str) -> Sample:
+    """What is read of a prompt before the model plans or draws. Raises ValueError for an empty prompt, and for one that
+    is too long."""
+    prompt, plans = check_prompt(model, prompt), model.config.plan_length
+    sample = processor.encode_planning(prompt) if plans else processor.encode_drawing(prompt)
+    check_length(model, processor, sample, plans + processor.num_positions)
+    return sample
 
 
 def check_prompt(model: MllmForConditionalGeneration, prompt: str) -> str:
@@ -235,7 +242,7 @@ def text_steps(stream: Stream, stop_ids: set[int], limit: int, pick: Pick) -> It
     """
     alive = [True] * len(stream.h_BD)
     for step in range(limit):
-        ids_B = pick(stream.model.lm_head(stream.h_BD), 0)
+        ids_B = pick(stream.model.text_logits(stream.h_BD), 0)
         yield [id if lives else None for id, lives in zip(ids_B.tolist(), alive, strict=True)]
         alive = [lives and id not in stop_ids for id, lives in zip(ids_B.tolist(), alive, strict=True)]
         if not any(alive):
@@ -244,9 +251,9 @@ def text_steps(stream: Stream, stop_ids: set[int], limit: int, pick: Pick) -> It
             stream.feed(stream.model.get_input_embeddings()(ids_B))
 
 
-def write(stream: Stream, processor: MllmProcessor, limit: int, pick: Pick) -> list[list[int]]:
-    """The ids of each row's text, at most `limit`, up to where it ends or would go on with an image."""
-    stop_ids, texts = {processor.eos_id, processor.boi_id}, [[] for _ in stream.h_BD]
+def write(stream: Stream, stop_ids: set[int], limit: int, pick: Pick) -> list[list[int]]:
+    """The ids of each row's text, at most `limit`, up to one of `stop_ids`."""
+    texts: list[list[int]] = [[] for _ in stream.h_BD]
     for ids in text_steps(stream, stop_ids, limit, pick):
         for text, id in zip(texts, ids, strict=True):
             if id is not None and id not in stop_ids:
@@ -290,7 +297,8 @@ def generate_texts(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(samples))]
     pick = picker(1.0, generators, temperature=temperature, top_p=top_p)
     stream = Stream(model, samples, processor, room=max_new_tokens)
-    return [processor.decode(ids) for ids in write(stream, processor, max_new_tokens, pick)]
+    stop_ids = {processor.eos_id, processor.boi_id}
+    return [processor.decode(ids) for ids in write(stream, stop_ids, max_new_tokens, pick)]
 
 
 @torch.no_grad()

@@ -158,6 +158,13 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             code_losses=code_losses_PK.detach(),
         )
 
+    def text_logits(self, h_BD: torch.Tensor) -> torch.Tensor:
+        """-> [B, S] for what is written next: anything but the placeholder of images."""
+        logits_BS = self.lm_head(h_BD)
+        if self.config.image_token_id >= 0:  # UniTok's is outside the vocabulary
+            logits_BS[:, self.config.image_token_id] = float("-inf")
+        return logits_BS
+
     def text_losses(self, h_BTD: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each text target; the output layer is applied only where there is one."""
         wanted = labels_BT[:, 1:] != -100

@@ -51,11 +51,11 @@ def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
 
 def check_lengths(model: Mllm, processor: Processor, prompts: Sequence[str]) -> None:
     """Refuse a prompt that does not fit before any is drawn."""
-    from mllm.generate import check_length
+    from mllm.generate import start_drawing
 
     for place, prompt in enumerate(prompts, 1):
         try:
-            check_length(model, processor, processor.encode_drawing(prompt), processor.num_positions)
+            start_drawing(model, processor, prompt)
         except ValueError as error:
             raise ValueError(f"prompt {place} ({prompt[:20]!r}...) is too long: {error}") from error
 

@@ -56,6 +56,18 @@ def test_a_mixed_queue_gives_what_each_gives_alone(make_tiny_model, kind):
     assert (engine.running, engine.waiting) == (0, 0)
 
 
+@pytest.mark.parametrize("length", [1, 6])
+def test_drawings_with_plans_are_those_of_generate_images(make_tiny_model, length):
+    model, processor = make_tiny_model()
+    model.config.plan_length = length
+    drawings = [Drawing("a red dog", seed=1), Drawing("two cats", seed=2, cfg_scale=1.0), Drawing("a kite", seed=3)]
+    with Engine(model, processor, max_rows=4) as engine:
+        handles = [engine.submit(drawing) for drawing in drawings]
+        results = [handle.result(WAIT) for handle in handles]
+    for drawing, result in zip(drawings, results, strict=True):
+        assert _same(result, generate_images(model, processor, [drawing.prompt], drawing.seed, drawing.cfg_scale))
+
+
 @pytest.mark.parametrize("options", [{}, {"cfg_scale": 1.0}])
 def test_an_answer_with_an_image_goes_on_after_it(make_tiny_model, options):
     model, processor = make_tiny_model()

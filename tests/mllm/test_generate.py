@@ -6,7 +6,7 @@ from PIL import Image
 
 from mllm import generate_images, generate_text, generate_texts
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
-from mllm.generate import filter_logits, gumbel, picker, plan_drawings, sample, sample_codes
+from mllm.generate import filter_logits, gumbel, picker, plan_drawings, sample, sample_codes, start_drawing
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
@@ -199,14 +199,17 @@ def planner(make_tiny_model):
     return model, processor
 
 
+def _starts(model, processor, prompts):
+    return [start_drawing(model, processor, prompt) for prompt in prompts]
+
+
 def test_a_plan_stands_between_the_prompt_and_the_image_that_follows_it(planner):
     model, processor = planner
-    [sample] = plan_drawings(model, processor, PROMPTS[:1], _generators([3]), temperature=1.0)
-    start = processor.encode_planning(PROMPTS[0]).ids
-    plan = sample.ids[len(start) : -1]
-    assert sample.ids == [*start, *plan, processor.boi_id] and 0 < len(plan) <= 5
-    [alone] = plan_drawings(model, processor, PROMPTS[:1], generators := _generators([3]), temperature=1.0)
-    codes_NLK = sample_codes(model, processor, [alone], generators, 3.0)
+    starts, generators = _starts(model, processor, PROMPTS[:1]), _generators([3])
+    [sample] = plan_drawings(model, processor, starts, generators)
+    plan = sample.ids[len(starts[0].ids) : -1]
+    assert sample.ids == [*starts[0].ids, *plan, processor.boi_id] and 0 < len(plan) <= 5
+    codes_NLK = sample_codes(model, processor, [sample], generators, 3.0)
     [drawn] = generate_images(model, processor, PROMPTS[:1], seeds=3)
     assert drawn.tobytes() == model.decode_image_tokens(codes_NLK)[0].tobytes()
     other = sample_codes(model, processor, [processor.encode_drawing(PROMPTS[0])], _generators([3]), 3.0)
@@ -215,8 +218,9 @@ def test_a_plan_stands_between_the_prompt_and_the_image_that_follows_it(planner)
 
 def test_plans_and_their_images_do_not_depend_on_the_batch(planner):
     model, processor = planner
-    together = plan_drawings(model, processor, PROMPTS, _generators([5, 6, 7]))
-    alone = [plan_drawings(model, processor, [prompt], _generators([5 + n]))[0] for n, prompt in enumerate(PROMPTS)]
+    starts = _starts(model, processor, PROMPTS)
+    together = plan_drawings(model, processor, starts, _generators([5, 6, 7]))
+    alone = [plan_drawings(model, processor, [start], _generators([5 + n]))[0] for n, start in enumerate(starts)]
     assert [sample.ids for sample in together] == [sample.ids for sample in alone]
     images = generate_images(model, processor, PROMPTS, seeds=[5, 6, 7])
     for row, prompt in enumerate(PROMPTS):
@@ -225,8 +229,18 @@ def test_plans_and_their_images_do_not_depend_on_the_batch(planner):
 
 def test_a_model_without_plans_draws_at_once(tiny_model):
     model, processor = tiny_model
-    samples = plan_drawings(model, processor, PROMPTS, _generators([0, 1, 2]))
+    samples = plan_drawings(model, processor, _starts(model, processor, PROMPTS), _generators([0, 1, 2]))
     assert [sample.ids for sample in samples] == [processor.encode_drawing(prompt).ids for prompt in PROMPTS]
+
+
+def test_the_placeholder_of_images_is_never_written(planner):
+    model, processor = planner
+    for seed in range(40):
+        [sample] = plan_drawings(model, processor, _starts(model, processor, ["a dog"]), _generators([seed]), 5.0)
+        assert processor.image_id not in sample.ids
+    with torch.no_grad():
+        logits_BS = model.text_logits(torch.randn(2, 32))
+    assert (logits_BS == float("-inf")).nonzero()[:, 1].tolist() == [processor.image_id] * 2
 
 
 def test_there_must_be_room_for_a_plan(make_tiny_model):
