@@ -3,8 +3,6 @@
 Shapes: N images, L positions, K sub-codebooks, V entries each, D backbone width, P positions to predict, W head width.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,8 +10,8 @@ from torch import nn
 from tokenizer.projection import AttnProjection
 from tokenizer.quantizer import MultiCodebookQuantizer, Quantized
 
-Pick = Callable[[torch.Tensor, int], torch.Tensor]
-"""(logits_BV, k) -> ids_B: guidance and sampling live in here, heads never hear of them."""
+from .compiled import compiled_head
+from .sampling import Pick, Picker
 
 # Where an embedding is given what its codes were chosen from, `quantized`, its values are the same, and its gradient
 # goes on to the image tokenizer: through the shares of all entries in each choice, or through the features.
@@ -179,8 +177,10 @@ class DepthHead(nn.Module):
         return torch.stack([self._output(k)(x[:, k]) for k in range(self.num_codebooks)], 1)
 
     @torch.no_grad()
-    def sample(self, h_BD: torch.Tensor, pick: Pick) -> torch.Tensor:
+    def sample(self, h_BD: torch.Tensor, pick: Pick, compile: bool = True) -> torch.Tensor:
         """One sub-code after the other, each layer keeping keys and values of the earlier ones: -> codes_BK."""
+        if compile and isinstance(pick, Picker) and (compiled := compiled_head(self)):
+            return compiled.sample(h_BD, pick)
         x_BW, codes = self.enter(h_BD), []
         rotary = self._rotary(x_BW)
         shape = len(x_BW), 2, self.layers[0].heads, self.num_codebooks, self.head_width
@@ -217,7 +217,7 @@ class ParallelHead(nn.Module):
     def forward(self, h_PD: torch.Tensor, codes_PK: torch.Tensor) -> torch.Tensor:
         return self.output(h_PD).unflatten(-1, (self.num_codebooks, -1))
 
-    def sample(self, h_BD: torch.Tensor, pick: Pick) -> torch.Tensor:
+    def sample(self, h_BD: torch.Tensor, pick: Pick, compile: bool = True) -> torch.Tensor:
         logits_BKV = self.output(h_BD).unflatten(-1, (self.num_codebooks, -1))
         return torch.stack([pick(logits_BKV[:, k], k) for k in range(self.num_codebooks)], 1)
 

@@ -1,135 +1,64 @@
 """Generation: prefill, one step at a time, pick. Text and images come from the same stream and the same loop shape.
 
 Shapes: B sequences, T positions, D width, S text vocabulary, V code entries, K sub-codebooks, L positions an image.
-Under guidance a batch is doubled, [cond; uncond], and only `picker` knows.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
-from .codes import CodebookEmbedding, Pick
+from .codes import CodebookEmbedding
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor, as_codes
+from .sampling import Pick, Picker, check_sampling
 from .stream import Stream
 from .templates import IGNORED, Sample
 
 Messages = Sequence[dict[str, Any]]
 
 CFG_SCALE = 3.0  # guidance of drawings, where a caller does not choose
-CODE_CONTEXTS = ("exact", "published")
+picker = Picker  # the name that callers import
 
 
-def filter_logits(logits_BV: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
-    """-inf outside the `top_k` largest (0: all) and outside the smallest set that holds probability `top_p`."""
-    if 0 < top_k < logits_BV.shape[-1]:
-        lowest = logits_BV.topk(top_k, -1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < lowest, float("-inf"))
-    if top_p < 1.0:
-        ordered, order = logits_BV.sort(-1, descending=True)
-        p = ordered.softmax(-1)
-        # What comes before an entry decides, so the most likely one always stays.
-        outside = (p.cumsum(-1) - p >= top_p).scatter(-1, order, p.cumsum(-1) - p >= top_p)
-        logits_BV = logits_BV.masked_fill(outside, float("-inf"))
-    return logits_BV
-
-
-def sample(
-    logits_BV: torch.Tensor,
-    noise_BV: torch.Tensor | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-) -> torch.Tensor:
-    """-> ids_B, drawn from what `filter_logits` keeps by Gumbel `noise_BV`; temperature 0 is greedy.
-
-    Nothing is sorted: the largest sum of logit and noise is a draw from all entries. One that the filters would drop
-    shows that they drop all entries below it, too, and the largest of the others is next.
-    """
-    if temperature == 0:
-        return logits_BV.argmax(-1)
-    logits_BV = logits_BV.float() / temperature
-    noisy_BV = logits_BV + noise_BV
-    if top_k == 0 and top_p == 1.0:
-        return noisy_BV.argmax(-1)
-    p_BV = filter_logits(logits_BV, top_k).softmax(-1) if top_p < 1.0 else None
-    while True:
-        ids_B1 = noisy_BV.argmax(-1, keepdim=True)
-        least_B1 = logits_BV.gather(-1, ids_B1)
-        above_BV = logits_BV > least_B1
-        outside_B1 = above_BV.sum(-1, keepdim=True) >= (top_k or math.inf)
-        if p_BV is not None:
-            outside_B1 |= (p_BV * above_BV).sum(-1, keepdim=True) >= top_p
-        if not outside_B1.any():
-            return ids_B1[:, 0]
-        noisy_BV = noisy_BV.masked_fill(outside_B1 & ~above_BV, float("-inf"))
-
-
-def gumbel(generators: Sequence[torch.Generator], size: int, device: torch.device) -> torch.Tensor:
-    """[B, size]: each row from its own generator, apart from its batch.
-
-    Gumbel's argmax in place of multinomial: it needs no sum over the row, whose rounding would depend on the batch.
-    """
-    uniform = torch.stack([torch.rand(size, generator=generator) for generator in generators])
-    return -torch.log(-torch.log(uniform.clamp_min(1e-20).to(device)))
-
-
-def picker(cfg_scale: float, generators: Sequence[torch.Generator], num_codebooks: int = 1, **sampling: Any) -> Pick:
-    """The one place of classifier-free guidance (arXiv 2207.12598): logits = u + scale * (c - u); both halves get the
-    same ids. At scale 1 the batch is not doubled and this only samples. A position's noise is drawn at once."""
-    noise: torch.Tensor | None = None
-
-    def pick(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
-        nonlocal noise
-        if cfg_scale != 1.0:
-            cond, uncond = logits_BV.float().chunk(2)
-            logits_BV = torch.lerp(uncond, cond, cfg_scale)
-        V = logits_BV.shape[-1]
-        if k == 0 and sampling.get("temperature", 1.0) != 0:
-            noise = gumbel(generators, num_codebooks * V, logits_BV.device)
-        ids_B = sample(logits_BV, None if noise is None else noise[:, k * V : (k + 1) * V], **sampling)
-        return ids_B if cfg_scale == 1.0 else ids_B.repeat(2)
-
-    return pick
-
-
-def check_sampling(
-    cfg_scale: float = 1.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    code_context: str = "exact",
-    **_: Any,
-) -> None:
-    """Raises ValueError, naming the option, its value and what it may be."""
-    if code_context not in CODE_CONTEXTS:
-        raise ValueError(f"unknown code_context {code_context!r}; known: {', '.join(CODE_CONTEXTS)}")
-    # `not x >= 0` is true of NaN, too.
-    if not 0 <= temperature < math.inf or 0 < temperature < 1e-3:
-        raise ValueError(f"temperature {temperature} is neither 0 (greedy) nor at least 0.001; 1 is the model's own")
-    if not 1 <= cfg_scale < math.inf:
-        raise ValueError(f"cfg_scale {cfg_scale} is below 1 or no number; 1 is no guidance")
-    if top_k < 0:
-        raise ValueError(f"top_k {top_k} is negative; 0 keeps all entries")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p {top_p} is outside (0, 1]; 1 keeps all entries")
-
-
-def code_steps(stream: Stream, positions: int, pick: Pick, code_context: str = "exact") -> Iterator[torch.Tensor]:
+def code_steps(
+    stream: Stream, positions: int, pick: Pick, code_context: str = "exact", images: int | None = None
+) -> Iterator[torch.Tensor]:
     """The codes_BK of each position, fed back to the stream before the next.
 
     "exact" embeds a position in the context of the earlier ones, as in training. "published" embeds it alone, as
-    UniTok's released generation does: a difference where the embedding attends (`CodebookEmbedding`).
+    UniTok's released generation does: a difference where the embedding attends (`CodebookEmbedding`). Of the rows, the
+    first `images` (None: all) are embedded; the rest, which may come and go, are their other halves under guidance.
     """
     cache = {} if code_context == "exact" else None
     for position in range(positions):
-        codes_BK = stream.model.code_head.sample(stream.h_BD, pick)
+        codes_BK = stream.draw(pick)
         yield codes_BK
         if position + 1 < positions:
-            stream.feed(stream.model.code_embed(codes_BK[:, None], cache)[:, 0])
+            x_ND = stream.model.code_embed(codes_BK[:images, None], cache)[:, 0]
+            stream.feed(x_ND.repeat(len(stream.h_BD) // len(x_ND), 1))
+
+
+def guide(
+    stream: Stream, pick: Picker, codes: Sequence[torch.Tensor], cfg_scale: float, part: tuple[float, float]
+) -> None:
+    """Let the stream have its unconditional halves where the next position lies in this part of an image (0 to 1),
+    and only there. `codes`: those so far, each [N, K], of which the last is not yet fed."""
+    N, processor = len(codes[0]), stream.processor
+    first, end = (round(processor.num_positions * x) for x in part)
+    wanted, guided = cfg_scale != 1.0 and first <= len(codes) < end, len(stream.h_BD) > N
+    if wanted and not guided:
+        halves = [processor.encode_drawing(None) for _ in range(N)]
+        for half, codes_lK in zip(halves, torch.stack(codes, 1)[:, :-1], strict=True):
+            if len(codes_lK):
+                half.add([processor.image_id] * len(codes_lK))
+                half.images.append(codes_lK)
+        stream.add(halves)
+    elif guided and not wanted:
+        for row in reversed(range(N, 2 * N)):
+            stream.remove(row)
+    pick.cfg_scale = cfg_scale if wanted else 1.0
 
 
 @torch.no_grad()
@@ -141,22 +70,32 @@ def sample_codes(
     cfg_scale: float = 1.0,
     progress: Callable[[int], None] | None = None,
     code_context: str = "exact",
+    cfg_interval: tuple[float, float] = (0.0, 1.0),
+    compile: bool = True,
     **sampling: Any,
 ) -> torch.Tensor:
-    """Sequences that end with the begin-of-image id -> codes_NLK of the images that follow, one each."""
-    check_sampling(cfg_scale, code_context=code_context, **sampling)
+    """Sequences that end with the begin-of-image id -> codes_NLK of the images that follow, one each.
+
+    Guidance is for the positions in `cfg_interval`, a part of the image (arXiv 2404.07724); outside, it costs nothing.
+    """
+    check_sampling(cfg_scale, code_context=code_context, cfg_interval=cfg_interval, **sampling)
     if code_context == "published" and not isinstance(model.code_embed, CodebookEmbedding):
         raise ValueError("code_context 'published' is for converted UniTok models: leave it at 'exact'")
+    if code_context == "published" and cfg_interval[0] > 0:
+        raise ValueError("code_context 'published' needs guidance from the first position: let cfg_interval begin at 0")
     rows = list(samples)
-    if cfg_scale != 1.0:
+    guided = cfg_scale != 1.0 and round(processor.num_positions * cfg_interval[0]) == 0
+    if guided:
         rows += [processor.encode_drawing(None)] * len(samples)
-    pick = picker(cfg_scale, generators, model.config.image_tokenizer["num_codebooks"], **sampling)
-    stream, codes = Stream(model, rows, processor, room=processor.num_positions), []
-    for codes_BK in code_steps(stream, processor.num_positions, pick, code_context):
-        codes.append(codes_BK)
+    K = model.config.image_tokenizer["num_codebooks"]
+    pick = Picker(cfg_scale if guided else 1.0, generators, K, **sampling)
+    stream, codes = Stream(model, rows, processor, room=processor.num_positions, compile=compile), []
+    for codes_BK in code_steps(stream, processor.num_positions, pick, code_context, len(samples)):
+        codes.append(codes_BK[: len(samples)])
+        guide(stream, pick, codes, cfg_scale, cfg_interval)
         if progress:
             progress(len(codes))
-    return torch.stack(codes, 1)[: len(samples)]
+    return torch.stack(codes, 1)
 
 
 def generate_images(
@@ -166,13 +105,13 @@ def generate_images(
     seeds: Sequence[int] | int = 0,
     cfg_scale: float = CFG_SCALE,
     progress: Callable[[int], None] | None = None,
-    code_context: str = "exact",
-    **sampling: Any,
+    **options: Any,
 ) -> list[Image.Image]:
     """One image a prompt, as one batch. An image depends on its prompt and seed, not on the batch around it.
 
-    `seeds` is one for each prompt, or the first of a row. `sampling`: temperature, top_k, top_p. `progress` is called
-    with the number of positions done, of `processor.num_positions`. `code_context` as in `code_steps`.
+    `seeds` is one for each prompt, or the first of a row. `progress` is called with the number of positions done, of
+    `processor.num_positions`. `options` of `sample_codes`: temperature, top_k, top_p, cfg_interval, code_context,
+    and compile (False: operation by operation, to the same codes).
     """
     starts = [start_drawing(model, processor, prompt) for prompt in prompts]
     seeds = list(range(seeds, seeds + len(prompts))) if isinstance(seeds, int) else list(seeds)
@@ -181,8 +120,8 @@ def generate_images(
     if not prompts:
         return []
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    samples = plan_drawings(model, processor, starts, generators, **sampling)
-    codes_NLK = sample_codes(model, processor, samples, generators, cfg_scale, progress, code_context, **sampling)
+    samples = plan_drawings(model, processor, starts, generators, **options)
+    codes_NLK = sample_codes(model, processor, samples, generators, cfg_scale, progress, **options)
     # One by one: a batch of another size would round some pixels differently.
     return [model.decode_image_tokens(codes_LK[None])[0] for codes_LK in codes_NLK]
 
@@ -201,7 +140,7 @@ def plan_drawings(
     limit = model.config.plan_length
     if not limit:
         return list(starts)
-    pick = picker(1.0, generators, temperature=temperature, top_p=top_p)
+    pick = Picker(1.0, generators, temperature=temperature, top_p=top_p)
     plans = write(Stream(model, starts, processor, room=limit), {processor.boi_id}, limit, pick)
     return [
         Sample([*start.ids, *plan, processor.boi_id], [IGNORED] * (len(start.ids) + len(plan) + 1))
@@ -295,7 +234,7 @@ def generate_texts(
     for one in samples:
         check_length(model, processor, one, max_new_tokens)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(samples))]
-    pick = picker(1.0, generators, temperature=temperature, top_p=top_p)
+    pick = Picker(1.0, generators, temperature=temperature, top_p=top_p)
     stream = Stream(model, samples, processor, room=max_new_tokens)
     stop_ids = {processor.eos_id, processor.boi_id}
     return [processor.decode(ids) for ids in write(stream, stop_ids, max_new_tokens, pick)]
@@ -320,7 +259,7 @@ def generate_text(
     sample = processor.encode(messages)
     if sample.images:
         sample.images = list(as_codes(sample.images, model.image_tokenizer))
-    pick = picker(1.0, [torch.Generator().manual_seed(seed)], temperature=temperature, top_p=top_p)
+    pick = Picker(1.0, [torch.Generator().manual_seed(seed)], temperature=temperature, top_p=top_p)
     draw_generator = torch.Generator().manual_seed(seed)
     while max_new_tokens > 0:
         check_length(model, processor, sample, max_new_tokens)

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from transformers import Cache, DynamicCache
 
+from .compiled import compiled_backbone
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor
+from .sampling import Pick
 from .templates import Sample
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2")  # whose layers `step_llama` runs; others run as transformers has them
@@ -111,8 +113,9 @@ class KeyValues(Cache):
 class Stream:
     """Rows under way, and the hidden states `h_BD` that predict the next position of each.
 
-    `room`: how many positions are to come, as far as known. `plain` runs the backbone as transformers has it, which is
-    slower and gives the same. Raises ValueError where rows outgrow a sliding window.
+    `room`: how many positions are to come, as far as known. Without `compile`, steps run operation by operation, and
+    `plain` runs the backbone as transformers has it: each slower, to the same numbers. Raises ValueError where rows
+    outgrow a sliding window.
     """
 
     def __init__(
@@ -122,10 +125,14 @@ class Stream:
         processor: MllmProcessor,
         room: int = 64,
         plain: bool = False,
+        compile: bool = True,
     ):
+        self.compile = compile and not plain
         self.model, self.processor, self.room, self.cache = model, processor, room, None
         self.window = getattr(model.config.text_config, "sliding_window", None)
-        self._step = step_any if plain or model.config.text_config.model_type not in LLAMA_LIKE else step_llama
+        self._step = step_any
+        if not plain and model.config.text_config.model_type in LLAMA_LIKE:
+            self._step = (compile and compiled_backbone(model.backbone)) or step_llama
         self.add(samples)
 
     @torch.no_grad()
@@ -155,6 +162,10 @@ class Stream:
             raise ValueError(f"{max(self.cache.lengths)} positions, but this model attends to {self.window} at a time")
         self.h_BD = self._step(self.model.backbone, x_BD, self.cache)
         self.cache.close()
+
+    def draw(self, pick: Pick) -> torch.Tensor:
+        """-> codes_BK of the next position, not yet fed."""
+        return self.model.code_head.sample(self.h_BD, pick, self.compile)
 
     def remove(self, row: int) -> None:
         """The last row takes its place."""

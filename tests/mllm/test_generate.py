@@ -6,7 +6,8 @@ from PIL import Image
 
 from mllm import generate_images, generate_text, generate_texts
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
-from mllm.generate import filter_logits, gumbel, picker, plan_drawings, sample, sample_codes, start_drawing
+from mllm.generate import picker, plan_drawings, sample_codes, start_drawing
+from mllm.sampling import filter_logits, gumbel, sample
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]

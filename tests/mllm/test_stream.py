@@ -54,11 +54,11 @@ def _uncached(model, sample, x_TD: torch.Tensor) -> torch.Tensor:
     return model.backbone(inputs_embeds=torch.cat([prompt_BTD, x_TD[None]], 1)).last_hidden_state[0, -1]
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_steps_are_one_uncached_pass(model_and_processor, plain):
+@pytest.mark.parametrize("way", [{}, {"compile": False}, {"plain": True}], ids=["compiled", "eager", "plain"])
+def test_steps_are_one_uncached_pass(model_and_processor, way):
     model, processor = model_and_processor
     samples, inputs = _samples(processor), _inputs(3)
-    stream = Stream(model, samples, processor, plain=plain)
+    stream = Stream(model, samples, processor, **way)
     for step, x_BD in enumerate(inputs):
         expected = torch.stack([_uncached(model, sample, inputs[:step, row]) for row, sample in enumerate(samples)])
         torch.testing.assert_close(stream.h_BD, expected, atol=1e-5, rtol=1e-4)

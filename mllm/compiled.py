@@ -1,0 +1,242 @@
+"""The decode step as one C++ function (step.cpp), built once for this machine: a fast twin of `step_llama` and of
+`DepthHead.sample`, on a CPU in float32. Where it cannot be had, both run operation by operation, to the same codes.
+
+Weights that are numbers of bfloat16, as those of most checkpoints, are kept as such: half the bytes, the same result.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import warnings
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, c_double, c_float, c_int, c_int64, c_void_p, pointer
+from functools import cache
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+SOURCE = Path(__file__).with_name("step.cpp")
+FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared"]
+FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # angles do not depend on the length of the sequence
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [("kind", c_int64), ("weight", c_void_p), ("bias", c_void_p), ("scales", c_void_p)]
+    _fields_ += [("out", c_int64), ("inputs", c_int64)]
+
+
+class Layer(ctypes.Structure):
+    _fields_ = [("norm1", c_void_p), ("q", Matrix), ("k", Matrix), ("v", Matrix), ("o", Matrix)]
+    _fields_ += [("norm2", c_void_p), ("gate", Matrix), ("up", Matrix), ("down", Matrix)]
+
+
+class Body(ctypes.Structure):
+    _fields_ = [(name, c_int64) for name in ("layers", "dim", "heads", "kv_heads", "width", "hidden")]
+    _fields_ += [("eps", c_float), ("scale", c_float), ("layer", POINTER(Layer))]
+    _fields_ += [("norm", c_void_p), ("cos", c_void_p), ("sin", c_void_p)]
+
+
+class Head(ctypes.Structure):
+    _fields_ = [("body", Body), ("enter", Matrix), ("codebooks", c_int64), ("entries", c_int64)]
+    _fields_ += [("tables", POINTER(c_void_p)), ("outputs", POINTER(Matrix))]
+
+
+class Sampling(ctypes.Structure):
+    _fields_ = [("temperature", c_double), ("top_p", c_double), ("guidance", c_double), ("top_k", c_int64)]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The built step.cpp, from the user's cache folder; None, with a warning, where it cannot be built."""
+    try:
+        processor = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]
+    except OSError:
+        processor = platform.node()
+    key = hashlib.sha256("\n".join([SOURCE.read_text(), processor, *FLAGS]).encode()).hexdigest()[:16]
+    file = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mllm" / f"step-{key}.so"
+    try:
+        if not file.exists():
+            build(file)
+        return ctypes.CDLL(str(file))
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        reason = " ".join((getattr(error, "stderr", None) or str(error)).split())[:200]
+        warnings.warn(f"generation runs uncompiled, which is slower: {reason}", stacklevel=2)
+        return None
+
+
+def build(file: Path) -> None:
+    """Raises RuntimeError without a compiler, and CalledProcessError for one that fails."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        raise RuntimeError("no C++ compiler (c++ or g++) is installed")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(part)], check=True, capture_output=True, text=True)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class Packed:
+    """Weights of a module as step.cpp takes them. `kept` are the tensors that its pointers point into."""
+
+    def __init__(self):
+        self.kept: list[Any] = []
+
+    def keep(self, tensor: torch.Tensor) -> int:
+        tensor = tensor.detach().contiguous()
+        self.kept.append(tensor)
+        return tensor.data_ptr()
+
+    def vector(self, tensor: torch.Tensor) -> int:
+        return self.keep(tensor.float())
+
+    def matrices(self, linear: nn.Linear, parts: int = 1) -> list[Matrix]:
+        """Of a linear layer whose outputs are `parts` of equal size, one after the other."""
+        biases = [None] * parts if linear.bias is None else map(self.vector, linear.bias.chunk(parts))
+        weights = linear.weight.detach().chunk(parts)
+        return [Matrix(*self._weight(w), b, None, *w.shape) for w, b in zip(weights, biases, strict=True)]
+
+    def _weight(self, weight_OI: torch.Tensor) -> tuple[int, int]:
+        """-> kind and pointer."""
+        rounded, (out, inputs) = weight_OI.bfloat16(), weight_OI.shape
+        if out % 16 or inputs % 32 or not torch.equal(rounded.float(), weight_OI):
+            return 0, self.keep(weight_OI)
+        return 1, self.keep(rounded.view(out // 16, 16, inputs // 32, 16, 2).permute(0, 2, 3, 1, 4))
+
+    def matrix(self, linear: nn.Linear) -> Matrix:
+        return self.matrices(linear)[0]
+
+
+class CompiledBackbone(Packed):
+    """`step_llama`, for the backbone that it was made of."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        config, first = backbone.config, backbone.layers[0].self_attn
+        self.rotary, self.layers = backbone.rotary_emb, len(backbone.layers)
+        self.cos_Td = self.sin_Td = torch.empty(0, first.head_dim)
+        self.layer = (Layer * self.layers)(*(self._layer(layer) for layer in backbone.layers))
+        self.body = Body(
+            self.layers,
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            first.head_dim,
+            config.intermediate_size,
+            config.rms_norm_eps,
+            first.scaling,
+            self.layer,
+            self.vector(backbone.norm.weight),
+        )
+
+    def _layer(self, layer: nn.Module) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        inside = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+        return Layer(
+            self.vector(layer.input_layernorm.weight),
+            *map(self.matrix, inside),
+            self.vector(layer.post_attention_layernorm.weight),
+            *map(self.matrix, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
+        )
+
+    def __call__(self, backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
+        x_BD, h_BD = x_BD.clone(memory_format=torch.contiguous_format), torch.empty(x_BD.shape)
+        rows, columns = len(x_BD), cache.mask_ST.shape[1]
+        if len(self.cos_Td) < columns:
+            self.cos_Td, self.sin_Td = (x[0].contiguous() for x in self.rotary(x_BD, torch.arange(columns)[None]))
+            self.body.cos, self.body.sin = self.cos_Td.data_ptr(), self.sin_Td.data_ptr()
+        memory = (c_void_p * (2 * self.layers))(*(x.data_ptr() for pair in cache.memory for x in pair))
+        x, h, places = (c_void_p(tensor.data_ptr()) for tensor in (x_BD, h_BD, cache.places_B))
+        library().feed(pointer(self.body), x, h, c_int64(rows), places, c_int64(columns), memory, threads())
+        return h_BD
+
+
+class CompiledHead(Packed):
+    """`DepthHead.sample` with guidance and sampling inside, for the head that it was made of."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        first, self.K = head.layers[0], head.num_codebooks
+        self.V, width = head.outputs[0].out_features, first.out.in_features
+        rotary = head._rotary(first.norm1.weight)
+        self.layer = (Layer * len(head.layers))(*(self._layer(layer) for layer in head.layers))
+        cos_Kd, signed_Kd = rotary[:, :, 0, 0]
+        sin_Kd = signed_Kd.chunk(2, -1)[1].repeat(1, 2)
+        outputs = list(map(self.matrix, head.outputs))
+        self.tables = (c_void_p * self.K)(*(self.vector(table.weight) for table in head.tables))
+        self.outputs = (Matrix * self.K)(*(outputs[k % len(outputs)] for k in range(self.K)))
+        self.body = Body(
+            len(head.layers),
+            width,
+            first.heads,
+            first.heads,
+            head.head_width,
+            first.down.in_features,
+            head.norm.eps,
+            head.head_width**-0.5,
+            self.layer,
+            self.vector(head.norm.weight),
+            self.vector(cos_Kd),
+            self.vector(sin_Kd),
+        )
+        enter = self.matrix(head.enter) if isinstance(head.enter, nn.Linear) else Matrix()
+        self.head = Head(self.body, enter, self.K, self.V, self.tables, self.outputs)
+
+    def _layer(self, layer: nn.Module) -> Layer:
+        q_k_v, gate_up = self.matrices(layer.qkv, 3), self.matrices(layer.gate_up, 2)
+        norm1, norm2 = (self.vector(norm.weight) for norm in (layer.norm1, layer.norm2))
+        return Layer(norm1, *q_k_v, self.matrix(layer.out), norm2, *gate_up, self.matrix(layer.down))
+
+    def sample(self, h_BD: torch.Tensor, pick: Any) -> torch.Tensor:
+        """-> codes_BK, with the options and the noise of a `Picker`."""
+        h_BD, codes_BK = h_BD.contiguous(), torch.empty(len(h_BD), self.K, dtype=torch.long)
+        noise = pick.draw_noise(self.V, h_BD.device)
+        how = Sampling(pick.temperature, pick.top_p, pick.cfg_scale, pick.top_k)
+        h, into, noise_at = (c_void_p(None if x is None else x.data_ptr()) for x in (h_BD, codes_BK, noise))
+        library().draw(pointer(self.head), h, c_int64(len(h_BD)), noise_at, pointer(how), into, threads())
+        return codes_BK
+
+
+def threads() -> c_int:
+    return c_int(torch.get_num_threads())
+
+
+_made: WeakKeyDictionary[nn.Module, tuple[Any, Packed]] = WeakKeyDictionary()
+
+
+def compiled_backbone(backbone: nn.Module) -> CompiledBackbone | None:
+    """None where it must run as it is: adapters, hooks, other precisions or devices, or no compiler."""
+    if backbone.rotary_emb.rope_type not in FIXED_ROTARY or backbone.config.hidden_act != "silu":
+        return None
+    return _compiled(backbone, CompiledBackbone, [backbone.layers, backbone.norm])
+
+
+def compiled_head(head: nn.Module) -> CompiledHead | None:
+    """None as above."""
+    return _compiled(head, CompiledHead, [head])
+
+
+def _compiled(module: nn.Module, make: Callable[[nn.Module], Packed], parts: Sequence[nn.Module]) -> Any:
+    weights = [weight for part in parts for weight in part.parameters()]
+    if any(weight.dtype != torch.float32 or weight.device.type != "cpu" for weight in weights):
+        return None
+    if any(changed(inner) for part in parts for inner in part.modules()) or library() is None:
+        return None
+    version = [(weight.data_ptr(), weight._version) for weight in weights]  # training changes them in place
+    if module not in _made or _made[module][0] != version:
+        _made[module] = version, make(module)
+    return _made[module][1]
+
+
+def changed(module: nn.Module) -> bool:
+    """Hooks, or a linear layer that is not torch's own, as of an adapter."""
+    strange = hasattr(module, "in_features") and type(module) is not nn.Linear
+    return bool(strange or module._forward_hooks or module._forward_pre_hooks)

@@ -1,0 +1,127 @@
+"""From logits to ids: filters, draws that a row makes alone whatever its batch, and guidance.
+
+Shapes: B sequences, V entries, K sub-codebooks. Under guidance a batch is doubled, [cond; uncond]; only `Picker` knows.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+Pick = Callable[[torch.Tensor, int], torch.Tensor]
+"""(logits_BV, k) -> ids_B: guidance and sampling live in here, heads never hear of them."""
+
+CODE_CONTEXTS = ("exact", "published")
+
+
+def filter_logits(logits_BV: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
+    """-inf outside the `top_k` largest (0: all) and outside the smallest set that holds probability `top_p`."""
+    if 0 < top_k < logits_BV.shape[-1]:
+        lowest = logits_BV.topk(top_k, -1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < lowest, float("-inf"))
+    if top_p < 1.0:
+        ordered, order = logits_BV.sort(-1, descending=True)
+        p = ordered.softmax(-1)
+        # What comes before an entry decides, so the most likely one always stays.
+        outside = (p.cumsum(-1) - p >= top_p).scatter(-1, order, p.cumsum(-1) - p >= top_p)
+        logits_BV = logits_BV.masked_fill(outside, float("-inf"))
+    return logits_BV
+
+
+def sample(
+    logits_BV: torch.Tensor,
+    noise_BV: torch.Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> torch.Tensor:
+    """-> ids_B, drawn from what `filter_logits` keeps by Gumbel `noise_BV`; temperature 0 is greedy.
+
+    Nothing is sorted: the largest sum of logit and noise is a draw from all entries. One that the filters would drop
+    shows that they drop all entries below it, too, and the largest of the others is next.
+    """
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    logits_BV = logits_BV.float() / temperature
+    noisy_BV = logits_BV + noise_BV
+    if top_k == 0 and top_p == 1.0:
+        return noisy_BV.argmax(-1)
+    p_BV = filter_logits(logits_BV, top_k).softmax(-1) if top_p < 1.0 else None
+    while True:
+        ids_B1 = noisy_BV.argmax(-1, keepdim=True)
+        least_B1 = logits_BV.gather(-1, ids_B1)
+        above_BV = logits_BV > least_B1
+        outside_B1 = above_BV.sum(-1, keepdim=True) >= (top_k or math.inf)
+        if p_BV is not None:
+            outside_B1 |= (p_BV * above_BV).sum(-1, keepdim=True) >= top_p
+        if not outside_B1.any():
+            return ids_B1[:, 0]
+        noisy_BV = noisy_BV.masked_fill(outside_B1 & ~above_BV, float("-inf"))
+
+
+def gumbel(generators: Sequence[torch.Generator], size: int, device: torch.device) -> torch.Tensor:
+    """[B, size]: each row from its own generator, apart from its batch.
+
+    Gumbel's argmax in place of multinomial: it needs no sum over the row, whose rounding would depend on the batch.
+    """
+    uniform = torch.stack([torch.rand(size, generator=generator) for generator in generators])
+    return -torch.log(-torch.log(uniform.clamp_min(1e-20).to(device)))
+
+
+class Picker:
+    """The one place of classifier-free guidance (arXiv 2207.12598): logits = u + scale * (c - u); both halves get the
+    same ids. At scale 1 the batch is not doubled and this only samples. A position's noise is drawn at once."""
+
+    def __init__(
+        self,
+        cfg_scale: float,
+        generators: Sequence[torch.Generator],
+        num_codebooks: int = 1,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ):
+        self.cfg_scale, self.generators, self.num_codebooks = cfg_scale, generators, num_codebooks
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.noise_BN: torch.Tensor | None = None
+
+    def draw_noise(self, entries: int, device: torch.device) -> torch.Tensor | None:
+        """[B, K * V], for all sub-codes of a position; greedy needs none."""
+        return gumbel(self.generators, self.num_codebooks * entries, device) if self.temperature else None
+
+    def __call__(self, logits_BV: torch.Tensor, k: int) -> torch.Tensor:
+        if self.cfg_scale != 1.0:
+            cond, uncond = logits_BV.float().chunk(2)
+            logits_BV = torch.lerp(uncond, cond, self.cfg_scale)
+        V = logits_BV.shape[-1]
+        if k == 0:
+            self.noise_BN = self.draw_noise(V, logits_BV.device)
+        noise_BV = None if self.noise_BN is None else self.noise_BN[:, k * V : (k + 1) * V]
+        ids_B = sample(logits_BV, noise_BV, self.temperature, self.top_k, self.top_p)
+        return ids_B if self.cfg_scale == 1.0 else ids_B.repeat(2)
+
+
+def check_sampling(
+    cfg_scale: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    code_context: str = "exact",
+    cfg_interval: tuple[float, float] = (0.0, 1.0),
+    **_: Any,
+) -> None:
+    """Raises ValueError, naming the option, its value and what it may be."""
+    if code_context not in CODE_CONTEXTS:
+        raise ValueError(f"unknown code_context {code_context!r}; known: {', '.join(CODE_CONTEXTS)}")
+    # `not x >= 0` is true of NaN, too.
+    if not 0 <= temperature < math.inf or 0 < temperature < 1e-3:
+        raise ValueError(f"temperature {temperature} is neither 0 (greedy) nor at least 0.001; 1 is the model's own")
+    if not 1 <= cfg_scale < math.inf:
+        raise ValueError(f"cfg_scale {cfg_scale} is below 1 or no number; 1 is no guidance")
+    if not 0 <= cfg_interval[0] < cfg_interval[1] <= 1:
+        raise ValueError(f"cfg_interval {cfg_interval[0]} to {cfg_interval[1]} is no part of an image: 0 to 1 is all")
+    if top_k < 0:
+        raise ValueError(f"top_k {top_k} is negative; 0 keeps all entries")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p {top_p} is outside (0, 1]; 1 keeps all entries")

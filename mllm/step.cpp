@@ -1,0 +1,454 @@
+// One position of Llama layers for a few rows, and the sub-codes of one position with guidance and sampling.
+//
+// Why not an operation at a time: a step of a small model is hundreds of them, and calling each costs more than its
+// arithmetic. Structures mirror those of compiled.py. All tensors are contiguous; activations, keys and values are
+// float32. Rows of a batch never meet, so a row's numbers depend on the others only by the order of additions.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined __AMX_BF16__ && defined __linux__
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#define TILES  // the processor multiplies 16 x 32 by 32 x 16 numbers of bfloat16 at once
+#endif
+
+using std::int64_t;
+
+// kind 0: float32 [out, in]. 1: bfloat16 in tiles of 16 x 32, [out / 16, in / 32, 16 pairs of inputs, 16 outputs, 2].
+// 2: int8 [out, in] with a scale for each of out.
+struct Matrix {
+    int64_t kind;
+    const void* weight;
+    const float *bias, *scales;
+    int64_t out, in;
+};
+
+struct Layer {
+    const float* norm1;
+    Matrix q, k, v, o;
+    const float* norm2;
+    Matrix gate, up, down;
+};
+
+struct Body {
+    int64_t layers, dim, heads, kv_heads, width, hidden;
+    float eps, scale;
+    const Layer* layer;
+    const float *norm, *cos, *sin;  // [places, width]
+};
+
+struct Head {
+    Body body;
+    Matrix enter;  // no weight: none
+    int64_t codebooks, entries;
+    const float* const* tables;  // [codebooks - 1], each [entries, dim]
+    const Matrix* outputs;       // [codebooks]
+};
+
+struct Sampling {  // temperature 0: greedy; top_k 0: all
+    double temperature, top_p, guidance;
+    int64_t top_k;
+};
+
+namespace {
+
+constexpr int LANES = 16, DEPTH = 32;  // of a tile: outputs, inputs
+typedef float Lanes __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
+
+template <class V, class T>
+inline V load(const T* from) {
+    V lanes;
+    std::memcpy(&lanes, from, sizeof lanes);
+    return lanes;
+}
+
+inline void store(const Lanes& lanes, float* to) { std::memcpy(to, &lanes, sizeof lanes); }
+inline Lanes lanes(const float* from) { return load<Lanes>(from); }
+inline Lanes lanes(const int8_t* from) {
+    return __builtin_convertvector(__builtin_convertvector(load<Bytes>(from), Ints), Lanes);
+}
+
+inline float sum(const Lanes& x) {
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef float Four __attribute__((vector_size(16)));
+    Eight eight = load<Eight>((const float*)&x) + load<Eight>((const float*)&x + 8);
+    Four four = load<Four>((const float*)&eight) + load<Four>((const float*)&eight + 4);
+    return (four[0] + four[1]) + (four[2] + four[3]);
+}
+
+// 2^n * e^r with x = n ln 2 + r; relative error 1e-7.
+inline Lanes exponential(Lanes x) {
+    x = x < -87.0f ? Lanes{} - 87.0f : x > 88.0f ? Lanes{} + 88.0f : x;
+    Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f, r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Lanes e = r * (1 / 5040.0f) + 1 / 720.0f;
+    for (float term : {1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1.0f, 1.0f}) e = e * r + term;
+    return e * (Lanes)((__builtin_convertvector(n, Ints) + 127) << 23);
+}
+
+// N outputs of R rows: each weight is read once for all rows, each input once for all outputs.
+template <int N, int R, class W>
+inline void tile(const W* w, const float* x, int64_t in, float (&sums)[N][R]) {
+    Lanes many[N][R] = {};
+    int64_t i = 0;
+    for (; i + LANES <= in; i += LANES)
+        for (int n = 0; n < N; ++n) {
+            Lanes a = lanes(w + n * in + i);
+            for (int r = 0; r < R; ++r) many[n][r] += a * lanes(x + r * in + i);
+        }
+    for (int n = 0; n < N; ++n)
+        for (int r = 0; r < R; ++r) {
+            sums[n][r] = sum(many[n][r]);
+            for (int64_t j = i; j < in; ++j) sums[n][r] += w[n * in + j] * x[r * in + j];
+        }
+}
+
+inline void finish(const Matrix& m, Lanes sums, int64_t n, float* y, bool add) {
+    if (m.bias) sums += lanes(m.bias + n);
+    store(add ? lanes(y + n) + sums : sums, y + n);
+}
+
+template <int N, int R, class W>
+inline int64_t outputs(const Matrix& m, const W* w, const float* x, float* y, int64_t n, int64_t r, bool add) {
+    float sums[N][R];
+    tile<N, R>(w + n * m.in, x + r * m.in, m.in, sums);
+    for (int i = 0; i < N; ++i)
+        for (int j = 0; j < R; ++j) {
+            float value = sums[i][j] * (m.scales ? m.scales[n + i] : 1) + (m.bias ? m.bias[n + i] : 0);
+            float& to = y[(r + j) * m.out + n + i];
+            to = add ? to + value : value;
+        }
+    return R;
+}
+
+template <int N, class W>
+inline void all_rows(const Matrix& m, const W* w, const float* x, float* y, int64_t rows, int64_t n, bool add) {
+    int64_t r = 0;
+    while (r + 4 <= rows) r += outputs<N, 4>(m, w, x, y, n, r, add);
+    if (r + 2 <= rows) r += outputs<N, 2>(m, w, x, y, n, r, add);
+    if (r < rows) outputs<N, 1>(m, w, x, y, n, r, add);
+}
+
+template <class W>
+void product(const Matrix& m, const float* x, float* y, int64_t rows, bool add) {
+    auto w = static_cast<const W*>(m.weight);
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < m.out; n += 4) {
+        if (n + 4 <= m.out)
+            all_rows<4>(m, w, x, y, rows, n, add);
+        else
+            for (int64_t rest = n; rest < m.out; ++rest) all_rows<1>(m, w, x, y, rows, rest, add);
+    }
+}
+
+// Of tiles, for R rows and B blocks of 16 outputs: both inputs of a pair stand in one word.
+template <int R, int B>
+inline void pairs(const Matrix& m, const uint16_t* w, const float* x, float* y, bool add) {
+    Lanes sums[R][B][2] = {};
+    for (int64_t pair = 0; pair < m.in / 2; ++pair)
+        for (int b = 0; b < B; ++b) {
+            Words both = load<Words>(w + (b * m.in + 2 * pair) * LANES);
+            Lanes even = (Lanes)(both << 16), odd = (Lanes)(both & 0xffff0000u);
+            for (int r = 0; r < R; ++r) {
+                sums[r][b][0] += even * x[r * m.in + 2 * pair];
+                sums[r][b][1] += odd * x[r * m.in + 2 * pair + 1];
+            }
+        }
+    for (int r = 0; r < R; ++r)
+        for (int b = 0; b < B; ++b) finish(m, sums[r][b][0] + sums[r][b][1], b * LANES, y + r * m.out, add);
+}
+
+template <int B>
+inline void all_rows_of_tiles(Matrix m, int64_t n, const float* x, float* y, int64_t rows, bool add) {
+    auto w = static_cast<const uint16_t*>(m.weight) + n * m.in;
+    m.bias = m.bias ? m.bias + n : nullptr;
+    y += n;
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) pairs<4, B>(m, w, x + r * m.in, y + r * m.out, add);
+    if (r + 2 <= rows) pairs<2, B>(m, w, x + r * m.in, y + r * m.out, add), r += 2;
+    if (r < rows) pairs<1, B>(m, w, x + r * m.in, y + r * m.out, add);
+}
+
+void product_of_tiles(const Matrix& m, const float* x, float* y, int64_t rows, bool add) {
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < m.out; n += 2 * LANES) {
+        if (n + 2 * LANES <= m.out)
+            all_rows_of_tiles<2>(m, n, x, y, rows, add);
+        else
+            all_rows_of_tiles<1>(m, n, x, y, rows, add);
+    }
+}
+
+#ifdef TILES
+constexpr int64_t FEW = 3;  // rows, for which reading weights takes longer than multiplying
+
+// Whether the system lets this process use tiles.
+bool have_tiles() {
+    static const bool granted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+    return granted;
+}
+
+// float32 as the sum of three numbers of bfloat16, whose 24 bits are all there are: [in / 32, 3, rows, 32].
+void split(const float* x, uint16_t* parts, int64_t rows, int64_t in) {
+#pragma omp for schedule(static)
+    for (int64_t block = 0; block < in / DEPTH; ++block)
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t i = 0; i < DEPTH; ++i) {
+                float rest = x[r * in + block * DEPTH + i];
+                for (int part = 0; part < 3; ++part) {
+                    uint32_t bits;
+                    std::memcpy(&bits, &rest, sizeof bits);
+                    bits &= 0xffff0000u;
+                    float taken;
+                    std::memcpy(&taken, &bits, sizeof taken);
+                    parts[((block * 3 + part) * rows + r) * DEPTH + i] = bits >> 16;
+                    rest -= taken;
+                }
+            }
+}
+
+// The matrix units' product, four blocks of outputs and at most 16 rows at a time.
+void product_by_tiles(const Matrix& m, const float* x, float* y, int64_t all, bool add, uint16_t* parts) {
+    for (int64_t first = 0; first < all; first += 16) {
+        int64_t rows = std::min<int64_t>(16, all - first), depth = m.in / DEPTH;
+        split(x + first * m.in, parts, rows, m.in);
+        struct {
+            uint8_t palette = 1, start = 0, reserved[14] = {};
+            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+            uint8_t rows[16] = {};
+        } shapes;
+        for (int tile = 0; tile < 8; ++tile) shapes.rows[tile] = tile < 7 ? rows : 16;
+        _tile_loadconfig(&shapes);
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < m.out; n += 4 * LANES) {
+            auto w = static_cast<const uint16_t*>(m.weight) + n * m.in;
+            int64_t blocks = std::min<int64_t>(4, (m.out - n) / LANES);
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+            for (int64_t d = 0; d < depth; ++d) {
+                const uint16_t* part = parts + d * 3 * rows * DEPTH;
+                _tile_loadd(4, part, 64);
+                _tile_loadd(5, part + rows * DEPTH, 64);
+                _tile_loadd(6, part + 2 * rows * DEPTH, 64);
+#define BLOCK(b)                                                 \
+    if (b < blocks) {                                            \
+        _tile_loadd(7, w + (b * depth + d) * LANES * DEPTH, 64); \
+        _tile_dpbf16ps(b, 4, 7);                                 \
+        _tile_dpbf16ps(b, 5, 7);                                 \
+        _tile_dpbf16ps(b, 6, 7);                                 \
+    }
+                BLOCK(0) BLOCK(1) BLOCK(2) BLOCK(3)
+#undef BLOCK
+            }
+            float sums[4][16][LANES];
+            _tile_stored(0, sums[0], 64);
+            _tile_stored(1, sums[1], 64);
+            _tile_stored(2, sums[2], 64);
+            _tile_stored(3, sums[3], 64);
+            for (int64_t b = 0; b < blocks; ++b)
+                for (int64_t r = 0; r < rows; ++r)
+                    finish(m, lanes(sums[b][r]), n + b * LANES, y + (first + r) * m.out, add);
+        }
+        _tile_release();
+    }
+}
+#endif
+
+// Functions from here on are called by all threads of a team together.
+
+void linear(const Matrix& m, const float* x, float* y, int64_t rows, uint16_t* parts, bool add = false) {
+    if (m.kind == 0) return product<float>(m, x, y, rows, add);
+    if (m.kind == 2) return product<int8_t>(m, x, y, rows, add);
+#ifdef TILES
+    if (rows >= FEW && have_tiles()) return product_by_tiles(m, x, y, rows, add, parts);
+#endif
+    product_of_tiles(m, x, y, rows, add);
+}
+
+void rms_norm(const float* weight, float eps, const float* x, float* y, int64_t rows, int64_t dim) {
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; ++r) {
+        float squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t i = 0; i < dim; ++i) squares += x[r * dim + i] * x[r * dim + i];
+        float scale = 1 / std::sqrt(squares / dim + eps);
+#pragma omp simd
+        for (int64_t i = 0; i < dim; ++i) y[r * dim + i] = x[r * dim + i] * scale * weight[i];
+    }
+}
+
+void rotate(const float* x, float* y, const float* cos, const float* sin, int64_t width) {
+    for (int64_t i = 0, half = width / 2; i < half; ++i) {
+        float left = x[i], right = x[i + half];
+        y[i] = left * cos[i] - right * sin[i];
+        y[i + half] = right * cos[i + half] + left * sin[i + half];
+    }
+}
+
+// o = softmax(q k) v over `count` columns, `stride` numbers apart.
+void attend(const float* q, const float* k, const float* v, float* o, int64_t count, int64_t stride, int64_t width) {
+    thread_local std::vector<float> weights;
+    weights.resize(count);
+    float* p = weights.data();
+    float largest = -INFINITY, total = 0;
+    for (int64_t t = 0; t < count; ++t) {
+        float score = 0;
+#pragma omp simd reduction(+ : score)
+        for (int64_t i = 0; i < width; ++i) score += q[i] * k[t * stride + i];
+        p[t] = score;
+        largest = std::max(largest, score);
+    }
+    int64_t t = 0;
+    for (; t + LANES <= count; t += LANES) store(exponential(lanes(p + t) - largest), p + t);
+    for (; t < count; ++t) p[t] = std::exp(p[t] - largest);
+#pragma omp simd reduction(+ : total)
+    for (int64_t t = 0; t < count; ++t) total += p[t];
+    std::fill(o, o + width, 0.0f);
+    for (int64_t t = 0; t < count; ++t) {
+        float weight = p[t] / total;
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) o[i] += weight * v[t * stride + i];
+    }
+}
+
+// gate becomes silu(gate) * up.
+void gated(float* gate, const float* up, int64_t rows, int64_t hidden) {
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; ++r) {
+        float *g = gate + r * hidden, one = 1;
+        const float* u = up + r * hidden;
+        int64_t i = 0;
+        for (; i + LANES <= hidden; i += LANES)
+            store(lanes(g + i) * lanes(u + i) / (one + exponential(-lanes(g + i))), g + i);
+        for (; i < hidden; ++i) g[i] *= u[i] / (one + std::exp(-g[i]));
+    }
+}
+
+struct Scratch {
+    std::vector<uint16_t> parts;  // inputs of the matrix units, of 16 rows at a time
+    std::vector<float> y, q, k, v, o, gate, up;
+    Scratch(const Body& b, int64_t rows, int64_t widest = 0)
+        : parts(3 * 16 * std::max({b.dim, b.heads * b.width, b.hidden, widest})), y(rows * b.dim), q(rows * b.heads * b.width), k(rows * b.kv_heads * b.width), v(k.size()), o(q.size()),
+          gate(rows * b.hidden), up(gate.size()) {}
+};
+
+// x [rows, dim] -> x after all layers; row r stands at places[r]. memory: keys, values of each layer, each
+// [rows or more, columns, kv_heads, width].
+void run(const Body& b, float* x, int64_t rows, const int64_t* places, int64_t columns, float* const* memory,
+         Scratch& s) {
+    int64_t stride = b.kv_heads * b.width, group = b.heads / b.kv_heads;
+    for (int64_t number = 0; number < b.layers; ++number) {
+        const Layer& layer = b.layer[number];
+        float *keys = memory[2 * number], *values = memory[2 * number + 1];
+        rms_norm(layer.norm1, b.eps, x, s.y.data(), rows, b.dim);
+        linear(layer.q, s.y.data(), s.q.data(), rows, s.parts.data());
+        linear(layer.k, s.y.data(), s.k.data(), rows, s.parts.data());
+        linear(layer.v, s.y.data(), s.v.data(), rows, s.parts.data());
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t h = 0; h < b.kv_heads; ++h) {
+                const float *cos = b.cos + places[r] * b.width, *sin = b.sin + places[r] * b.width;
+                int64_t first = r * columns * stride + h * b.width, here = first + places[r] * stride;
+                rotate(&s.k[r * stride + h * b.width], keys + here, cos, sin, b.width);
+                std::copy_n(&s.v[r * stride + h * b.width], b.width, values + here);
+                for (int64_t g = 0; g < group; ++g) {
+                    int64_t at = ((r * b.kv_heads + h) * group + g) * b.width;
+                    float turned[b.width];
+                    rotate(&s.q[at], turned, cos, sin, b.width);
+                    for (int64_t i = 0; i < b.width; ++i) turned[i] *= b.scale;
+                    attend(turned, keys + first, values + first, &s.o[at], places[r] + 1, stride, b.width);
+                }
+            }
+        linear(layer.o, s.o.data(), x, rows, s.parts.data(), true);
+        rms_norm(layer.norm2, b.eps, x, s.y.data(), rows, b.dim);
+        linear(layer.gate, s.y.data(), s.gate.data(), rows, s.parts.data());
+        linear(layer.up, s.y.data(), s.up.data(), rows, s.parts.data());
+        gated(s.gate.data(), s.up.data(), rows, b.hidden);
+        linear(layer.down, s.gate.data(), x, rows, s.parts.data(), true);
+    }
+}
+
+// As `sample` of sampling.py: the entry of the largest sum of logit and noise that top-k and top-p do not drop.
+int64_t choose(std::vector<float>& logits, const float* noise, const Sampling& how) {
+    auto largest = [](const std::vector<float>& x) { return std::max_element(x.begin(), x.end()) - x.begin(); };
+    if (how.temperature == 0) return largest(logits);
+    int64_t V = logits.size(), kept = how.top_k ? std::min(how.top_k, V) : V;
+    std::vector<float> noisy(V), p;
+    for (int64_t i = 0; i < V; ++i) logits[i] /= how.temperature, noisy[i] = logits[i] + noise[i];
+    if (how.top_p < 1) {
+        p = logits;
+        std::nth_element(p.begin(), p.begin() + (kept - 1), p.end(), std::greater<float>());
+        float least = p[kept - 1], most = logits[largest(logits)], total = 0;
+        for (int64_t i = 0; i < V; ++i) total += p[i] = logits[i] < least ? 0 : std::exp(logits[i] - most);
+        for (float& one : p) one /= total;
+    }
+    while (true) {
+        int64_t id = largest(noisy), above = 0;
+        float mass = 0;
+        for (int64_t i = 0; i < V; ++i)
+            if (logits[i] > logits[id]) above += 1, mass += p.empty() ? 0 : p[i];
+        if (above < kept && (p.empty() || mass < how.top_p)) return id;
+        for (int64_t i = 0, limit = id; i < V; ++i)
+            if (logits[i] <= logits[limit]) noisy[i] = -INFINITY;
+    }
+}
+
+}  // namespace
+
+extern "C" void feed(const Body* body, float* x, float* h, int64_t rows, const int64_t* places, int64_t columns,
+                     float* const* memory, int threads) {
+    Scratch scratch(*body, rows);
+#pragma omp parallel num_threads(threads)
+    {
+        run(*body, x, rows, places, columns, memory, scratch);
+        rms_norm(body->norm, body->eps, x, h, rows, body->dim);
+    }
+}
+
+// h [rows, dim of the backbone] -> codes [rows, codebooks]. noise: [rows or half of them, codebooks, entries]. With
+// guidance, rows are [cond; uncond] and both halves get the same codes.
+extern "C" void draw(const Head* head, const float* h, int64_t rows, const float* noise, const Sampling* sampling,
+                     int64_t* codes, int threads) {
+    const Body& body = head->body;
+    int64_t K = head->codebooks, V = head->entries, images = sampling->guidance == 1 ? rows : rows / 2;
+    Scratch scratch(body, rows, head->enter.in);
+    std::vector<float> x(h, h + (head->enter.weight ? 0 : rows * body.dim)), logits(rows * V), kept;
+    std::vector<float*> memory;
+    x.resize(rows * body.dim);
+    kept.resize(2 * body.layers * rows * K * body.kv_heads * body.width);
+    for (int64_t i = 0; i < 2 * body.layers; ++i) memory.push_back(&kept[i * kept.size() / (2 * body.layers)]);
+    std::vector<int64_t> places(rows);
+#pragma omp parallel num_threads(threads)
+    {
+        if (head->enter.weight) linear(head->enter, h, x.data(), rows, scratch.parts.data());
+        for (int64_t k = 0; k < K; ++k) {
+            run(body, x.data(), rows, places.data(), K, memory.data(), scratch);
+            rms_norm(body.norm, body.eps, x.data(), scratch.y.data(), rows, body.dim);
+            linear(head->outputs[k], scratch.y.data(), logits.data(), rows, scratch.parts.data());
+#pragma omp for schedule(static)
+            for (int64_t r = 0; r < images; ++r) {
+                std::vector<float> guided(&logits[r * V], &logits[r * V] + V);
+                if (images != rows)  // as torch.lerp computes it
+                    for (int64_t i = 0; i < V; ++i) {
+                        float uncond = logits[(r + images) * V + i], cond = guided[i], scale = sampling->guidance;
+                        guided[i] = cond - (cond - uncond) * (1 - scale);
+                    }
+                int64_t id = choose(guided, noise ? noise + (r * K + k) * V : nullptr, *sampling);
+                for (int64_t row = r; row < rows; row += images) {
+                    codes[row * K + k] = id;
+                    places[row] = k + 1;
+                    if (k + 1 < K) std::copy_n(head->tables[k] + id * body.dim, body.dim, &x[row * body.dim]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+"""The C++ step is the eager one: same codes from the same seeds, whatever the options; and it knows when it is not."""
+
+import pytest
+import torch
+from torch import nn
+
+from mllm import compiled
+from mllm.codes import CODE_EMBEDDINGS
+from mllm.compiled import compiled_backbone, compiled_head, library
+from mllm.generate import sample_codes
+from mllm.stream import Stream
+
+PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
+OPTIONS = [
+    {"temperature": 0},
+    {"cfg_scale": 1.0},
+    {"temperature": 0.7},
+    {"top_k": 3},
+    {"top_p": 0.5},
+    {"top_k": 5, "top_p": 0.9, "temperature": 1.3},
+    {"cfg_interval": (0.25, 0.75)},
+    {"cfg_interval": (0.5, 1.0)},
+    {"cfg_interval": (0.0, 0.5)},
+]
+
+
+def _draw(model, processor, images=3, **options):
+    samples = [processor.encode_drawing(PROMPTS[row % 3]) for row in range(images)]
+    generators = [torch.Generator().manual_seed(row) for row in range(images)]
+    return sample_codes(model, processor, samples, generators, **{"cfg_scale": 3.0, **options})
+
+
+def _exact_in_bfloat16(make_tiny_model, *kinds):
+    model, processor = make_tiny_model(*kinds)
+    return model.bfloat16().float(), processor
+
+
+def test_it_builds_here():
+    assert library() is not None
+
+
+@pytest.mark.parametrize("code_embedding", CODE_EMBEDDINGS)
+@pytest.mark.parametrize("make", [lambda make, *kinds: make(*kinds), _exact_in_bfloat16], ids=["float32", "bfloat16"])
+def test_codes_are_those_of_the_eager_step(make_tiny_model, make, code_embedding):
+    model, processor = make(make_tiny_model, code_embedding)
+    for options in OPTIONS:
+        assert torch.equal(_draw(model, processor, **options), _draw(model, processor, compile=False, **options))
+
+
+def test_any_number_of_rows(make_tiny_model):
+    """More than 16 are several tiles of a matrix unit."""
+    model, processor = _exact_in_bfloat16(make_tiny_model)
+    eager = _draw(model, processor, images=19, compile=False)
+    for images in (1, 2, 5, 19):
+        assert torch.equal(_draw(model, processor, images), eager[:images])
+
+
+@pytest.mark.parametrize("make", [lambda make: make(), _exact_in_bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 3, 21])
+def test_hidden_states_are_those_of_the_eager_step(make_tiny_model, make, rows):
+    model, processor = make(make_tiny_model)
+    samples = [processor.encode_drawing(PROMPTS[row % 3]) for row in range(rows)]
+    fast, eager = (Stream(model, samples, processor, compile=compile) for compile in (True, False))
+    assert fast._step is compiled_backbone(model.backbone)
+    for x_BD in torch.randn(4, rows, 32, generator=torch.Generator().manual_seed(0)):
+        fast.feed(x_BD), eager.feed(x_BD)
+        torch.testing.assert_close(fast.h_BD, eager.h_BD, atol=1e-5, rtol=1e-5)
+
+
+def test_the_head_may_have_a_width_of_its_own_and_one_output(make_tiny_model):
+    model, processor = make_tiny_model()
+    sizes = {"width": 16, "heads": 2, "layers": 2, "shared_output": True}
+    model.code_head = type(model.code_head)(32, 2, 16, **sizes).eval()
+    assert torch.equal(_draw(model, processor), _draw(model, processor, compile=False))
+
+
+def test_changed_weights_are_noticed(make_tiny_model):
+    model, processor = make_tiny_model()
+    before = _draw(model, processor)
+    with torch.no_grad():
+        for weight in [*model.code_head.parameters(), *model.backbone.parameters()]:
+            weight.add_(torch.randn_like(weight))
+    assert not torch.equal(_draw(model, processor), before)
+    assert torch.equal(_draw(model, processor), _draw(model, processor, compile=False))
+
+
+def test_what_is_not_the_models_own_runs_as_it_is(make_tiny_model):
+    class Adapted(nn.Linear):
+        pass
+
+    model, _ = make_tiny_model()
+    backbone, head = model.backbone, model.code_head
+    assert compiled_backbone(backbone) and compiled_head(head)
+    backbone.layers[1].mlp.up_proj = Adapted(32, 64)
+    hook = head.norm.register_forward_hook(lambda *_: None)
+    assert compiled_backbone(backbone) is None and compiled_head(head) is None
+    hook.remove()
+    assert compiled_head(head) and compiled_head(head.bfloat16()) is None
+
+
+def test_without_a_compiler_it_says_so_and_draws_the_same(make_tiny_model, monkeypatch, tmp_path):
+    model, processor = make_tiny_model()
+    expected = _draw(model, processor)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    library.cache_clear()
+    with pytest.warns(UserWarning, match="generation runs uncompiled, which is slower: no C\\+\\+ compiler"):
+        assert torch.equal(_draw(model, processor), expected)
+    library.cache_clear()
+
+
+def test_parts_of_an_image_without_guidance_have_half_the_rows(tiny_model):
+    model, processor = tiny_model
+    rows = []
+    hook = model.backbone.norm.register_forward_hook(lambda _, __, h: rows.append(len(h)))
+    _draw(model, processor, images=1, cfg_interval=(0.5, 0.75))
+    hook.remove()
+    # The prompt; position 1; the unconditional half is read at its position 2, and leaves after it.
+    assert rows == [1, 1, 1, 2, 1]
+    with pytest.raises(ValueError, match="cfg_interval 0.5 to 0.5 is no part of an image"):
+        _draw(model, processor, cfg_interval=(0.5, 0.5))
