@@ -27,7 +27,7 @@ FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # angles do not depend o
 
 
 class Matrix(ctypes.Structure):
-    _fields_ = [("kind", c_int64), ("weight", c_void_p), ("bias", c_void_p), ("scales", c_void_p)]
+    _fields_ = [("kind", c_int64), ("weight", c_void_p), ("bias", c_void_p)]
     _fields_ += [("out", c_int64), ("inputs", c_int64)]
 
 
@@ -84,6 +84,12 @@ def build(file: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def exact(weight: torch.Tensor) -> bool:
+    """Whether it is made of whole tiles of numbers of bfloat16."""
+    whole = weight.dim() == 2 and weight.shape[0] % 16 == weight.shape[1] % 32 == 0
+    return whole and torch.equal(weight.bfloat16().float(), weight)
+
+
 class Packed:
     """Weights of a module as step.cpp takes them. `kept` are the tensors that its pointers point into."""
 
@@ -102,14 +108,14 @@ class Packed:
         """Of a linear layer whose outputs are `parts` of equal size, one after the other."""
         biases = [None] * parts if linear.bias is None else map(self.vector, linear.bias.chunk(parts))
         weights = linear.weight.detach().chunk(parts)
-        return [Matrix(*self._weight(w), b, None, *w.shape) for w, b in zip(weights, biases, strict=True)]
+        return [Matrix(*self._weight(w), b, *w.shape) for w, b in zip(weights, biases, strict=True)]
 
     def _weight(self, weight_OI: torch.Tensor) -> tuple[int, int]:
         """-> kind and pointer."""
-        rounded, (out, inputs) = weight_OI.bfloat16(), weight_OI.shape
-        if out % 16 or inputs % 32 or not torch.equal(rounded.float(), weight_OI):
+        if not exact(weight_OI):
             return 0, self.keep(weight_OI)
-        return 1, self.keep(rounded.view(out // 16, 16, inputs // 32, 16, 2).permute(0, 2, 3, 1, 4))
+        tiles = weight_OI.bfloat16().unflatten(1, (-1, 16, 2)).unflatten(0, (-1, 16))
+        return 1, self.keep(tiles.permute(0, 2, 3, 1, 4))
 
     def matrix(self, linear: nn.Linear) -> Matrix:
         return self.matrices(linear)[0]

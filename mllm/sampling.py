@@ -66,7 +66,7 @@ def gumbel(generators: Sequence[torch.Generator], size: int, device: torch.devic
     Gumbel's argmax in place of multinomial: it needs no sum over the row, whose rounding would depend on the batch.
     """
     uniform = torch.stack([torch.rand(size, generator=generator) for generator in generators])
-    return -torch.log(-torch.log(uniform.clamp_min(1e-20).to(device)))
+    return uniform.clamp_min_(1e-20).to(device).log_().neg_().log_().neg_()
 
 
 class Picker:

@@ -20,11 +20,10 @@
 using std::int64_t;
 
 // kind 0: float32 [out, in]. 1: bfloat16 in tiles of 16 x 32, [out / 16, in / 32, 16 pairs of inputs, 16 outputs, 2].
-// 2: int8 [out, in] with a scale for each of out.
 struct Matrix {
     int64_t kind;
     const void* weight;
-    const float *bias, *scales;
+    const float* bias;
     int64_t out, in;
 };
 
@@ -61,7 +60,6 @@ constexpr int LANES = 16, DEPTH = 32;  // of a tile: outputs, inputs
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
-typedef int8_t Bytes __attribute__((vector_size(LANES)));
 
 template <class V, class T>
 inline V load(const T* from) {
@@ -72,9 +70,6 @@ inline V load(const T* from) {
 
 inline void store(const Lanes& lanes, float* to) { std::memcpy(to, &lanes, sizeof lanes); }
 inline Lanes lanes(const float* from) { return load<Lanes>(from); }
-inline Lanes lanes(const int8_t* from) {
-    return __builtin_convertvector(__builtin_convertvector(load<Bytes>(from), Ints), Lanes);
-}
 
 inline float sum(const Lanes& x) {
     typedef float Eight __attribute__((vector_size(32)));
@@ -94,8 +89,8 @@ inline Lanes exponential(Lanes x) {
 }
 
 // N outputs of R rows: each weight is read once for all rows, each input once for all outputs.
-template <int N, int R, class W>
-inline void tile(const W* w, const float* x, int64_t in, float (&sums)[N][R]) {
+template <int N, int R>
+inline void tile(const float* w, const float* x, int64_t in, float (&sums)[N][R]) {
     Lanes many[N][R] = {};
     int64_t i = 0;
     for (; i + LANES <= in; i += LANES)
@@ -115,36 +110,34 @@ inline void finish(const Matrix& m, Lanes sums, int64_t n, float* y, bool add) {
     store(add ? lanes(y + n) + sums : sums, y + n);
 }
 
-template <int N, int R, class W>
-inline int64_t outputs(const Matrix& m, const W* w, const float* x, float* y, int64_t n, int64_t r, bool add) {
+template <int N, int R>
+inline int64_t outputs(const Matrix& m, const float* x, float* y, int64_t n, int64_t r, bool add) {
     float sums[N][R];
-    tile<N, R>(w + n * m.in, x + r * m.in, m.in, sums);
+    tile<N, R>(static_cast<const float*>(m.weight) + n * m.in, x + r * m.in, m.in, sums);
     for (int i = 0; i < N; ++i)
         for (int j = 0; j < R; ++j) {
-            float value = sums[i][j] * (m.scales ? m.scales[n + i] : 1) + (m.bias ? m.bias[n + i] : 0);
+            float value = sums[i][j] + (m.bias ? m.bias[n + i] : 0);
             float& to = y[(r + j) * m.out + n + i];
             to = add ? to + value : value;
         }
     return R;
 }
 
-template <int N, class W>
-inline void all_rows(const Matrix& m, const W* w, const float* x, float* y, int64_t rows, int64_t n, bool add) {
+template <int N>
+inline void all_rows(const Matrix& m, const float* x, float* y, int64_t rows, int64_t n, bool add) {
     int64_t r = 0;
-    while (r + 4 <= rows) r += outputs<N, 4>(m, w, x, y, n, r, add);
-    if (r + 2 <= rows) r += outputs<N, 2>(m, w, x, y, n, r, add);
-    if (r < rows) outputs<N, 1>(m, w, x, y, n, r, add);
+    while (r + 4 <= rows) r += outputs<N, 4>(m, x, y, n, r, add);
+    if (r + 2 <= rows) r += outputs<N, 2>(m, x, y, n, r, add);
+    if (r < rows) outputs<N, 1>(m, x, y, n, r, add);
 }
 
-template <class W>
 void product(const Matrix& m, const float* x, float* y, int64_t rows, bool add) {
-    auto w = static_cast<const W*>(m.weight);
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < m.out; n += 4) {
         if (n + 4 <= m.out)
-            all_rows<4>(m, w, x, y, rows, n, add);
+            all_rows<4>(m, x, y, rows, n, add);
         else
-            for (int64_t rest = n; rest < m.out; ++rest) all_rows<1>(m, w, x, y, rows, rest, add);
+            for (int64_t rest = n; rest < m.out; ++rest) all_rows<1>(m, x, y, rows, rest, add);
     }
 }
 
@@ -263,11 +256,10 @@ void product_by_tiles(const Matrix& m, const float* x, float* y, int64_t all, bo
 }
 #endif
 
-// Functions from here on are called by all threads of a team together.
+// All threads of a team call these functions together, but for those of one row.
 
 void linear(const Matrix& m, const float* x, float* y, int64_t rows, uint16_t* parts, bool add = false) {
-    if (m.kind == 0) return product<float>(m, x, y, rows, add);
-    if (m.kind == 2) return product<int8_t>(m, x, y, rows, add);
+    if (m.kind == 0) return product(m, x, y, rows, add);
 #ifdef TILES
     if (rows >= FEW && have_tiles()) return product_by_tiles(m, x, y, rows, add, parts);
 #endif
@@ -294,6 +286,13 @@ void rotate(const float* x, float* y, const float* cos, const float* sin, int64_
     }
 }
 
+// x becomes exp(x - most).
+void exponentials(float* x, int64_t count, float most) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) store(exponential(lanes(x + i) - most), x + i);
+    for (; i < count; ++i) x[i] = std::exp(x[i] - most);
+}
+
 // o = softmax(q k) v over `count` columns, `stride` numbers apart.
 void attend(const float* q, const float* k, const float* v, float* o, int64_t count, int64_t stride, int64_t width) {
     thread_local std::vector<float> weights;
@@ -307,9 +306,7 @@ void attend(const float* q, const float* k, const float* v, float* o, int64_t co
         p[t] = score;
         largest = std::max(largest, score);
     }
-    int64_t t = 0;
-    for (; t + LANES <= count; t += LANES) store(exponential(lanes(p + t) - largest), p + t);
-    for (; t < count; ++t) p[t] = std::exp(p[t] - largest);
+    exponentials(p, count, largest);
 #pragma omp simd reduction(+ : total)
     for (int64_t t = 0; t < count; ++t) total += p[t];
     std::fill(o, o + width, 0.0f);
@@ -377,28 +374,60 @@ void run(const Body& b, float* x, int64_t rows, const int64_t* places, int64_t c
     }
 }
 
+int64_t largest(const std::vector<float>& x) {
+    float most = x[0];
+#pragma omp simd reduction(max : most)
+    for (size_t i = 0; i < x.size(); ++i) most = x[i] > most ? x[i] : most;
+    return std::find(x.begin(), x.end(), most) - x.begin();
+}
+
+// Floats are in the order of these numbers; twice is back.
+inline int32_t ordered(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
+
+// The k-th largest, by halving the range that it may be in.
+float kth_largest(const std::vector<float>& x, int64_t k) {
+    std::vector<int32_t> numbers(x.size());
+    std::memcpy(numbers.data(), x.data(), x.size() * sizeof(float));
+    for (int32_t& number : numbers) number = ordered(number);
+    int64_t low = INT32_MIN, high = INT32_MAX;
+    while (low < high) {
+        int32_t middle = high - (high - low) / 2, count = 0;
+#pragma omp simd reduction(+ : count)
+        for (size_t i = 0; i < numbers.size(); ++i) count += numbers[i] >= middle;
+        if (count >= k)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    int32_t bits = ordered(low);
+    float found;
+    std::memcpy(&found, &bits, sizeof found);
+    return found;
+}
+
 // As `sample` of sampling.py: the entry of the largest sum of logit and noise that top-k and top-p do not drop.
 int64_t choose(std::vector<float>& logits, const float* noise, const Sampling& how) {
-    auto largest = [](const std::vector<float>& x) { return std::max_element(x.begin(), x.end()) - x.begin(); };
     if (how.temperature == 0) return largest(logits);
     int64_t V = logits.size(), kept = how.top_k ? std::min(how.top_k, V) : V;
-    std::vector<float> noisy(V), p;
-    for (int64_t i = 0; i < V; ++i) logits[i] /= how.temperature, noisy[i] = logits[i] + noise[i];
+    std::vector<float> noisy(V), p(V);
+    float temperature = how.temperature, total = 0;
+    for (int64_t i = 0; i < V; ++i) logits[i] /= temperature, noisy[i] = logits[i] + noise[i];
     if (how.top_p < 1) {
+        float least = kept < V ? kth_largest(logits, kept) : -INFINITY;
         p = logits;
-        std::nth_element(p.begin(), p.begin() + (kept - 1), p.end(), std::greater<float>());
-        float least = p[kept - 1], most = logits[largest(logits)], total = 0;
-        for (int64_t i = 0; i < V; ++i) total += p[i] = logits[i] < least ? 0 : std::exp(logits[i] - most);
-        for (float& one : p) one /= total;
+        exponentials(p.data(), V, logits[largest(logits)]);
+        for (int64_t i = 0; i < V; ++i) p[i] = logits[i] < least ? 0 : p[i];
+#pragma omp simd reduction(+ : total)
+        for (int64_t i = 0; i < V; ++i) total += p[i];
     }
     while (true) {
-        int64_t id = largest(noisy), above = 0;
-        float mass = 0;
-        for (int64_t i = 0; i < V; ++i)
-            if (logits[i] > logits[id]) above += 1, mass += p.empty() ? 0 : p[i];
-        if (above < kept && (p.empty() || mass < how.top_p)) return id;
-        for (int64_t i = 0, limit = id; i < V; ++i)
-            if (logits[i] <= logits[limit]) noisy[i] = -INFINITY;
+        int64_t id = largest(noisy);
+        int32_t above = 0;
+        float mass = 0, limit = logits[id];
+#pragma omp simd reduction(+ : above, mass)
+        for (int64_t i = 0; i < V; ++i) above += logits[i] > limit, mass += logits[i] > limit ? p[i] : 0;
+        if (above < kept && (how.top_p == 1 || mass / total < how.top_p)) return id;
+        for (int64_t i = 0; i < V; ++i) noisy[i] = logits[i] > limit ? noisy[i] : -INFINITY;
     }
 }
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 CFG_SCALE = 3.0
 
 
+QUANTIZATIONS = ("int8", "int4")  # as mllm.quantize has them, for --help
+
+
 def check_sampling(seed: int = 0, **options: Any) -> None:
     """Refuse impossible options before a model is loaded. ValueError names the option and its value."""
     if not 0 <= seed < 2**63:
@@ -29,7 +32,7 @@ def check_sampling(seed: int = 0, **options: Any) -> None:
     generate.check_sampling(**options)
 
 
-def load_model(name: str) -> tuple[Mllm, Processor]:
+def load_model(name: str, quantization: str | None = None) -> tuple[Mllm, Processor]:
     """By name or folder, on this process's GPU if there is one, without the bars and warnings of libraries."""
     with stop_at_once():
         from transformers.utils import logging
@@ -40,7 +43,12 @@ def load_model(name: str) -> tuple[Mllm, Processor]:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         model, processor = Mllm.from_pretrained(name), Processor.from_pretrained(name)
-        return model.to(device()).eval(), processor
+        model = model.to(device()).eval()
+        if quantization:
+            from mllm.quantize import quantize
+
+            quantize(model, quantization)
+        return model, processor
 
 
 def load_image_tokenizer(name: str) -> ImageTokenizer:

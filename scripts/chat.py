@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from scripts._bar import drawing_bar
 from scripts._errors import Parser, cli, one_line, stop_at_once
 from scripts._files import check_folder, save_png
-from scripts._load import CFG_SCALE, check_sampling, load_model
+from scripts._load import CFG_SCALE, QUANTIZATIONS, check_sampling, load_model
 
 # torch, transformers and rich are imported inside functions: they take seconds, in which wrong options should
 # already be told and Ctrl-C be heard.
@@ -66,7 +66,7 @@ class Chat:
             temperature=args.temperature,
             top_p=args.top_p,
             seed=args.seed + len(self.messages) // 2,
-            drawing={"cfg_scale": args.cfg_scale},
+            drawing={"cfg_scale": args.cfg_scale, "cfg_interval": args.cfg_interval},
         )
         for piece in pieces:
             add_piece(answer, piece)
@@ -85,6 +85,7 @@ class Chat:
                 [prompt],
                 seeds=[self.args.seed + self.drawings],
                 cfg_scale=self.args.cfg_scale,
+                cfg_interval=self.args.cfg_interval,
                 progress=lambda done: bar(done / self.processor.num_positions),
             )
         self.images.append(image)
@@ -201,7 +202,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, default=0.0, help="of text; 0: most likely (default: %(default)s)")
     add("--top-p", type=float, default=1.0, help="of text; 1: all words (default: %(default)s)")
     add("--cfg-scale", type=float, default=CFG_SCALE, help="guidance of drawings (default: %(default)s)")
+    add("--cfg-interval", type=float, nargs=2, default=(0.0, 1.0), metavar=("A", "B"), help="part of it with guidance")
     add("--seed", type=int, default=0, help="of text and drawings (default: %(default)s)")
+    add("--quantize", choices=QUANTIZATIONS, help="weights of the language model, on a CPU")
     return parser.parse_args(argv)
 
 
@@ -211,9 +214,10 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens} is below 1: an answer needs room")
     if args.prompt is not None and not args.prompt.strip():
         raise ValueError("--prompt is empty: ask something, or leave it out for a chat")
-    check_sampling(args.seed, cfg_scale=args.cfg_scale, temperature=args.temperature, top_p=args.top_p)
+    drawing = {"cfg_scale": args.cfg_scale, "cfg_interval": args.cfg_interval}
+    check_sampling(args.seed, **drawing, temperature=args.temperature, top_p=args.top_p)
     images = [load(file) for file in args.image]
-    chat = Chat(*load_model(args.model), args)
+    chat = Chat(*load_model(args.model, args.quantize), args)
     chat.images = images
     if args.prompt is None:
         talk(chat)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from scripts._bar import drawing_bar
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder, save_png
-from scripts._load import CFG_SCALE, check_sampling, load_model
+from scripts._load import CFG_SCALE, QUANTIZATIONS, check_sampling, load_model
 
 # torch, transformers and rich are imported inside functions: they take seconds, in which wrong options should
 # already be told and Ctrl-C be heard.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mllm import Mllm, Processor
 
 GRID_IMAGES = 100
-SAMPLING = ("cfg_scale", "temperature", "top_k", "top_p", "code_context")
+SAMPLING = ("cfg_scale", "cfg_interval", "temperature", "top_k", "top_p", "code_context")
 PNG_KEY = "mllm"  # the PNG text that holds an image's metadata, too
 
 Record = dict[str, Any]  # a line of metadata.jsonl
@@ -176,10 +176,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("-n", type=int, default=4, help="images for each prompt (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
     add("--cfg-scale", type=float, default=CFG_SCALE, help="guidance; 1 is none (default: %(default)s)")
+    add("--cfg-interval", type=float, nargs=2, default=[0.0, 1.0], metavar=("A", "B"), help="part of it with guidance")
     add("--temperature", type=float, default=1.0, help="0: the most likely codes (default: %(default)s)")
     add("--top-k", type=int, default=0, help="draw from the k likeliest; 0: from all (default: %(default)s)")
     add("--top-p", type=float, default=1.0, help="draw from this much probability (default: %(default)s)")
     add("--code-context", default="exact", help="exact, or published: as UniTok's released loop (default: %(default)s)")
+    add("--quantize", choices=QUANTIZATIONS, help="weights of the language model, on a CPU")
     add("--batch-size", type=int, default=8, help="images drawn at a time (default: %(default)s)")
     return parser.parse_args(argv)
 
@@ -193,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     check_folder(args.out)
     sampling = {name: getattr(args, name) for name in SAMPLING}
     check_sampling(args.seed, **sampling)
-    model, processor = load_model(args.model)
+    model, processor = load_model(args.model, args.quantize)
     check_lengths(model, processor, prompts)
     with stop_at_once():  # reads whole weights
         settings = {**sampling, "model_hash": model.weights_hash()}

@@ -6,6 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from mllm.sampling import filter_logits
 from scripts import _bench_reference, _bench_train, bench
@@ -68,6 +69,28 @@ def test_answer(figures, tiny_folder):
         told = figures("answer", *subject, "--batch", 2, "--tokens", 5)
         names = ["answer, batch 2", *(f"answer, batch 2, of {what}" for what, _ in ROOFLINE)]
         assert [figure["name"] for figure in told["figures"]] == names
+
+
+def test_steps_of_all_forms_of_the_weights(figures):
+    told = figures("step", "--shape", "tiny", "--batch", 2, "--tokens", 3)
+    rates = {figure["name"]: figure for figure in told["figures"]}
+    names = [f"step, {form}, batch 2" for form in ("float32", "bfloat16", "int8", "int4")]
+    assert [name for name in rates if ", of " not in name] == names
+    read = [rates[f"{name}, of memory bandwidth"]["value"] / rates[name]["value"] for name in names]
+    # Of float32 that is exact in bfloat16, only keys and values are longer.
+    assert read[0] > read[1] > read[2] > read[3]
+
+
+def test_prefill(figures):
+    [rate] = figures("prefill", "--shape", "tiny", "--tokens", 8)["figures"]
+    assert (rate["name"], rate["unit"]) == ("prefill, batch 1", "tokens/s") and 0 < rate["ratio"] < 1
+
+
+def test_the_plot(run, tmp_path):
+    ended = run(main, "prefill", "--shape", "tiny", "--tokens", 8, *FEW, "--plot", tmp_path / "new" / "ratios.png")
+    assert (ended.status, ended.err) == (0, "")
+    with Image.open(tmp_path / "new" / "ratios.png") as image:
+        assert image.width > 500
 
 
 def test_load(figures, tiny_folder):
@@ -201,7 +224,7 @@ def test_the_reference_draws_from_what_our_filter_keeps():
         (["encode", "--shape", "tiny", "--model", "scenes"], "not allowed with argument"),
         (["fly", "--shape", "tiny"], "invalid choice: 'fly'"),
         (["encode", "--shape", "huge"], "unknown --shape 'huge'; known for this command: unitok-large, unitok-base,"),
-        (["generate", "--shape", "unitok-large"], "known for this command: tiny, w320, w576"),
+        (["generate", "--shape", "unitok-large"], "known for this command: tiny, w320, w576, w2048, 7b-layers, 7b"),
         (["encode", "--model", "no_such_model"], "unknown model 'no_such_model'"),
         (["decode", "--shape", "tiny", "--batch", "2", "0"], "--batch 0 is below 1"),
         (["decode", "--shape", "tiny", "--repeats", "0"], "--repeats 0 is below 1"),
@@ -224,4 +247,4 @@ def test_a_model_without_a_depth_head(refused, make_tiny_model, tmp_path):
 
 
 def test_every_command_is_tested():
-    assert {*COMMANDS, "answer", "load", "train"} == set(BENCHES)
+    assert {*COMMANDS, "answer", "step", "prefill", "load", "train"} == set(BENCHES)

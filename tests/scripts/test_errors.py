@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm import generate
+from mllm import generate, quantize
 from scripts import _load
 from scripts._errors import Parser, cli
 from scripts._files import check_folder, save_text
@@ -82,8 +82,9 @@ def test_help_shows_the_docstring_and_needs_no_torch(name):
     assert f"python -m scripts.{name} " in shown.stdout
 
 
-def test_the_default_of_guidance_is_told_without_torch():
+def test_what_help_says_of_the_model_is_told_without_torch():
     assert _load.CFG_SCALE == generate.CFG_SCALE
+    assert list(_load.QUANTIZATIONS) == list(quantize.KINDS)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

@@ -53,6 +53,7 @@ def test_images_grid_and_metadata(draw, tiny_model):
     assert sorted(file.name for file in folder.iterdir()) == [*names, "grid.png", "metadata.jsonl"]
     hash = {"model_hash": tiny_model[0].weights_hash()}
     settings = {"cfg_scale": 2.0, "temperature": 1.0, "top_k": 5, "top_p": 0.9, "code_context": "exact", **hash}
+    settings["cfg_interval"] = [0.0, 1.0]
     assert lines(folder) == [
         {"file": name, "prompt": prompt, "seed": 7 + index, **settings}
         for index, (name, prompt) in enumerate(zip(names, ["a cat"] * 3 + ["two dogs"] * 3, strict=True))
@@ -197,6 +198,15 @@ def test_a_strange_metadata_file_is_refused(refused, tiny_folder, tmp_path):
     )
 
 
+def test_quantized_weights_are_other_weights(draw):
+    """So that one folder never holds images of both."""
+    [exact], [quantized] = (lines(draw("a cat", "-n", 1, *words, out=out)) for out, words in OUTS.items())
+    assert exact["model_hash"] != quantized["model_hash"]
+
+
+OUTS = {"exact": (), "quantized": ("--quantize", "int8")}
+
+
 # ---- bad input
 
 
@@ -215,6 +225,8 @@ def test_a_strange_metadata_file_is_refused(refused, tiny_folder, tmp_path):
         (["a cat", "--top-p", "1.5"], "top_p 1.5 is outside"),
         (["a cat", "--code-context", "all"], "unknown code_context 'all'; known: exact, published"),
         (["a cat", "--cfg-scale", "0"], "cfg_scale 0.0 is below 1"),
+        (["a cat", "--cfg-interval", "0.5", "0.2"], "cfg_interval 0.5 to 0.2 is no part of an image"),
+        (["a cat", "--quantize", "int2"], "invalid choice: 'int2'"),
         (["a cat", "--seed", "-5"], "seed -5 is outside"),
         (["--prompts", "no_such_file.txt"], "no_such_file.txt: No such file or directory"),
     ],

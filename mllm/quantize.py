@@ -1,0 +1,79 @@
+"""Weight-only quantization of the backbone's layers: they read a half or a quarter of the bytes of bfloat16.
+
+The kernels are torch's own for CPUs. Embeddings and heads are in bfloat16, the image tokenizer stays as it is.
+Shapes: R rows of inputs, I inputs, O outputs, G groups of 32 inputs.
+"""
+
+import torch
+from torch import nn
+
+from .model import MllmForConditionalGeneration
+
+GROUP = 32  # inputs that share a scale and a zero, of int4
+
+
+class Int8Linear(nn.Module):
+    """A scale for each output."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        weight_OI = linear.weight.detach().float()
+        scales_O = weight_OI.abs().amax(1).clamp_min(1e-8) / 127
+        self.register_buffer("weight_OI", (weight_OI / scales_O[:, None]).round().to(torch.int8))
+        self.register_buffer("scales_O", scales_O.bfloat16())
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _finish(self, x, torch._weight_int8pack_mm(x.flatten(0, -2), self.weight_OI, self.scales_O))
+
+
+class Int4Linear(nn.Module):
+    """A scale and a zero for each output and group of inputs."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        weight_OGi = linear.weight.detach().float().unflatten(1, (-1, GROUP))
+        low_OG, high_OG = weight_OGi.aminmax(dim=-1)
+        scales_OG = (high_OG - low_OG).clamp_min(1e-8) / 15
+        ids_OI = ((weight_OGi - low_OG[..., None]) / scales_OG[..., None]).round().int().flatten(1)
+        # The kernel's numbers are (id - 8) * scale + zero.
+        scales_zeros_GO2 = torch.stack([scales_OG, low_OG + 8 * scales_OG], -1).transpose(0, 1)
+        self.register_buffer("packed", torch._convert_weight_to_int4pack_for_cpu(ids_OI, 1))
+        self.register_buffer("scales_zeros_GO2", scales_zeros_GO2.bfloat16().contiguous())
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y_RO = torch._weight_int4pack_mm_for_cpu(x.flatten(0, -2), self.packed, GROUP, self.scales_zeros_GO2)
+        return _finish(self, x, y_RO)
+
+
+def _finish(layer: nn.Module, x: torch.Tensor, y_RO: torch.Tensor) -> torch.Tensor:
+    y_RO = y_RO if layer.bias is None else y_RO + layer.bias
+    return y_RO.view(*x.shape[:-1], -1)
+
+
+KINDS = {"int8": Int8Linear, "int4": Int4Linear}
+
+
+@torch.no_grad()
+def quantize(model: MllmForConditionalGeneration, kind: str) -> MllmForConditionalGeneration:
+    """In place, layer by layer, so that both forms of all weights are never held. Raises ValueError for an unknown
+    `kind`, a device other than a CPU, and sizes that the kernels do not take."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown quantization {kind!r}; known: {', '.join(KINDS)}")
+    if model.device.type != "cpu":
+        raise ValueError(f"quantization {kind} runs on a CPU, the model is on {model.device}")
+    for part in (model.backbone, model.lm_head, model.code_embed, model.code_head):
+        part.bfloat16()
+    for module in list(model.backbone.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                check_size(child, kind)
+                setattr(module, name, KINDS[kind](child))
+    return model
+
+
+def check_size(linear: nn.Linear, kind: str) -> None:
+    out, inputs = linear.weight.shape
+    if out % 16 or inputs % GROUP:
+        raise ValueError(f"quantization {kind} takes layers of 32n inputs and 16n outputs, not {inputs} and {out}")
