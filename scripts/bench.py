@@ -4,15 +4,20 @@ python -m scripts.bench encode --model scenes --batch 1 8
 python -m scripts.bench decode --shape unitok-base --batch 4
 python -m scripts.bench generate --shape w320 --batch 1 8 --positions 32 --json
 python -m scripts.bench answer --model scenes --tokens 64
+python -m scripts.bench step --shape w576 --tokens 16
+python -m scripts.bench prefill --shape 7b-layers --tokens 256
 python -m scripts.bench load --model scenes
 python -m scripts.bench train --shape scenes --batch 32
 
 encode: pixels to codes. decode: codes to PIL images. generate: prompts to the codes of images, with guidance.
 These three run against the loops of the reference implementation; answer, a question about an image to text,
-against transformers' own `generate` on the same backbone; load, weights to a model, against only reading them;
+against transformers' own `generate` on the same backbone; step, one position of the backbone, with weights as
+they are and in bfloat16 against transformers' own step, quantized against the fastest of these; prefill, a prompt
+of --tokens, against the matrix throughput of this machine; load, weights to a model, against only reading them;
 train, an update of the image tokenizer in bfloat16, against a loop in float32 over one codebook after the other.
 --shape takes random weights instead of a model's. For encode, decode and train it names an image tokenizer's sizes,
-for generate and answer a width of the language model (w320: 320), with the reference's code embedding and code head.
+for the others a width of the language model (w320: 320), with the reference's code embedding and code head. Such
+weights are numbers of bfloat16, as those of released checkpoints. --plot draws the ratios.
 
 Both ways must first give the same result, greedily where something is drawn; after that, they are timed in turns.
 Figures come from the median time; spread is (slowest - fastest) / median. A ratio above 1: ours is better.
@@ -25,8 +30,10 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -34,11 +41,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
 
 from mllm import Mllm, MllmConfig, Processor
 from mllm.codes import DepthHead, Pick
+from mllm.compiled import exact
 from mllm.generate import check_length, picker, sample_codes, text_steps
+from mllm.quantize import KINDS, quantize
 from mllm.stream import Stream
 from scripts._bench_load import measure_load, peak_gb
 from scripts._bench_reference import (
@@ -53,11 +62,14 @@ from scripts._bench_reference import (
 )
 from scripts._bench_train import training_steps
 from scripts._errors import Parser, cli
+from scripts._files import finished
 from scripts._load import load_image_tokenizer, load_model
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 from tokenizer.transform import to_images
 
-BACKBONES = {"tiny": (64, 2), "w320": (320, 6), "w576": (576, 30)}  # width and layers
+# Width and layers; "7b-layers" is two of a 7B model's, to fit anywhere.
+BACKBONES = {"tiny": (64, 2), "w320": (320, 6), "w576": (576, 30), "w2048": (2048, 16)}
+BACKBONES |= {"7b-layers": (4096, 2), "7b": (4096, 32)}
 TOLERANCE = 1e-4  # of pixels, relative to the largest; float32 leaves 1e-5
 NEAR_TIE = 1e-4  # between the best entry and the second: rounding may swap them
 
@@ -193,6 +205,69 @@ def causal_model(model: Mllm) -> PreTrainedModel:
     return causal.eval()
 
 
+@torch.no_grad()
+def bench_step(args: argparse.Namespace, batch: int) -> list[Figure]:
+    whole, processor = get_model(args.model, args.shape)
+    samples, x_BD = [processor.encode(question(whole, row)) for row in range(batch)], random_inputs(whole, batch)
+    columns = sum(len(one.ids) for one in samples) + batch * args.tokens // 2
+    figures: list[Figure] = []
+    plain: list[tuple[float, Callable]] = []  # rates and steps of what is not quantized
+    for form in ("float32", "bfloat16", *KINDS):
+        model = in_form(whole, form)
+        step = our_step(model, processor, samples, x_BD)
+        other = max(plain, key=lambda pair: pair[0])[1] if form in KINDS else their_step(model, x_BD)
+        ours, baseline = repeated(step, args.tokens), repeated(other, args.tokens)
+        ours(), baseline()  # to warm up
+        amounts = {"tokens/s": batch * args.tokens}
+        figures += compare(f"step, {form}, batch {batch}", ours, baseline, amounts, args.repeats)
+        plain.append((figures[-1].value, step))
+        figures += roofline(figures[-1], batch, *step_costs(model, batch, columns))[: 1 if form in KINDS else 2]
+    return figures
+
+
+def in_form(model: Mllm, form: str) -> Mllm:
+    model = deepcopy(model)
+    if form in KINDS:
+        return quantize(model, form)
+    for part in (model.backbone, model.code_embed):
+        part.to(getattr(torch, form))
+    return model
+
+
+def repeated(step: Callable, times: int) -> Callable:
+    return lambda: [step() for _ in range(times)]
+
+
+def random_inputs(model: Mllm, *shape: int) -> torch.Tensor:
+    """[*shape, D], on the model's device."""
+    generator = torch.Generator().manual_seed(0)
+    return 0.1 * torch.randn(*shape, model.config.text_config.hidden_size, generator=generator).to(model.device)
+
+
+def our_step(model: Mllm, processor: Processor, samples: Sequence[Any], x_BD: torch.Tensor) -> Callable:
+    stream = Stream(model, samples, processor, room=1024)
+    return lambda: stream.feed(x_BD.to(stream.h_BD.dtype))
+
+
+def their_step(model: Mllm, x_BD: torch.Tensor) -> Callable:
+    """Transformers' own, with its cache, after about as many positions."""
+    cache, x_B1D = DynamicCache(config=model.config.text_config), x_BD[:, None].to(model.backbone.dtype)
+    length = model.config.image_tokenizer_config.num_positions
+    model.backbone(inputs_embeds=x_B1D.repeat(1, length, 1), past_key_values=cache, use_cache=True)
+    return lambda: model.backbone(inputs_embeds=x_B1D, past_key_values=cache, use_cache=True)
+
+
+@torch.no_grad()
+def bench_prefill(args: argparse.Namespace, batch: int) -> list[Figure]:
+    model, _ = get_model(args.model, args.shape)
+    x_BTD = random_inputs(model, batch, args.tokens)
+    model.backbone(inputs_embeds=x_BTD, use_cache=False)  # to warm up
+    times = [seconds(lambda: model.backbone(inputs_embeds=x_BTD, use_cache=False)) for _ in range(args.repeats)]
+    _, operations = step_costs(model, 1, args.tokens // 2)
+    rate, best = batch * args.tokens / median(times), 1e9 * throughput() / operations
+    return [Figure(f"prefill, batch {batch}", rate, "tokens/s", best, rate / best, spread(times), 0.0)]
+
+
 def bench_load(args: argparse.Namespace, batch: int) -> list[Figure]:
     if args.shape:
         raise ValueError("load reads files: give --model, not --shape")
@@ -226,6 +301,8 @@ BENCHES = {
     "decode": bench_decode,
     "generate": bench_generate,
     "answer": bench_answer,
+    "step": bench_step,
+    "prefill": bench_prefill,
     "load": bench_load,
     "train": bench_train,
 }
@@ -248,11 +325,17 @@ def step_costs(model: Mllm, rows: int, columns: int, *heads: nn.Module) -> tuple
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     cached = 2 * text.num_hidden_layers * text.num_key_value_heads * width * columns
     grouped = text.num_attention_heads // text.num_key_value_heads
-    size = blocks[0].element_size()
+    quantized = [buffer for name, buffer in model.backbone.named_buffers() if "layers" in name]
     return (
-        size * (sum(block.numel() for block in blocks) + cached),
+        sum(map(stored_bytes, blocks + quantized)) + cached * model.backbone.norm.weight.itemsize,
         2 * rows * sum(block.numel() for block in blocks) + 2 * grouped * cached,
     )
+
+
+def stored_bytes(weight: torch.Tensor) -> int:
+    """As a step reads it: the compiled one keeps as bfloat16 what is."""
+    compiled = weight.dtype == torch.float32 and weight.device.type == "cpu"
+    return weight.nbytes // 2 if compiled and exact(weight) else weight.nbytes
 
 
 def roofline(rate: Figure, per_step: float, bytes: float, operations: float) -> list[Figure]:
@@ -323,7 +406,10 @@ def get_model(model: str | None, shape: str | None) -> tuple[Mllm, Processor]:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Mllm(config).to(device()).eval(), processor
+        model = Mllm(config).eval()
+    for part in (model.backbone, model.code_embed, model.code_head, model.lm_head):
+        part.bfloat16().float()
+    return model.to(device()), processor
 
 
 def known(shapes: dict[str, Any], name: str) -> Any:
@@ -418,13 +504,29 @@ def print_table(figures: Sequence[Figure]) -> None:
     print(f"peak memory: {peak_memory():.2f} GB")
 
 
+def plot(figures: Sequence[Figure], file: Path) -> None:
+    """A bar for each ratio; those of the roofline, which are fractions of a limit, are hatched."""
+    from matplotlib.figure import Figure as Canvas
+
+    ratios = {figure.name: figure.ratio for figure in figures}
+    canvas = Canvas(figsize=(8, 0.8 + 0.32 * len(ratios)), layout="constrained")
+    axes = canvas.add_subplot()
+    hatches = ["//" if ", of " in name else "" for name in ratios]
+    axes.bar_label(axes.barh([*ratios], [*ratios.values()], hatch=hatches, color="#4c78a8"), fmt="%.2f", padding=3)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_xlabel("ratio to the baseline; hatched: fraction of what the machine does")
+    with finished(file) as part:
+        canvas.savefig(part, format="png", dpi=120)
+
+
 def peak_memory() -> float:
     """GB: of the GPU where there is one, else of this process."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else peak_gb()
 
 
 def report(args: argparse.Namespace, figures: Sequence[Figure]) -> dict[str, Any]:
-    settings = {name: value for name, value in vars(args).items() if name != "json"}
+    settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot")}
     settings |= {"device": device(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     settings |= {"peak_memory_gb": peak_memory()}
     if args.command == "generate":
@@ -437,13 +539,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add, subject = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
     add("command", choices=BENCHES, help="what to time")
     subject.add_argument("--model", help="a model's name or folder")
-    subject.add_argument(
-        "--shape", help=f"encode, decode, train: {', '.join(SIZES)}; generate, answer: {', '.join(BACKBONES)}"
-    )
+    subject.add_argument("--shape", help=f"encode, decode, train: {', '.join(SIZES)}; others: {', '.join(BACKBONES)}")
     add("--batch", type=int, nargs="+", default=[1], help="images at a time, one or more numbers (default: 1)")
     add("--repeats", type=int, default=5, help="timed runs of each way (default: %(default)s)")
-    add("--tokens", type=int, default=64, help="answer: length of each answer (default: %(default)s)")
+    add("--tokens", type=int, default=64, help="length of an answer or prompt, or steps (default: %(default)s)")
     add("--positions", type=int, help="generate: only so many positions of each image (default: all)")
+    add("--plot", type=Path, metavar="FILE", help="draw the ratios into this PNG")
     add("--json", action="store_true", help="print one JSON object in place of the table")
     args = parser.parse_args(argv)
     numbers = [(name, getattr(args, name)) for name in ("repeats", "tokens", "positions")]
@@ -461,6 +562,8 @@ def main(argv: list[str] | None = None) -> None:
     for batch in args.batch:
         with Console(stderr=True).status(f"{args.command}, batch {batch}"):
             figures += BENCHES[args.command](args, batch)
+    if args.plot:
+        plot(figures, args.plot)
     if args.json:
         print(json.dumps(report(args, figures), indent=2))
     else:
