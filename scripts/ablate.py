@@ -3,8 +3,8 @@
 python -m scripts.ablate data_recipes/ablation.yaml --out out/ablation
 python -m scripts.ablate data_recipes/ablation.yaml run.steps=100 --out out/try
 
-Each run is one process; --jobs of them work side by side. Every variant is measured on held-out scenes (rFID over
-EfficientNet-Lite0's features, PSNR, zero-shot class accuracy) and on scikit-image's photographs (PSNR).
+Each run is one process; --jobs of them work side by side. Every variant is measured on crops of scenes that no run has
+seen (rFID over EfficientNet-Lite0's features, PSNR, zero-shot class accuracy) and on scikit-image's photographs (PSNR).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder, save_text
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "coins", "ihc", "motorcycle_left", "retina", "rocket", "hubble_deep_field")
+UNSEEN = 1_000_003  # a seed of the scenes' order that no run has
 SHOWN = {"rfid_efficientnet_lite0": "rFID", "psnr": "PSNR", "photo_psnr": "PSNR, photographs", "top_1": "zero-shot"}
 
 
@@ -54,13 +55,15 @@ class Run:
         names = [f"run.folder={self.folder}", "run.name=run", f"run.seed={self.seed}"]
         call(self.folder, "train_tokenizer", self.recipe, *self.changes, *names)
 
-    def measure(self, photos: Path, scenes: int, text_tokenizer: str, has_text: bool) -> dict[str, float]:
-        held_out = self.score("reconstruction", "scenes", "--limit", str(scenes))
-        on_photos = self.score("reconstruction", str(photos))
-        scores = {name: held_out[name] for name in ("rfid_efficientnet_lite0", "psnr", "ssim")}
-        scores |= {"usage": held_out["usage"]["mean"], "photo_psnr": on_photos["psnr"], "photo_ssim": on_photos["ssim"]}
-        if has_text:
-            scores |= self.score("zero_shot", "scenes", "--limit", str(scenes), "--text-tokenizer", text_tokenizer)
+    def measure(self, data: Path, text_tokenizer: str | None) -> dict[str, float]:
+        """On what `prepare` wrote; zero-shot accuracy with a text tokenizer only."""
+        on_crops = self.score("reconstruction", str(data / "crops"))
+        on_photos = self.score("reconstruction", str(data / "photos"))
+        scores = {name: on_crops[name] for name in ("rfid_efficientnet_lite0", "psnr", "ssim")}
+        scores |= {"usage": on_crops["usage"]["mean"], "photo_psnr": on_photos["psnr"], "photo_ssim": on_photos["ssim"]}
+        if text_tokenizer:
+            options = ["--classes", str(data / "classes.txt"), "--text-tokenizer", text_tokenizer]
+            scores |= self.score("zero_shot", str(data / "crops"), *options)
         return scores
 
     def score(self, kind: str, data: str, *options: str) -> dict[str, Any]:
@@ -80,23 +83,34 @@ def call(folder: Path, script: str, *words: str) -> None:
         raise ValueError(f"scripts.{script} ended with status {status}, see {folder / 'log.txt'}: {' '.join(last)}")
 
 
-def copy_photos(folder: Path) -> None:
+def prepare(folder: Path, crops: int, size: int) -> None:
+    """What every variant is measured on: photographs, and crops of scenes in a folder for each class."""
     import skimage
 
-    folder.mkdir(parents=True, exist_ok=True)
+    from data_recipes.images import Scenes
+    from data_recipes.scenes import CLASSES
+
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
     source = Path(skimage.__file__).parent / "data"
     for file in sorted(file for file in source.iterdir() if file.stem in PHOTOS):
-        shutil.copy(file, folder / file.name)
+        shutil.copy(file, folder / "photos" / file.name)
+    images = Scenes(crop=size, skill="single_object")
+    order = images.order(UNSEEN)
+    for number in range(crops):
+        image = images[order[number]]
+        (folder / "crops" / image.label).mkdir(parents=True, exist_ok=True)
+        image.image.save(folder / "crops" / image.label / f"{number:04d}.png")
+    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
 
 
-def complete(run: Run, photos: Path, scenes: int, text_tokenizer: str, has_text: bool) -> dict[str, float]:
+def complete(run: Run, data: Path, text_tokenizer: str | None) -> dict[str, float]:
     """Scores of one run, from its file where it was done before."""
     file = run.folder / "scores.json"
     if not file.is_file():
         run.train()
         if not run.model.is_dir():
             raise KeyboardInterrupt  # the training was told to stop, and saved
-        save_text(json.dumps(run.measure(photos, scenes, text_tokenizer, has_text), indent=2) + "\n", file)
+        save_text(json.dumps(run.measure(data, text_tokenizer), indent=2) + "\n", file)
     return json.loads(file.read_text())
 
 
@@ -167,13 +181,12 @@ def main(argv: list[str] | None = None) -> None:
             changed = (*changes, *args.overrides)
             runs.append(Run(variant, seed, ablation.base, changed, config.run.steps, args.out))
             configs.append(config)
-    photos = args.out / "photos"
-    copy_photos(photos)
+    prepare(args.out / "data", ablation.crops, configs[0].data.crop)
     scores: list[dict[str, float]] = []
     with ThreadPoolExecutor(args.jobs) as pool, Progress() as progress:
         task = progress.add_task("runs", total=len(runs))
         waiting = [
-            pool.submit(complete, run, photos, ablation.scenes, config.text_tokenizer, config.losses.contrastive > 0)
+            pool.submit(complete, run, args.out / "data", config.text_tokenizer if config.losses.contrastive else None)
             for run, config in zip(runs, configs, strict=True)
         ]
         try:
@@ -184,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
             pool.shutdown(cancel_futures=True)
     table = averages(runs, scores)
     each = [{"variant": run.variant, "seed": run.seed, **row} for run, row in zip(runs, scores, strict=True)]
-    settings = {"recipe": args.recipe, "overrides": args.overrides, "seeds": ablation.seeds, "scenes": ablation.scenes}
+    settings = {"recipe": args.recipe, "overrides": args.overrides, "seeds": ablation.seeds, "crops": ablation.crops}
     results = {**about("ablate", argv), "settings": settings, "variants": table, "runs": each}
     save_text(json.dumps(results, indent=2) + "\n", args.out / "results.json")
     plot(table, args.out / "ablation.png")

@@ -184,12 +184,12 @@ class TokenizerTrainConfig:
 @dataclass
 class AblationConfig:
     """Variants of one recipe of the image tokenizer: `base` with the `a.b=c` words of each, once for each seed, all
-    measured on as many held-out `scenes`."""
+    measured on as many `crops` of scenes that no run has seen."""
 
     base: str = MISSING
     variants: dict[str, list[str]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
-    scenes: int = 600
+    crops: int = 1000
 
 
 @dataclass
