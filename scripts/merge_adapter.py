@@ -1,7 +1,7 @@
 """Merge an adapter of a run with model.lora into the weights that it stands beside, as a model like any other.
 
 python -m scripts.merge_adapter runs/smollm2/step_000500/adapter --out merged
-python -m scripts.merge_adapter adapter --out merged init_from=elsewhere/model
+python -m scripts.merge_adapter adapter init_from=elsewhere/model --out merged
 
 A checkpoint's `model` folder is merged already; `adapter`, much smaller, holds only what trained. scripts.export_model
 makes a folder to ship from either. Words a.b=c change where the adapter's recipe takes its model from.
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("adapter", type=Path, help="the `adapter` folder of a checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="changes to the recipe's `model`")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_args(argv)
     check_folder(args.out)
     with stop_at_once():
         from training.build import build_model, weights_to_save
