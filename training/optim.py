@@ -65,8 +65,9 @@ def make_optimizer(
     muon: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-            is_muon = parameter.ndim == 2 and name.startswith(tuple(config.muon))
+            ndim = len(getattr(parameter, "ds_shape", parameter.shape))  # what ZeRO-3 has divided is flat
+            decay = config.weight_decay if ndim >= 2 else 0.0
+            is_muon = ndim == 2 and name.startswith(tuple(config.muon))
             (muon if is_muon else adam).setdefault((_part_of(name, config), decay), []).append(parameter)
     if not adam and not muon:
         raise ValueError("nothing to train: `trainable` is empty")
