@@ -219,7 +219,7 @@ _made: WeakKeyDictionary[nn.Module, tuple[Any, Packed]] = WeakKeyDictionary()
 
 
 def compiled_backbone(backbone: nn.Module) -> CompiledBackbone | None:
-    """None where it must run as it is: adapters, hooks, other precisions or devices, or no compiler."""
+    """None where it must run as it is: adapters, hooks, other precisions (or autocast) or devices, or no compiler."""
     if backbone.rotary_emb.rope_type not in FIXED_ROTARY or backbone.config.hidden_act != "silu":
         return None
     return _compiled(backbone, CompiledBackbone, [backbone.layers, backbone.norm])
@@ -232,7 +232,7 @@ def compiled_head(head: nn.Module) -> CompiledHead | None:
 
 def _compiled(module: nn.Module, make: Callable[[nn.Module], Packed], parts: Sequence[nn.Module]) -> Any:
     weights = [weight for part in parts for weight in part.parameters()]
-    if any(weight.dtype != torch.float32 or weight.device.type != "cpu" for weight in weights):
+    if torch.is_autocast_enabled("cpu") or any(x.dtype != torch.float32 or x.device.type != "cpu" for x in weights):
         return None
     if any(changed(inner) for part in parts for inner in part.modules()) or library() is None:
         return None
