@@ -100,7 +100,7 @@ class ChatRequest(Strict):
         ["text", "image"], description='["text"]: the answer ends where the model would begin to draw'
     )
     guidance: Guidance | None = Field(CFG_SCALE, description="of drawings; 1: none")
-    n: Literal[1] | None = 1
+    n: Annotated[int, Field(ge=1, le=1)] | None = 1  # Literal[1] would take true
     frequency_penalty: Nothing | None = 0
     presence_penalty: Nothing | None = 0
     user: str | None = None
