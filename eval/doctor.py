@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw
 from data_recipes.artwork import find_font
 from mllm import Mllm, Processor, generate_images, generate_texts
 from mllm.folders import find_model
-from mllm.generate import Stream, code_steps, picker
+from mllm.generate import Stream, code_steps
+from mllm.sampling import Picker
 
 from .image_metrics import psnr
 
@@ -124,7 +125,7 @@ def draw_both_ways(patient: Patient) -> tuple[torch.Tensor, torch.Tensor, torch.
     before each position from both, the codes_LK, and the logits_LKV of the one pass."""
     _, model, processor = patient
     stream, states, codes = Stream(model, [processor.encode_drawing(PROMPT)], processor), [], []
-    for codes_BK in code_steps(stream, processor.num_positions, picker(1.0, [], temperature=0)):
+    for codes_BK in code_steps(stream, processor.num_positions, Picker(1.0, [], temperature=0)):
         states.append(stream.h_BD[0])
         codes.append(codes_BK[0])
     codes_LK = torch.stack(codes)

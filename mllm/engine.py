@@ -21,10 +21,10 @@ from typing import Any, TypeAlias
 import torch
 from PIL import Image
 
-from .codes import Pick
-from .generate import CFG_SCALE, Messages, Spelled, check_length, check_sampling, picker, start_drawing
+from .generate import CFG_SCALE, Messages, Spelled, check_length, start_drawing
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor, as_codes
+from .sampling import Picker, check_sampling
 from .stream import Stream
 from .templates import Sample
 
@@ -172,6 +172,9 @@ class Task:
                 raise ValueError(f"max_new_tokens {request.max_new_tokens} is below 1")
             if "" in request.stop:
                 raise ValueError("an empty string in stop: leave it out")
+            unknown = sorted(set(request.drawing or {}) - set(DRAWING_OPTIONS))
+            if unknown:
+                raise ValueError(f"unknown option {unknown[0]!r} of a drawing; known: {', '.join(DRAWING_OPTIONS)}")
             self.drawing |= request.drawing or {}
             self.writing = {"temperature": request.temperature, "top_p": request.top_p}
             self.sample = processor.encode(request.messages)
@@ -396,32 +399,24 @@ class Engine:
 
     def _write(self, tasks: Sequence[Task], rows: dict[Owner, int]) -> dict[Task, int]:
         """The next ids of texts. Equal options are sampled together."""
-        if not tasks:
-            return {}
-        order, picks, sizes = [], [], []
+        ids = {}
         for (temperature, top_p), group in in_groups(
             tasks, lambda task: (task.request.temperature, task.request.top_p)
         ):
-            order += group
-            picks.append(picker(1.0, [task.generator for task in group], temperature=temperature, top_p=top_p))
-            sizes.append(len(group))
-        logits_BV = self.model.text_logits(self._stream.h_BD[[rows[task, False] for task in order]])
-        return dict(zip(order, join(picks, sizes)(logits_BV, 0).tolist(), strict=True))
+            pick = Picker(1.0, [task.generator for task in group], temperature=temperature, top_p=top_p)
+            logits_BV = self.model.text_logits(self._stream.h_BD[[rows[task, False] for task in group]])
+            ids |= zip(group, pick(logits_BV, 0).tolist(), strict=True)
+        return ids
 
     def _draw(self, tasks: Sequence[Task], rows: dict[Owner, int]) -> dict[Task, torch.Tensor]:
         """The next codes_K of images."""
-        if not tasks:
-            return {}
-        order, picks, sizes = [], [], []
-        K = self.model.config.image_tokenizer["num_codebooks"]
+        codes, K = {}, self.model.config.image_tokenizer["num_codebooks"]
         for options, group in in_groups(tasks, lambda task: task.drawing):
             halves = [(task, is_half) for is_half in (False, True) for task in group if task.guided or not is_half]
-            order += halves
-            picks.append(picker(generators=[task.draw_generator for task in group], num_codebooks=K, **options))
-            sizes.append(len(halves))
-        h_BD = self._stream.h_BD[[rows[owner] for owner in order]]
-        codes_BK = self.model.code_head.sample(h_BD, join(picks, sizes))
-        return {task: codes_K for (task, is_half), codes_K in zip(order, codes_BK, strict=True) if not is_half}
+            pick = Picker(generators=[task.draw_generator for task in group], num_codebooks=K, **options)
+            codes_BK = self.model.code_head.sample(self._stream.h_BD[[rows[owner] for owner in halves]], pick)
+            codes |= zip(group, codes_BK[: len(group)], strict=True)
+        return codes
 
     def _drop(self, gone: Callable[[Task, bool], bool]) -> None:
         for row in reversed(range(len(self._owners))):
@@ -460,15 +455,3 @@ def in_groups(tasks: Sequence[Task], options: Callable[[Task], dict]) -> list[tu
         else:
             groups.append((options(task), [task]))
     return groups
-
-
-def join(picks: Sequence[Pick], sizes: Sequence[int]) -> Pick:
-    """One pick for a batch whose parts have their own."""
-    if len(picks) == 1:
-        return picks[0]
-
-    def pick(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
-        parts = logits_BV.split(list(sizes))
-        return torch.cat([one(part, k) for one, part in zip(picks, parts, strict=True)])
-
-    return pick

@@ -19,7 +19,6 @@ from .templates import IGNORED, Sample
 Messages = Sequence[dict[str, Any]]
 
 CFG_SCALE = 3.0  # guidance of drawings, where a caller does not choose
-picker = Picker  # the name that callers import
 
 
 def code_steps(

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from mllm import Mllm
-from mllm.codes import DepthHead, Pick
+from mllm.codes import DepthHead
+from mllm.sampling import Pick
 from tokenizer import ImageTokenizer
 
 GUIDANCE = 5.0

@@ -44,10 +44,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
 
 from mllm import Mllm, MllmConfig, Processor
-from mllm.codes import DepthHead, Pick
+from mllm.codes import DepthHead
 from mllm.compiled import exact
-from mllm.generate import check_length, picker, sample_codes, text_steps
+from mllm.generate import check_length, sample_codes, text_steps
 from mllm.quantize import KINDS, quantize
+from mllm.sampling import Pick, Picker
 from mllm.stream import Stream
 from scripts._bench_load import measure_load, peak_gb
 from scripts._bench_reference import (
@@ -174,7 +175,7 @@ def bench_answer(args: argparse.Namespace, batch: int) -> list[Figure]:
 
     def ours() -> torch.Tensor:
         stream = Stream(model, samples, processor, room=args.tokens)
-        pick = picker(1.0, [], temperature=0)
+        pick = Picker(1.0, [], temperature=0)
         return torch.tensor(list(text_steps(stream, set(), args.tokens, pick))).T
 
     def baseline(**more: Any) -> Any:

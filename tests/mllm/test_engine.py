@@ -180,6 +180,7 @@ def test_impossible_requests_are_refused_at_once(tiny_model):
             (Chat(_chat("hi"), max_new_tokens=300), "and 300 to generate"),
             (Chat(_chat("hi"), top_p=2.0), "top_p 2.0"),
             (Chat(_chat("hi"), drawing={"cfg_scale": 0.5}), "cfg_scale 0.5"),
+            (Chat(_chat("hi"), drawing={"cfg_interval": (0, 1)}), "unknown option 'cfg_interval' of a drawing"),
         ]:
             with pytest.raises(ValueError, match=told):
                 engine.submit(request)

@@ -6,8 +6,8 @@ from PIL import Image
 
 from mllm import generate_images, generate_text, generate_texts
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
-from mllm.generate import picker, plan_drawings, sample_codes, start_drawing
-from mllm.sampling import filter_logits, gumbel, sample
+from mllm.generate import plan_drawings, sample_codes, start_drawing
+from mllm.sampling import Picker, filter_logits, gumbel, sample
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
@@ -63,9 +63,9 @@ def test_images_are_equal_to_the_pixel_whatever_the_batch(tiny_model):
 def test_guidance_at_one_is_no_guidance_and_guidance_is_felt(model_and_processor):
     model, processor = model_and_processor
     logits_BV, doubled = torch.randn(2, 16), torch.randn(4, 16)
-    assert torch.equal(picker(1.0, [], temperature=0)(logits_BV, 0), logits_BV.argmax(-1))
+    assert torch.equal(Picker(1.0, [], temperature=0)(logits_BV, 0), logits_BV.argmax(-1))
     cond, uncond = doubled.chunk(2)
-    guided = picker(3.0, [], temperature=0)(doubled, 0)
+    guided = Picker(3.0, [], temperature=0)(doubled, 0)
     assert torch.equal(guided, (uncond + 3 * (cond - uncond)).argmax(-1).repeat(2))
     seen = []
     hook = model.backbone.norm.register_forward_hook(lambda _, __, h: seen.append(len(h)))

@@ -6,8 +6,9 @@ import torch
 
 from mllm import Mllm, MllmConfig, Processor
 from mllm.convert import unitok_mllm_layout
-from mllm.generate import Stream, code_steps, picker, text_steps
+from mllm.generate import Stream, code_steps, text_steps
 from mllm.processor import Batch
+from mllm.sampling import Picker
 from mllm.templates import Sample
 from tests.golden_data import assert_reproduced, filled, golden, gradients, llama_tokenizer, make_codes
 from tokenizer import ImageTokenizerConfig
@@ -178,7 +179,7 @@ def test_greedy_drawing(model, processor, case, sure):
     rows = zip(stored["input_ids"], stored["attention_mask"].bool(), strict=True)
     samples = [_sample(ids[mask].tolist()) for ids, mask in rows]
     batch = processor.collate(samples, left=True)
-    guided, pick = [], picker(scale, [], temperature=0)
+    guided, pick = [], Picker(scale, [], temperature=0)
 
     def watched(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
         cond, uncond = logits_BV[0], logits_BV[-1]
