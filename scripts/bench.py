@@ -8,13 +8,16 @@ python -m scripts.bench step --shape w576 --tokens 16
 python -m scripts.bench prefill --shape 7b-layers --tokens 256
 python -m scripts.bench load --model scenes
 python -m scripts.bench train --shape scenes --batch 32
+python -m scripts.bench update --shape scenes --batch 8
 
 encode: pixels to codes. decode: codes to PIL images. generate: prompts to the codes of images, with guidance.
 These three run against the loops of the reference implementation; answer, a question about an image to text,
 against transformers' own `generate` on the same backbone; step, one position of the backbone, with weights as
 they are and in bfloat16 against transformers' own step, quantized against the fastest of these; prefill, a prompt
 of --tokens, against the matrix throughput of this machine; load, weights to a model, against only reading them;
-train, an update of the image tokenizer in bfloat16, against a loop in float32 over one codebook after the other.
+train, an update of the image tokenizer in bfloat16, against a loop in float32 over one codebook after the other;
+update, one of a new language model as large as that of scenes, each thing that makes it fast or small against doing
+without: packed rows, extracted codes, logits at labels only, compiled bfloat16, two processes, ZeRO-3.
 --shape takes random weights instead of a model's. For encode, decode and train it names an image tokenizer's sizes,
 for the others a width of the language model (w320: 320), with the reference's code embedding and code head. Such
 weights are numbers of bfloat16, as those of released checkpoints. --plot draws the ratios.
@@ -50,6 +53,7 @@ from mllm.generate import check_length, sample_codes, text_steps
 from mllm.quantize import KINDS, quantize
 from mllm.sampling import Pick, Picker
 from mllm.stream import Stream
+from scripts._bench_lm import measure_logits, measure_ranks, pairs
 from scripts._bench_load import measure_load, peak_gb
 from scripts._bench_reference import (
     GUIDANCE,
@@ -297,6 +301,24 @@ def bench_train(args: argparse.Namespace, batch: int) -> list[Figure]:
     return compare(f"train, batch {batch}", ours, plain, {"images/s": batch}, args.repeats)
 
 
+def bench_update(args: argparse.Namespace, batch: int) -> list[Figure]:
+    if args.shape != "scenes":
+        raise ValueError("update is of a new model as large as that of scenes: give --shape scenes")
+    figures: list[Figure] = []
+    for make in pairs(batch):
+        pair = make()
+        figures += compare(pair.name, pair.ours, pair.plain, pair.amounts, args.repeats)
+    logits, ranks = measure_logits(batch), measure_ranks()
+    speed, memory = ({way: run[what] for way, run in ranks.items()} for what in ("tokens_per_s", "memory_gb"))
+    for name, unit, ours, baseline, ratio in [
+        ("logits at labels / everywhere", "GB", (o := logits["at_labels"]), (b := logits["everywhere"]), b / o),
+        ("two processes / one", "tokens/s", (o := speed["two"]), (b := speed["one"]), o / b),
+        ("ZeRO-3 / ZeRO-0, each of two processes", "GB", (o := memory["zero3"]), (b := memory["zero0"]), b / o),
+    ]:
+        figures.append(Figure(name, ours, unit, baseline, ratio, 0.0, 0.0))
+    return figures
+
+
 BENCHES = {
     "encode": bench_encode,
     "decode": bench_decode,
@@ -306,6 +328,7 @@ BENCHES = {
     "prefill": bench_prefill,
     "load": bench_load,
     "train": bench_train,
+    "update": bench_update,
 }
 
 
@@ -540,7 +563,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add, subject = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
     add("command", choices=BENCHES, help="what to time")
     subject.add_argument("--model", help="a model's name or folder")
-    subject.add_argument("--shape", help=f"encode, decode, train: {', '.join(SIZES)}; others: {', '.join(BACKBONES)}")
+    subject.add_argument(
+        "--shape", help=f"encode, decode, train: {', '.join(SIZES)}; update: scenes; others: {', '.join(BACKBONES)}"
+    )
     add("--batch", type=int, nargs="+", default=[1], help="images at a time, one or more numbers (default: 1)")
     add("--repeats", type=int, default=5, help="timed runs of each way (default: %(default)s)")
     add("--tokens", type=int, default=64, help="length of an answer or prompt, or steps (default: %(default)s)")

@@ -106,6 +106,13 @@ def test_train(figures):
     assert (rate["name"], rate["unit"]) == ("train, batch 4", "images/s")
 
 
+@pytest.mark.slow
+def test_update(figures):
+    told = {figure["name"]: figure for figure in figures("update", "--shape", "scenes", "--batch", 4, "--repeats", 1)}
+    assert len(told) == 7
+    assert told["logits at labels / everywhere"]["ratio"] > 1 and all(one["ratio"] > 0 for one in told.values())
+
+
 def test_a_plain_loop_with_another_loss_is_refused(refused, monkeypatch):
     monkeypatch.setattr(_bench_train, "plain_up", lambda layer, x: layer.conv(F.interpolate(x, scale_factor=2.0)) + 1)
     assert "not timed, as ours and the plain loop have different losses" in refused(main, "train", "--shape", "tiny")
@@ -247,4 +254,4 @@ def test_a_model_without_a_depth_head(refused, make_tiny_model, tmp_path):
 
 
 def test_every_command_is_tested():
-    assert {*COMMANDS, "answer", "step", "prefill", "load", "train"} == set(BENCHES)
+    assert {*COMMANDS, "answer", "step", "prefill", "load", "train", "update"} == set(BENCHES)
