@@ -108,7 +108,7 @@ def test_train(figures):
 
 @pytest.mark.slow
 def test_update(figures):
-    told = {figure["name"]: figure for figure in figures("update", "--shape", "scenes", "--batch", 4, "--repeats", 1)}
+    told = {figure["name"]: figure for figure in figures("update", "--shape", "scenes", "--batch", 4)["figures"]}
     assert len(told) == 7
     assert told["logits at labels / everywhere"]["ratio"] > 1 and all(one["ratio"] > 0 for one in told.values())
 
@@ -238,6 +238,7 @@ def test_the_reference_draws_from_what_our_filter_keeps():
         (["generate", "--shape", "tiny", "--positions", "-1"], "--positions -1 is below 1"),
         (["generate", "--shape", "tiny", "--positions", "257"], "--positions 257: an image of this model has 256"),
         (["answer", "--shape", "tiny", "--tokens", "0"], "--tokens 0 is below 1"),
+        (["update", "--shape", "tiny"], "as large as that of scenes: give --shape scenes"),
         (["load", "--shape", "tiny"], "load reads files: give --model, not --shape"),
         (["load", "--model", "no_such_model"], "unknown model 'no_such_model'"),
         (["encode", "--shape", "tiny", "--positions", "3"], "--positions is for generate, not for encode"),
