@@ -22,7 +22,8 @@ from .service import Service
 
 WORK = documented(400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504)
 LOOK = documented(401, 403)
-EVENTS: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in ("event", "data")}, "required": ["data"]}
+EVENTS: dict[str, Any] = {"content": {"text/event-stream": {"schema": EVENT}}}
 LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
 
 
