@@ -131,15 +131,15 @@ def test_only_missing_drawings_are_drawn_and_alone_they_are_the_same(subject, tm
 
 
 def test_prompts_that_cannot_be_drawn_count_as_wrong(subject, tmp_path, monkeypatch):
-    refuse = drawing.check_prompt
+    refuse = drawing.start_drawing
 
-    def refuse_one(model, prompt):
+    def refuse_one(model, processor, prompt):
         if prompt == refused:
             raise ValueError("cannot be drawn")
-        return refuse(model, prompt)
+        return refuse(model, processor, prompt)
 
     refused = next(record["prompt"] for record in scenes.load_records(scenes.GENEVAL) if scenes.expressible(record))
-    monkeypatch.setattr(drawing, "check_prompt", refuse_one)
+    monkeypatch.setattr(drawing, "start_drawing", refuse_one)
     evaluate_scenes(subject, SMALL, tmp_path, ["drawing"])
     rows = read_rows(tmp_path / "results.jsonl")
     assert [row["reason"] for row in rows if row["prompt"] == refused] == ["not drawn: cannot be drawn"] * 2

@@ -216,7 +216,7 @@ def test_the_template_is_saved_and_old_folders_are_ours(processor, model, tiny_m
 
 
 def test_what_does_not_fit_is_named(model, processor, text_tokenizer):
-    with pytest.raises(ValueError, match="unknown template 'vicuna'; known: mllm, unitok"):
+    with pytest.raises(ValueError, match="unknown template 'vicuna'; known: mllm, chatml, unitok"):
         Processor(text_tokenizer, template="vicuna")
     with pytest.raises(ValueError, match="no <pad>, <image>, .*: train it with scripts.train_text_tokenizer"):
         Processor(processor.tokenizer)

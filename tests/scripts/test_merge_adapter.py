@@ -45,7 +45,7 @@ def test_merging_gives_the_model_of_the_checkpoint(run, checkpoint, tmp_path):
 
 
 def test_what_does_not_fit_is_one_line(refused, checkpoint, tmp_path):
-    words = [checkpoint / "adapter", "--out", tmp_path / "merged"]
-    assert "does not fit the model" in refused(main, *words, "lora.rank=3")
-    assert "no_such_model" in refused(main, *words, "init_from=no_such_model")
-    assert "no_such_key" in refused(main, *words, "no_such_key=1")
+    adapter, out = checkpoint / "adapter", ["--out", tmp_path / "merged"]
+    assert "does not fit the model" in refused(main, adapter, "lora.rank=3", *out)
+    assert "no_such_model" in refused(main, adapter, "init_from=no_such_model", *out)
+    assert "no_such_key" in refused(main, adapter, "no_such_key=1", *out)
