@@ -135,7 +135,9 @@ def plan_drawings(
     top_p: float = 1.0,
     **_: Any,
 ) -> list[Sample]:
-    """What `start_drawing` gave, up to the begin of the image: with the plan, where the model writes one."""
+    """What `start_drawing` gave, up to the begin of the image: with the plan, where the model writes one. Raises
+    ValueError as `check_sampling`."""
+    check_sampling(temperature=temperature, top_p=top_p)
     limit = model.config.plan_length
     if not limit:
         return list(starts)

@@ -249,3 +249,10 @@ def test_there_must_be_room_for_a_plan(make_tiny_model):
     model.config.plan_length = 250
     with pytest.raises(ValueError, match="254 to generate, but the model reads 256"):
         generate_images(model, processor, ["a dog"])
+
+
+@pytest.mark.parametrize(("option", "value"), [("temperature", -1.0), ("top_p", 0.0)])
+def test_bad_options_are_refused_before_a_plan_is_written(planner, option, value):
+    model, processor = planner
+    with pytest.raises(ValueError, match=f"{option} {value}"):
+        plan_drawings(model, processor, _starts(model, processor, ["a dog"]), _generators([0]), **{option: value})
