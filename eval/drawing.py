@@ -36,6 +36,7 @@ class Settings:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    candidates: int = 1
     batch_size: int = 32
 
     def __post_init__(self):
@@ -48,7 +49,7 @@ class Settings:
 
     @property
     def sampling(self) -> dict:
-        return {name: getattr(self, name) for name in ("cfg_scale", "temperature", "top_k", "top_p")}
+        return {name: getattr(self, name) for name in ("cfg_scale", "temperature", "top_k", "top_p", "candidates")}
 
     def image_seed(self, record: int, sample: int) -> int:
         """Of one drawn image: the same whatever the batches, and different for every prompt."""
@@ -152,7 +153,7 @@ def draw(
     for number, record in {picture.number: picture.record for picture in mine if picture.record}.items():
         write_whole(folder / f"{number:05d}" / "metadata.jsonl", json.dumps(record) + "\n")
     missing = [one for one in mine if one.file not in refused and not readable(folder / one.file)]
-    at_once = max(1, settings.batch_size // len(mine[0].seeds)) if mine else 1
+    at_once = max(1, settings.batch_size // (settings.candidates * len(mine[0].seeds))) if mine else 1
     for batch in watch(in_batches(missing, at_once), "drawing"):
         prompts = [picture.prompt for picture in batch for _ in picture.seeds]
         seeds = [seed for picture in batch for seed in picture.seeds]

@@ -13,8 +13,9 @@ from .codes import CodebookEmbedding
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor, as_codes
 from .sampling import Pick, Picker, check_sampling
-from .stream import Stream
+from .stream import Stream, check_length
 from .templates import IGNORED, Sample
+from .verify import best
 
 Messages = Sequence[dict[str, Any]]
 
@@ -104,25 +105,36 @@ def generate_images(
     seeds: Sequence[int] | int = 0,
     cfg_scale: float = CFG_SCALE,
     progress: Callable[[int], None] | None = None,
+    candidates: int = 1,
     **options: Any,
 ) -> list[Image.Image]:
     """One image a prompt, as one batch. An image depends on its prompt and seed, not on the batch around it.
 
-    `seeds` is one for each prompt, or the first of a row. `progress` is called with the number of positions done, of
-    `processor.num_positions`. `options` of `sample_codes`: temperature, top_k, top_p, cfg_interval, code_context,
-    and compile (False: operation by operation, to the same codes).
+    `seeds` is one for each prompt, or the first of a row. Of so many `candidates`, the first of which is the image
+    without any others, the model keeps the one that it, reading them, most surely finds to show the prompt. `progress`
+    is called with the number of positions done, of `processor.num_positions`. `options` of `sample_codes`: temperature,
+    top_k, top_p, cfg_interval, code_context, and compile (False: operation by operation, to the same codes).
     """
-    starts = [start_drawing(model, processor, prompt) for prompt in prompts]
+    check_sampling(cfg_scale, candidates=candidates, **options)
+    starts = [start for prompt in prompts for start in [start_drawing(model, processor, prompt)] * candidates]
     seeds = list(range(seeds, seeds + len(prompts))) if isinstance(seeds, int) else list(seeds)
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds")
     if not prompts:
         return []
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = [generator for seed in seeds for generator in candidate_generators(seed, candidates)]
     samples = plan_drawings(model, processor, starts, generators, **options)
     codes_NLK = sample_codes(model, processor, samples, generators, cfg_scale, progress, **options)
+    if candidates > 1:
+        codes_NLK = best(model, processor, prompts, codes_NLK)
     # One by one: a batch of another size would round some pixels differently.
     return [model.decode_image_tokens(codes_LK[None])[0] for codes_LK in codes_NLK]
+
+
+def candidate_generators(seed: int, count: int) -> list[torch.Generator]:
+    """Of a seed: its own, and more, which are the first ones of any larger count, too."""
+    more = torch.randint(2**63 - 1, (count - 1,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [torch.Generator().manual_seed(one) for one in (seed, *more)]
 
 
 @torch.no_grad()
@@ -163,16 +175,6 @@ def check_prompt(model: MllmForConditionalGeneration, prompt: str) -> str:
     if not prompt.strip():
         raise ValueError("empty prompt: say what to draw")
     return prompt.strip()
-
-
-def check_length(model: MllmForConditionalGeneration, processor: MllmProcessor, sample: Sample, room: int = 1) -> None:
-    """Raises ValueError when a sequence and `room` more positions exceed the backbone's context."""
-    limit = model.config.text_config.max_position_embeddings
-    if len(sample.ids) + room > limit:
-        raise ValueError(
-            f"{len(sample.ids)} positions of text and images and {room} to generate, but the model reads {limit}: "
-            "shorten the text, the chat or what is to be generated"
-        )
 
 
 def text_steps(stream: Stream, stop_ids: set[int], limit: int, pick: Pick) -> Iterator[list[int | None]]:
@@ -254,14 +256,18 @@ def generate_text(
 ) -> Iterator[str | Image.Image]:
     """The answer to a chat, piece by piece as it comes: text, and PIL images where the model decides to draw.
 
-    `drawing` are the options of `sample_codes` for such images (cfg_scale, temperature, top_k, top_p, code_context).
+    `drawing` are options of `generate_images` for such images (cfg_scale, candidates, temperature, top_k, top_p,
+    cfg_interval, code_context); candidates are held against the words of the last message.
     """
     check_sampling(temperature=temperature, top_p=top_p)
+    options = {"cfg_scale": CFG_SCALE, "candidates": 1, **(drawing or {})}
+    check_sampling(**options)
+    candidates = options.pop("candidates")
     sample = processor.encode(messages)
     if sample.images:
         sample.images = list(as_codes(sample.images, model.image_tokenizer))
     pick = Picker(1.0, [torch.Generator().manual_seed(seed)], temperature=temperature, top_p=top_p)
-    draw_generator = torch.Generator().manual_seed(seed)
+    draw_generators = candidate_generators(seed, candidates)
     while max_new_tokens > 0:
         check_length(model, processor, sample, max_new_tokens)
         stream, spelled = Stream(model, [sample], processor, room=max_new_tokens), Spelled(processor)
@@ -272,8 +278,16 @@ def generate_text(
         if spelled.ids[-1] != processor.boi_id:
             return
         check_length(model, processor, sample, processor.num_positions)
-        options = {"cfg_scale": CFG_SCALE, **(drawing or {})}
-        codes_NLK = sample_codes(model, processor, [sample], [draw_generator], **options)
+        codes_NLK = sample_codes(model, processor, [sample] * candidates, draw_generators, **options)
+        if candidates > 1:
+            codes_NLK = best(model, processor, [words(messages[-1])], codes_NLK)
         yield model.decode_image_tokens(codes_NLK)[0]
         sample.add([processor.image_id] * processor.num_positions + [processor.eoi_id])
         sample.images.append(codes_NLK[0])
+
+
+def words(message: dict[str, Any]) -> str:
+    """The text of a message."""
+    content = message["content"]
+    parts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+    return " ".join(parts)

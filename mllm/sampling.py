@@ -109,6 +109,7 @@ def check_sampling(
     top_p: float = 1.0,
     code_context: str = "exact",
     cfg_interval: tuple[float, float] = (0.0, 1.0),
+    candidates: int = 1,
     **_: Any,
 ) -> None:
     """Raises ValueError, naming the option, its value and what it may be."""
@@ -123,5 +124,9 @@ def check_sampling(
         raise ValueError(f"cfg_interval {cfg_interval[0]} to {cfg_interval[1]} is no part of an image: 0 to 1 is all")
     if top_k < 0:
         raise ValueError(f"top_k {top_k} is negative; 0 keeps all entries")
+    if candidates < 1:
+        raise ValueError(f"candidates {candidates} is below 1, the drawing that is kept")
+    if candidates > 1 and temperature == 0:
+        raise ValueError(f"candidates {candidates} at temperature 0 would all be the same: take a temperature above 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p {top_p} is outside (0, 1]; 1 keeps all entries")

@@ -175,6 +175,16 @@ class Stream:
         self.h_BD = self.h_BD[kept[:-1]]
 
 
+def check_length(model: MllmForConditionalGeneration, processor: MllmProcessor, sample: Sample, room: int = 1) -> None:
+    """Raises ValueError when a sequence and `room` more positions exceed the backbone's context."""
+    limit = model.config.text_config.max_position_embeddings
+    if len(sample.ids) + room > limit:
+        raise ValueError(
+            f"{len(sample.ids)} positions of text and images and {room} to generate, but the model reads {limit}: "
+            "shorten the text, the chat or what is to be generated"
+        )
+
+
 def step_any(backbone: torch.nn.Module, x_BD: torch.Tensor, cache: KeyValues) -> torch.Tensor:
     """One position of every row through any decoder of transformers: -> h_BD."""
     output = backbone(

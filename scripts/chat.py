@@ -36,12 +36,15 @@ HELP = """\
 /help          this list
 /quit          leave (or Ctrl-D)"""
 
+DRAWING = ("cfg_scale", "cfg_interval", "candidates")
+
 
 class Chat:
     """One conversation. `images` wait for the next message; images in answers are saved in `out`."""
 
     def __init__(self, model: Mllm, processor: Processor, args: argparse.Namespace):
         self.model, self.processor, self.args = model, processor, args
+        self.drawing = {name: getattr(args, name) for name in DRAWING}
         self.drawings = 0
         self.clear()
 
@@ -66,7 +69,7 @@ class Chat:
             temperature=args.temperature,
             top_p=args.top_p,
             seed=args.seed + len(self.messages) // 2,
-            drawing={"cfg_scale": args.cfg_scale, "cfg_interval": args.cfg_interval},
+            drawing=self.drawing,
         )
         for piece in pieces:
             add_piece(answer, piece)
@@ -84,8 +87,7 @@ class Chat:
                 self.processor,
                 [prompt],
                 seeds=[self.args.seed + self.drawings],
-                cfg_scale=self.args.cfg_scale,
-                cfg_interval=self.args.cfg_interval,
+                **self.drawing,
                 progress=lambda done: bar(done / self.processor.num_positions),
             )
         self.images.append(image)
@@ -203,6 +205,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--top-p", type=float, default=1.0, help="of text; 1: all words (default: %(default)s)")
     add("--cfg-scale", type=float, default=CFG_SCALE, help="guidance of drawings (default: %(default)s)")
     add("--cfg-interval", type=float, nargs=2, default=(0.0, 1.0), metavar=("A", "B"), help="part of it with guidance")
+    add("--candidates", type=int, default=1, help="for an image; the model keeps its favourite (default: %(default)s)")
     add("--seed", type=int, default=0, help="of text and drawings (default: %(default)s)")
     add("--quantize", choices=QUANTIZATIONS, help="weights of the language model, on a CPU")
     return parser.parse_args(argv)
@@ -214,8 +217,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens} is below 1: an answer needs room")
     if args.prompt is not None and not args.prompt.strip():
         raise ValueError("--prompt is empty: ask something, or leave it out for a chat")
-    drawing = {"cfg_scale": args.cfg_scale, "cfg_interval": args.cfg_interval}
-    check_sampling(args.seed, **drawing, temperature=args.temperature, top_p=args.top_p)
+    check_sampling(args.seed, **{name: getattr(args, name) for name in DRAWING})
+    check_sampling(temperature=args.temperature, top_p=args.top_p)
     images = [load(file) for file in args.image]
     chat = Chat(*load_model(args.model, args.quantize), args)
     chat.images = images

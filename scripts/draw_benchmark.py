@@ -42,19 +42,18 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, default=1.0, help="0: the most likely codes (default: %(default)s)")
     add("--top-k", type=int, default=0, help="draw from the k likeliest; 0: from all (default: %(default)s)")
     add("--top-p", type=float, default=1.0, help="draw from this much probability (default: %(default)s)")
+    add("--candidates", type=int, default=1, help="for an image; the model keeps its favourite (default: %(default)s)")
     add("--batch-size", type=int, default=32, help="images drawn at a time (default: %(default)s)")
 
 
 def settings_of(args: argparse.Namespace, images_per_prompt: int) -> Settings:
     """Raises ValueError for impossible options, before a model is loaded."""
     check_folder(args.out)
-    check_sampling(
-        args.seed, temperature=args.temperature, cfg_scale=args.cfg_scale, top_k=args.top_k, top_p=args.top_p
-    )
+    sampling = {name: getattr(args, name) for name in ("cfg_scale", "temperature", "top_k", "top_p", "candidates")}
+    check_sampling(args.seed, **sampling)
     with stop_at_once():
         from eval.drawing import Settings
-    names = ("limit", "seed", "cfg_scale", "temperature", "top_k", "top_p", "batch_size")
-    return Settings(images_per_prompt=images_per_prompt, **{name: getattr(args, name) for name in names})
+    return Settings(args.limit, images_per_prompt, args.seed, batch_size=args.batch_size, **sampling)
 
 
 def draw_all(name: str, out: Path, pictures: list[Picture], settings: Settings) -> int:

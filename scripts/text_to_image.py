@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mllm import Mllm, Processor
 
 GRID_IMAGES = 100
-SAMPLING = ("cfg_scale", "cfg_interval", "temperature", "top_k", "top_p", "code_context")
+SAMPLING = ("cfg_scale", "cfg_interval", "temperature", "top_k", "top_p", "code_context", "candidates")
 PNG_KEY = "mllm"  # the PNG text that holds an image's metadata, too
 
 Record = dict[str, Any]  # a line of metadata.jsonl
@@ -134,8 +134,9 @@ def draw(model: Mllm, processor: Processor, out: Path, records: Sequence[Record]
 
     listed = read_listed(out / "metadata.jsonl")  # an image that was removed still has its line
     with drawing_bar(len(records)) as bar:
-        for first in range(0, len(records), batch_size):
-            batch = records[first : first + batch_size]
+        at_once = max(1, batch_size // records[0]["candidates"]) if records else 1
+        for first in range(0, len(records), at_once):
+            batch = records[first : first + at_once]
             share = len(batch) / processor.num_positions
             images = generate_images(
                 model,
@@ -180,9 +181,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, default=1.0, help="0: the most likely codes (default: %(default)s)")
     add("--top-k", type=int, default=0, help="draw from the k likeliest; 0: from all (default: %(default)s)")
     add("--top-p", type=float, default=1.0, help="draw from this much probability (default: %(default)s)")
+    add("--candidates", type=int, default=1, help="for an image; the model keeps its favourite (default: %(default)s)")
     add("--code-context", default="exact", help="exact, or published: as UniTok's released loop (default: %(default)s)")
     add("--quantize", choices=QUANTIZATIONS, help="weights of the language model, on a CPU")
-    add("--batch-size", type=int, default=8, help="images drawn at a time (default: %(default)s)")
+    add("--batch-size", type=int, default=8, help="drawings at a time, candidates too (default: %(default)s)")
     return parser.parse_args(argv)
 
 

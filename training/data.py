@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from data_recipes.scenes import ASKED_FOR_LAYOUT, Question, Scene, World, captions, layout, questions
+from data_recipes.scenes import ASKED_FOR_LAYOUT, Question, Scene, World, captions, layout, questions, some_caption
 from mllm.processor import MllmProcessor
 from mllm.templates import Sample, join
 from tokenizer import ImageTokenizer
@@ -102,9 +102,8 @@ def _read(path: Path) -> tuple[torch.Tensor, dict[str, str]]:
 def drawing_sample(
     processor: MllmProcessor, scene: Scene, image: torch.Tensor, config: MixConfig, rng: random.Random
 ) -> Sample:
-    """Caption -> image, codes_LK or pixels. The first caption has GenEval's wording and is drawn half of the time."""
-    options = captions(scene)
-    caption = options[0] if rng.random() < 0.5 else rng.choice(options)
+    """Caption -> image, codes_LK or pixels."""
+    caption = some_caption(captions(scene), rng)
     if rng.random() < config.caption_dropout:
         return processor.encode_drawing(None, image)
     return processor.encode_drawing(caption, image, plan=layout(scene) if config.layouts else None)

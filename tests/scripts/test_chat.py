@@ -72,7 +72,7 @@ def test_options_reach_the_model(run, tiny_folder, spoken, picture):
         "top_p": 0.9,
         "max_new_tokens": 7,
         "seed": 5,
-        "drawing": {"cfg_scale": 2.0, "cfg_interval": (0.0, 1.0)},
+        "drawing": {"cfg_scale": 2.0, "cfg_interval": (0.0, 1.0), "candidates": 1},
     }
 
 
