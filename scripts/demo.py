@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mllm import Mllm, Processor
 
 QUESTIONS_PER_IMAGE = 4
+CANDIDATES = 8  # drawings of a prompt, of which the model keeps one
 # Prompts of GenEval, two for each of its skills.
 PROMPTS = {
     "a photo of a giraffe": "one object",
@@ -131,18 +132,21 @@ def answer_all(model: Mllm, processor: Processor, examples: Sequence[Example]) -
 
 
 def draw_all(model: Mllm, processor: Processor, seed: int, cfg_scale: float) -> list[Drawing]:
-    """One drawing a prompt, all as one batch."""
+    """One drawing a prompt, the model's choice among some."""
     from mllm import generate_images
 
+    images = []
     with drawing_bar(len(PROMPTS)) as bar:
-        images = generate_images(
-            model,
-            processor,
-            list(PROMPTS),
-            seeds=[seed + index for index in range(len(PROMPTS))],
-            cfg_scale=cfg_scale,
-            progress=lambda done: bar(len(PROMPTS) * done / processor.num_positions),
-        )
+        for index, prompt in enumerate(PROMPTS):
+            images += generate_images(
+                model,
+                processor,
+                [prompt],
+                seeds=seed + index,
+                cfg_scale=cfg_scale,
+                candidates=CANDIDATES,
+                progress=lambda done, index=index: bar(index + done / processor.num_positions),
+            )
     return [
         Drawing(f"drawing_{number:02d}.png", image, prompt)
         for number, (prompt, image) in enumerate(zip(PROMPTS, images, strict=True), 1)
@@ -195,7 +199,7 @@ def times_text(report: Report) -> str:
     return (
         f"model loaded in {report.loading:.1f} s, "
         f"{len(report.asked)} questions answered in {report.answering:.1f} s, "
-        f"{len(report.drawings)} images drawn in {report.drawing:.1f} s"
+        f"{len(report.drawings)} images drawn in {report.drawing:.1f} s, each chosen by the model among {CANDIDATES}"
     )
 
 
@@ -244,7 +248,7 @@ The images are held out: their combinations of things, colors or places are in n
 $examples
 </div>
 <h2>Drawings</h2>
-<p>Prompts of the GenEval benchmark, the first try of each.</p>
+<p>Prompts of the GenEval benchmark, of $candidates tries each the one that the model itself finds to fit best.</p>
 <div class="cards drawings">
 $drawings
 </div>
@@ -264,6 +268,7 @@ def make_page(report: Report) -> str:
         summary=summary[0].upper() + summary[1:],
         right=report.right,
         asked=len(report.asked),
+        candidates=CANDIDATES,
         examples="\n".join(map(example_card, report.examples)),
         drawings="\n".join(map(drawing_card, report.drawings)),
     )
