@@ -60,6 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine alone)")
     add("--port", type=int, default=8000, help="0: any free one (default: %(default)s)")
     add("--api-key-file", type=Path, metavar="FILE", help="a file with the key that clients must send")
+    add("--remote-images", action="store_true", help="fetch images at http(s) addresses of public hosts; never paths")
     add("--max-rows", type=int, default=16, help="rows of a batch; a drawing takes two (default: %(default)s)")
     add("--max-queue", type=int, default=64, help="requests that wait for a place (default: %(default)s)")
     add("--max-body-mb", type=float, default=20, help="of a request (default: %(default)s)")
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     key = read_key(args.api_key_file)
     with stop_at_once():
         try:
-            from mllm.serve.app import LOOPBACK, Limits, create_app
+            from mllm.serve.app import LOOPBACK, Limits, Remote, create_app
             from mllm.serve.run import listen, serve
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is not installed: pip install -e ".[serve]"') from error
@@ -104,7 +105,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.getLogger("mllm.serve").setLevel(logging.INFO)
     engine = Engine(model, processor, args.max_rows, args.max_queue)
     try:
-        gate = create_app(engine, name, limits, key, hosts, example_images())
+        remote = Remote(limits.body) if args.remote_images else None
+        gate = create_app(engine, name, limits, key, hosts, example_images(), remote)
         where = f"http://{args.host}:{listener.getsockname()[1]}"
         print(f"{name} at {where}: the page; the API at {where}/v1; Ctrl-C ends it", flush=True)
         if hosts is None and key is None:

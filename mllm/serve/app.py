@@ -18,6 +18,7 @@ from .errors import FAILED, Refusal, documented
 from .images import png
 from .limits import LEFT, Gate, Limits
 from .metrics import Metrics
+from .remote import Remote
 from .service import Service
 
 WORK = documented(400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504)
@@ -34,13 +35,14 @@ def create_app(
     key: str | None = None,
     hosts: set[str] | None = None,
     examples: Sequence[Image.Image] = (),
+    remote: Remote | None = None,
 ) -> Gate:
     """ASGI for a model that is called `name`. `key`: of all but page and health. `hosts`: the names it answers to
-    (None: any). `examples`: images to try, on the page."""
+    (None: any). `examples`: images to try, on the page. `remote` fetches images at addresses (None: refused)."""
     limits, metrics = limits or Limits(), Metrics(engine)
     # The pages of documentation that FastAPI has would load scripts from elsewhere.
     app = FastAPI(title="mllm", docs_url=None, redoc_url=None)
-    service = Service(engine, name, limits, metrics)
+    service = Service(engine, name, limits, metrics, remote)
     gate = Gate(app, limits, metrics, limits.queue + engine.max_rows, key, hosts)
     add_errors(app)
     add_api(app, service, gate)

@@ -1,4 +1,4 @@
-"""Images on the wire: data URIs and base64, in memory only."""
+"""Images on the wire: data URIs, base64 and bytes, in memory only."""
 
 import base64
 import binascii
@@ -12,18 +12,23 @@ from .errors import Refusal
 from .schema import FORMATS
 
 
-def read_uri(uri: str, name: str, max_pixels: int) -> Image.Image:
-    """A data URI as an upright RGB image. Raises Refusal (422), by `name`, for anything else: addresses and paths are
-    not followed."""
+def uri_bytes(uri: str, name: str) -> bytes:
+    """What a data URI holds. Raises Refusal (422), by `name`, for anything else: paths are not followed, and addresses
+    have been fetched before."""
     head, _, data = uri.partition(",")
     if not head.startswith("data:"):
-        raise Refusal(422, f"{name}: send a data URI (data:image/png;base64,...); addresses and paths are not read")
+        told = "send a data URI (data:image/png;base64,...); paths are never read, and addresses"
+        raise Refusal(422, f"{name}: {told} (http, https) only by servers that are started with --remote-images")
     if not head.startswith("data:image/") or not head.endswith(";base64"):
         raise Refusal(422, f"{name}: a data URI of an image begins with data:image/png;base64, or so")
     try:
-        raw = base64.b64decode(data, validate=True)
+        return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise Refusal(422, f"{name} is not base64: {error}") from error
+
+
+def read_bytes(raw: bytes, name: str, max_pixels: int) -> Image.Image:
+    """A file's bytes as an upright RGB image. Raises Refusal (422), by `name`."""
     try:
         return read_image(BytesIO(raw), name, FORMATS, max_pixels)
     except ValueError as error:

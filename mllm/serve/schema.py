@@ -11,7 +11,7 @@ from ..engine import Handle
 from ..generate import CFG_SCALE
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow's names; others, as EPS, start programs or have odd readers
-DATA_URI = rf"^data:image/({'|'.join(FORMATS).lower()});base64,[A-Za-z0-9+/]+=*$"
+IMAGE_URL = rf"^(data:image/({'|'.join(FORMATS).lower()});base64,[A-Za-z0-9+/]+=*|https?://.+)$"
 MAX_SEED = 2**63 - 1
 STOP_LENGTH, STOPS, PREVIEWS = 64, 4, 8
 
@@ -37,8 +37,10 @@ class Strict(BaseModel):
 
 
 class ImageUrl(Strict):
-    # The schema tells the pattern; `images.read_uri` says in words what is wrong.
-    url: str = Field(json_schema_extra={"pattern": DATA_URI})
+    # The schema tells the pattern; `images` and `remote` say in words what is wrong.
+    url: str = Field(
+        json_schema_extra={"pattern": IMAGE_URL}, description="a data URI; an address, where the server fetches them"
+    )
     detail: Literal["auto", "low", "high"] | None = None
 
 
@@ -78,6 +80,9 @@ class AssistantMessage(BaseModel):
     images: list[DrawnImage] | None = None
 
 
+Messages = list[Annotated[UserMessage | AssistantMessage, Field(discriminator="role")]]
+
+
 class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: bool | None = None
@@ -85,9 +90,7 @@ class StreamOptions(Strict):
 
 class ChatRequest(Strict):
     model: str | None = None
-    messages: Annotated[
-        list[Annotated[UserMessage | AssistantMessage, Field(discriminator="role")]], Field(min_length=1)
-    ]
+    messages: Annotated[Messages, Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Temperature | None = Field(0.0, description="0: the most likely, the default")

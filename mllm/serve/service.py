@@ -5,10 +5,10 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from queue import Full
-from typing import Any
+from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request
@@ -20,10 +20,12 @@ from ..engine import Chat, Drawing, Engine, Handle, Piece, Preview
 from ..generate import Messages
 from . import schema
 from .errors import FAILED, Refusal
-from .images import png_base64, read_uri
+from .images import png_base64, read_bytes, uri_bytes
 from .limits import RETRY, Limits, where
 from .metrics import Metrics
+from .remote import Remote, is_address
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 LATE = "this took longer than a request may: ask for less, or later"
@@ -61,10 +63,10 @@ class Job:
 
 
 class Service:
-    """One model, under a name."""
+    """One model, under a name. Without `remote`, images at addresses are refused."""
 
-    def __init__(self, engine: Engine, name: str, limits: Limits, metrics: Metrics):
-        self.engine, self.name, self.limits, self.metrics = engine, name, limits, metrics
+    def __init__(self, engine: Engine, name: str, limits: Limits, metrics: Metrics, remote: Remote | None = None):
+        self.engine, self.name, self.limits, self.metrics, self.remote = engine, name, limits, metrics, remote
         self.started, self.weights = int(time.time()), engine.model.weights_hash()
         self.size = f"{engine.processor.image_size}x{engine.processor.image_size}"
         self.threads = CapacityLimiter(THREADS)
@@ -109,7 +111,7 @@ class Service:
             yield piece
 
     async def all_pieces(self, jobs: Sequence[Job], request: Request) -> list[list[Piece]]:
-        """Of each job, all. The work ends, with ClientDisconnect, when the client leaves."""
+        """Of each job, all."""
 
         async def collect() -> list[list[Piece]]:
             pieces = []
@@ -117,26 +119,16 @@ class Service:
                 pieces.append([piece async for piece in self.pieces(job, request)])
             return pieces
 
-        async def leaving() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-
-        work, gone = asyncio.ensure_future(collect()), asyncio.ensure_future(leaving())
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientDisconnect
-            return work.result()
-        finally:
-            work.cancel()
-            gone.cancel()
+        return await unless_left(request, collect())
 
     # ---- chats
 
     async def chat(self, body: schema.ChatRequest, request: Request) -> schema.ChatResponse | StreamingResponse:
         self.check_model(body.model)
         seed = new_seed() if body.seed is None else body.seed
-        [job] = await self.submit(request, lambda: [self._chat(body, seed)])
+        check_messages(body.messages, self.limits)
+        fetched = await self.fetch(body.messages, request)
+        [job] = await self.submit(request, lambda: [self._chat(body, seed, fetched)])
         head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -154,9 +146,17 @@ class Service:
         choice = schema.Choice(message=message, finish_reason=job.handle.ended_by)
         return schema.ChatResponse(**head, choices=[choice], usage=schema.usage([job.handle]))
 
-    def _chat(self, body: schema.ChatRequest, seed: int) -> Chat:
+    async def fetch(self, messages: schema.Messages, request: Request) -> dict[str, bytes]:
+        """The images that are at addresses, by address."""
+        names = {part.image_url.url: name for _, name, part in parts_of(messages) if not isinstance(part, str)}
+        names = {url: name for url, name in names.items() if is_address(url)}
+        if self.remote is None or not names:
+            return {}
+        return await unless_left(request, self.remote.fetch(names, request.state.deadline - time.monotonic()))
+
+    def _chat(self, body: schema.ChatRequest, seed: int, fetched: Mapping[str, bytes]) -> Chat:
         return Chat(
-            conversation(body.messages, self.limits),
+            conversation(body.messages, fetched, self.limits.pixels),
             max_new_tokens=body.limit,
             temperature=body.temperature,
             top_p=body.top_p,
@@ -250,31 +250,57 @@ def new_seed() -> int:
     return secrets.randbelow(2**31)
 
 
-def conversation(messages: Sequence[schema.UserMessage | schema.AssistantMessage], limits: Limits) -> Messages:
-    """Messages as the processor takes them. Raises Refusal for what is too much, and for images that cannot be read."""
+async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work gives. It is cancelled, with ClientDisconnect, when the client leaves."""
+
+    async def leaving() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(leaving())
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+def check_messages(messages: schema.Messages, limits: Limits) -> None:
+    """Raises Refusal for what is too much."""
     if messages[-1].role != "user":
         raise Refusal(422, "the last message is the user's: there is nothing to answer", "messages")
-    parts = [(place, part) for place, message in enumerate(messages) for part in parts_of(message)]
-    length = sum(len(part) for _, part in parts if isinstance(part, str))
-    images = sum(not isinstance(part, str) for _, part in parts)
+    parts = [part for *_, part in parts_of(messages)]
+    length = sum(len(part) for part in parts if isinstance(part, str))
+    images = sum(not isinstance(part, str) for part in parts)
     if length > limits.prompt:
         raise Refusal(422, f"the messages have {length} characters, at most {limits.prompt}: shorten", "messages")
     if images > limits.images:
         raise Refusal(422, f"the messages have {images} images, at most {limits.images}: send fewer", "messages")
+
+
+def conversation(messages: schema.Messages, fetched: Mapping[str, bytes], max_pixels: int) -> Messages:
+    """Messages as the processor takes them. Raises Refusal for images that cannot be read."""
     read: Messages = [{"role": message.role, "content": []} for message in messages]
-    for place, part in parts:
+    for place, name, part in parts_of(messages):
         if isinstance(part, str):
             read[place]["content"].append({"type": "text", "text": part})
         else:
-            image = read_uri(part.image_url.url, f"the image in message {place + 1}", limits.pixels)
+            url = part.image_url.url
+            image = read_bytes(fetched[url] if url in fetched else uri_bytes(url, name), name, max_pixels)
             read[place]["content"].append({"type": "image", "image": image})
     return read
 
 
-def parts_of(message: schema.UserMessage | schema.AssistantMessage) -> list[str | schema.ImagePart | schema.DrawnImage]:
-    content = message.content or []
-    parts = [content] if isinstance(content, str) else [p.text if p.type == "text" else p for p in content]
-    return parts + list(getattr(message, "images", None) or [])
+def parts_of(messages: schema.Messages) -> Iterator[tuple[int, str, str | schema.ImagePart | schema.DrawnImage]]:
+    """(place of its message, what errors call it, part)"""
+    for place, message in enumerate(messages):
+        content = message.content or []
+        parts = [content] if isinstance(content, str) else [p.text if p.type == "text" else p for p in content]
+        for part in parts + list(getattr(message, "images", None) or []):
+            yield place, f"the image in message {place + 1}", part
 
 
 def event_stream(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:

@@ -18,6 +18,7 @@ from PIL import Image
 from mllm.engine import Engine
 from mllm.serve.app import LOOPBACK, create_app
 from mllm.serve.limits import Gate, Limits
+from mllm.serve.remote import Remote
 from mllm.serve.run import listen, serve
 
 WAIT = 60  # seconds, for machines under load
@@ -50,10 +51,12 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def running(model: Any, processor: Any, rows: int = 16, key: str | None = None, **limits: Any) -> Iterator[Served]:
+def running(
+    model: Any, processor: Any, rows: int = 16, key: str | None = None, remote: Remote | None = None, **limits: Any
+) -> Iterator[Served]:
     limits = Limits(**limits)
     engine, listener = Engine(model, processor, rows, limits.queue), listen("127.0.0.1", 0)
-    gate = create_app(engine, "tiny", limits, key, LOOPBACK, [picture("red"), picture("blue")])
+    gate = create_app(engine, "tiny", limits, key, LOOPBACK, [picture("red"), picture("blue")], remote)
     thread = Thread(target=serve, args=(gate, listener))
     thread.start()
     try:
@@ -74,7 +77,7 @@ def served(tiny_model) -> Iterator[Served]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Served]]:
-    """start(model, processor, rows=16, key=None, **limits): one for this test."""
+    """start(model, processor, rows=16, key=None, remote=None, **limits): one for this test."""
     with ExitStack() as stack:
         yield lambda *args, **options: stack.enter_context(running(*args, **options))
 
