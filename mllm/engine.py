@@ -39,6 +39,11 @@ class Preview:
     codes_PK: torch.Tensor
     positions: int  # of the whole image
 
+    @property
+    def done(self) -> float:
+        """The share of the image."""
+        return len(self.codes_PK) / self.positions
+
     @torch.no_grad()
     def image(self, model: MllmForConditionalGeneration) -> Image.Image:
         """Of the full size, transparent where it is still to be drawn."""
@@ -69,7 +74,7 @@ class Drawing:
 @dataclass(frozen=True)
 class Chat:
     """An answer, as by `generate_text`, that ends before the first of the strings in `stop`. `drawing` are options of
-    images that the model decides to draw; None ends the answer there."""
+    images that the model decides to draw; None ends the answer there. Before each come so many `previews`."""
 
     messages: Messages
     max_new_tokens: int = 64
@@ -78,6 +83,7 @@ class Chat:
     seed: int = 0
     drawing: dict[str, Any] | None = field(default_factory=dict)
     stop: tuple[str, ...] = ()
+    previews: int = 0
 
 
 class Handle:
@@ -242,7 +248,7 @@ class Task:
 
     def _draw(self) -> Generator[str, torch.Tensor, None]:
         self.embedded, codes, L = {}, [], self.processor.num_positions
-        side, previews = math.isqrt(L), getattr(self.request, "previews", 0)
+        side, previews = math.isqrt(L), self.request.previews
         shown = {side * (side * number // (previews + 1)) for number in range(1, previews + 1)}  # full rows
         while len(codes) < L:
             codes.append((yield "codes"))

@@ -20,6 +20,7 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Guidance = Annotated[float, Field(ge=1, le=30)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=STOP_LENGTH)]
+Previews = Annotated[int, Field(ge=0, le=PREVIEWS)]
 Nothing = Annotated[float, Field(ge=0, le=0)]  # of penalties we do not have
 
 
@@ -103,6 +104,7 @@ class ChatRequest(Strict):
         ["text", "image"], description='["text"]: the answer ends where the model would begin to draw'
     )
     guidance: Guidance | None = Field(CFG_SCALE, description="of drawings; 1: none")
+    partial_images: Previews | None = Field(0, description="previews of each drawing, with stream")
     n: Annotated[int, Field(ge=1, le=1)] | None = 1  # Literal[1] would take true
     frequency_penalty: Nothing | None = 0
     presence_penalty: Nothing | None = 0
@@ -158,7 +160,7 @@ class ImageRequest(Strict):
     temperature: Temperature | None = 1.0
     top_p: TopP | None = 1.0
     stream: bool | None = False
-    partial_images: Annotated[int, Field(ge=0, le=PREVIEWS)] | None = Field(0, description="previews, with stream")
+    partial_images: Previews | None = Field(0, description="previews, with stream")
     response_format: Literal["b64_json"] | None = "b64_json"
     output_format: Literal["png"] | None = "png"
     user: str | None = None

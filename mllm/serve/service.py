@@ -163,12 +163,13 @@ class Service:
             seed=seed,
             drawing={"cfg_scale": body.guidance} if "image" in body.modalities else None,
             stop=body.stops,
+            previews=body.partial_images if body.stream else 0,
         )
 
     async def _chat_events(
         self, body: schema.ChatRequest, head: dict[str, Any], job: Job, request: Request
     ) -> AsyncIterator[dict[str, Any]]:
-        head, drawn = {**head, "object": "chat.completion.chunk"}, 0
+        head, drawn, previews = {**head, "object": "chat.completion.chunk"}, 0, 0
 
         def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
             choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
@@ -178,9 +179,14 @@ class Service:
         async for piece in self.pieces(job, request):
             if isinstance(piece, str):
                 yield chunk({"content": piece})
+                continue
+            image = schema.drawn(drawn, await self.encode(piece)).model_dump()
+            if isinstance(piece, Preview):
+                yield chunk({"partial_images": [{**image, "partial_image_index": previews, "progress": piece.done}]})
+                previews += 1
             else:
-                yield chunk({"images": [schema.drawn(drawn, await self.encode(piece)).model_dump()]})
-                drawn += 1
+                yield chunk({"images": [image]})
+                drawn, previews = drawn + 1, 0
         yield chunk({}, job.handle.ended_by)
         if body.stream_options and body.stream_options.include_usage:
             yield {**head, "choices": [], "usage": schema.usage([job.handle]).model_dump()}
@@ -229,8 +235,8 @@ class Service:
         async for piece in self.pieces(job, request):
             image = {"b64_json": await self.encode(piece), "created_at": int(time.time()), **about}
             if isinstance(piece, Preview):
-                done = {"partial_image_index": place, "progress": len(piece.codes_PK) / piece.positions}
-                yield {"type": "image_generation.partial_image", **image, **done}
+                about_it = {"partial_image_index": place, "progress": piece.done}
+                yield {"type": "image_generation.partial_image", **image, **about_it}
                 place += 1
             else:
                 usage = schema.image_usage([job.handle]).model_dump()

@@ -189,20 +189,28 @@ async function ask(text, images) {
   const answer = { role: "assistant", content: "", images: [] };
   const shown = bubble("assistant waiting");
   const words = shown.appendChild(element("p"));
+  let sketch = null; // of the image under way
   const chosen = settings($("ask"));
   answering = new AbortController();
   $("ask").querySelector(".send").textContent = "Stop";
   try {
-    for await (const chunk of events("v1/chat/completions", { messages: [...messages, said], ...chosen }, answering.signal)) {
+    for await (const chunk of events("v1/chat/completions", { messages: [...messages, said], partial_images: PREVIEWS, ...chosen }, answering.signal)) {
       chosen.seed = chunk.seed;
       const delta = chunk.choices[0]?.delta ?? {};
       answer.content += delta.content ?? "";
       words.textContent = answer.content;
+      for (const image of delta.partial_images ?? []) {
+        sketch ??= shown.appendChild(element("figure", {}, element("img", { alt: `Drawing: ${text}` }), progress()));
+        sketch.firstChild.src = image.image_url.url;
+        sketch.lastChild.value = image.progress;
+      }
       for (const image of delta.images ?? []) {
+        sketch?.remove();
+        sketch = null;
         answer.images.push(image);
         shown.append(drawing(image.image_url.url, text, chosen.seed));
       }
-      if (delta.content || delta.images) shown.classList.remove("waiting");
+      if (delta.content || delta.partial_images || delta.images) shown.classList.remove("waiting");
       shown.scrollIntoView({ block: "end" });
     }
     if (!answer.content && !answer.images.length) words.textContent = "(no words)";
@@ -214,6 +222,7 @@ async function ask(text, images) {
     }
   }
   answering = null;
+  sketch?.remove();
   shown.classList.remove("waiting");
   $("ask").querySelector(".send").textContent = "Send";
   if (answer.content || answer.images.length) {
@@ -226,6 +235,10 @@ async function ask(text, images) {
 function caption(chosen, again) {
   const button = element("button", { type: "button", className: "link", textContent: "Use again", onclick: again });
   return element("footer", {}, element("small", { textContent: described($("ask"), chosen) }), button);
+}
+
+function progress() {
+  return element("progress", { value: 0, max: 1, ariaLabel: "Progress" });
 }
 
 function drawing(uri, prompt, seed) {
@@ -258,7 +271,7 @@ $("new-chat").onclick = () => {
 async function paint(prompt, chosen) {
   const stop = new AbortController();
   const image = element("img", { alt: `Drawing: ${prompt}` });
-  const bar = element("progress", { value: 0, max: 1, ariaLabel: "Progress" });
+  const bar = progress();
   const end = element("button", { type: "button", className: "link", textContent: "Stop", onclick: () => stop.abort() });
   const text = element("figcaption", {}, element("span", { textContent: prompt }), element("small", { textContent: described($("paint"), chosen) }), bar, end);
   const tile = element("figure", { className: "waiting" }, image, text);

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from urllib.error import HTTPError
 
 import pytest
+import torch
 from openai import OpenAI
 from PIL import Image
 
@@ -87,6 +88,15 @@ def slow_talker(talkative) -> Any:
     """A model that never ends an answer, and takes at least 4 seconds for 200 ids of it."""
     talkative[0].lm_head.register_forward_hook(lambda *_: time.sleep(0.02))
     return talkative
+
+
+@pytest.fixture
+def drawing_model(make_tiny_model):
+    """A model that always begins to draw."""
+    model, processor = make_tiny_model()
+    begin = torch.tensor([processor.boi_id])
+    model.lm_head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, begin, 100.0))
+    return model, processor
 
 
 def picture(color: str = "red", size: int = 32) -> Image.Image:

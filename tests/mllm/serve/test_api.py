@@ -7,7 +7,6 @@ from io import BytesIO
 
 import openai
 import pytest
-import torch
 from PIL import Image
 
 from mllm import generate_images, generate_text
@@ -32,15 +31,6 @@ def _chat(server, messages, **options):
 
 def _draw(server, prompt, **options):
     return server.client().images.generate(model="tiny", prompt=prompt, **options)
-
-
-@pytest.fixture
-def drawing_model(make_tiny_model):
-    """A model that always begins to draw."""
-    model, processor = make_tiny_model()
-    begin = torch.tensor([processor.boi_id])
-    model.lm_head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, begin, 100.0))
-    return model, processor
 
 
 def test_models(served):
@@ -122,6 +112,21 @@ def test_a_drawn_image_is_a_part_of_the_answer_and_of_the_next_question(start, d
     more = _chat(server, [*about("draw"), message, *about("what is it?")], **options)
     assert more.usage.prompt_tokens > 4 + len(drawing_model[1].encode_drawing("draw").ids)
     assert not _chat(server, about("draw"), **options, modalities=["text"]).choices[0].message.images
+
+
+def test_a_streamed_chat_has_previews_if_asked(start, drawing_model):
+    server, options = start(*drawing_model), {"max_tokens": 1, "seed": 4}
+    chunks = list(_chat(server, about("draw"), **options, stream=True, extra_body={"partial_images": 3}))
+    deltas = [chunk.choices[0].delta.model_extra for chunk in chunks]
+    kinds = [*filter(None, (next(iter(extra), None) for extra in deltas))]
+    assert kinds == ["partial_images", "images"]  # two rows of codes
+    [[preview]] = [extra["partial_images"] for extra in deltas if "partial_images" in extra]
+    seen = _image(preview["image_url"]["url"].split(",")[1])
+    assert (preview["index"], preview["partial_image_index"], preview["progress"]) == (0, 0, 0.5)
+    assert seen.size == (32, 32) and seen.getchannel("A").getbbox() == (0, 0, 32, 16)
+    [[drawn]] = [extra["images"] for extra in deltas if "images" in extra]
+    whole = _chat(server, about("draw"), **options, extra_body={"partial_images": 3}).choices[0].message
+    assert whole.images == [drawn]
 
 
 def test_images_are_those_of_generate_images(served, tiny_model):

@@ -26,6 +26,12 @@ DROP = """([way, base64, name]) => {
     document.body.dispatchEvent(way === "paste" ? new ClipboardEvent("paste", { clipboardData: data, ...options })
                                                 : new DragEvent("drop", { dataTransfer: data, ...options }));
 }"""
+WATCH = """() => {
+    new MutationObserver(() => {
+        const [bar, image] = ["progress", "img"].map(name => document.querySelector(`.assistant ${name}`));
+        if (bar && image.src) window.seen ??= { progress: bar.value, src: image.src };
+    }).observe(document.body, { childList: true, subtree: true, attributes: true });
+}"""
 
 
 @pytest.fixture(scope="session")
@@ -129,6 +135,20 @@ def test_answers_stream_and_stop(start, slow_talker, open_page):
     page.wait_for_selector(".assistant footer")
     expect(page.locator("#ask .send")).to_have_text("Send")
     assert page.locator(".assistant > p").text_content()
+
+
+def test_a_chat_shows_its_drawing_as_it_comes(start, drawing_model, open_page):
+    page = open_page(start(*drawing_model))
+    page.evaluate(WATCH)
+    page.click("#ask summary")
+    page.fill("#ask input[name=max_tokens]", "1")
+    page.fill("#question", "draw")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".assistant footer")
+    half = page.evaluate("seen")
+    assert [half["progress"], half["src"][:22]] == [0.5, "data:image/png;base64,"]
+    assert page.locator(".assistant progress").count() == 0 and page.locator(".assistant img").count() == 1
+    assert page.locator(".assistant img").get_attribute("src") != half["src"]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
