@@ -29,6 +29,7 @@ from .stream import Stream
 from .templates import Sample
 
 Owner: TypeAlias = "tuple[Task, bool]"  # of a row: its task, and whether it is the unconditional half
+FOR_CHATS = 8  # one row of so many is not for drawings: they are long, and somebody waits for the words of a chat
 DRAWING_OPTIONS = {"cfg_scale": CFG_SCALE, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
@@ -261,8 +262,8 @@ class Task:
 
 class Engine:
     """A batch of at most `max_rows` in a thread of its own; a drawing with guidance takes two rows. First come, first
-    served; at most `max_waiting` wait (None: any number). `submit` may be called from any thread. Leaving the `with`
-    block waits for what was submitted."""
+    served, among chats and among drawings (`_next`); at most `max_waiting` wait (None: any number). `submit` may be
+    called from any thread. Leaving the `with` block waits for what was submitted."""
 
     def __init__(
         self,
@@ -362,12 +363,24 @@ class Engine:
             for task in [task for task in self._waiting if task.handle.cancelled]:
                 self._waiting.remove(task)
                 task.handle.put(None)
-            free = self.max_rows - sum(task.rows for task in {task for task, _ in self._owners + self._entering})
-            while self._waiting and self._waiting[0].rows <= free:
-                task = self._waiting.popleft()
-                free -= task.rows
+            while task := self._next():
+                self._waiting.remove(task)
                 self._entering.append((task, False))
                 self._entering += missing_halves([task])
+
+    def _next(self) -> Task | None:
+        """The first of the chats or of the drawings that wait, whichever have fewer rows, so that neither wait for all
+        of the others; None where there is no room."""
+        firsts: dict[type, Task] = {}
+        for task in self._waiting:
+            firsts.setdefault(type(task.request), task)
+        taken = {Chat: 0, Drawing: 0}
+        for task in {task for task, _ in self._owners + self._entering}:
+            taken[type(task.request)] += task.rows
+        free = {Chat: self.max_rows - sum(taken.values())}
+        free[Drawing] = min(free[Chat], self.max_rows - self.max_rows // FOR_CHATS - taken[Drawing])
+        kind = min(firsts, key=taken.get, default=None)
+        return firsts[kind] if kind and firsts[kind].rows <= free[kind] else None
 
     def _enter(self) -> None:
         """Prefill new rows, all at once."""

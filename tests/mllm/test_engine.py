@@ -3,7 +3,7 @@
 from concurrent.futures import CancelledError
 from itertools import takewhile
 from queue import Full
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -259,6 +259,30 @@ def test_the_queue_has_an_end(talkative):
         with pytest.raises(CancelledError):
             waiting.result(WAIT)
         assert engine.submit(Drawing("a dog")).result(WAIT)
+
+
+def _order_after_a_chat(model, processor, max_rows: int, requests: dict) -> list:
+    """Names of requests, which all come while a chat runs, as they end."""
+    ended, held = [], Event()
+    model.lm_head.register_forward_hook(lambda *_: held.wait(WAIT) and None)
+    with Engine(model, processor, max_rows) as engine:
+        engine.submit(Chat(_chat("hello"), 1, drawing=None))
+        for name, request in requests.items():
+            engine.submit(request, lambda piece, name=name: piece is None and ended.append(name))
+        held.set()
+    return ended
+
+
+def test_a_chat_waits_for_no_drawings(make_tiny_model):
+    requests = {seed: Drawing("a dog", seed) for seed in range(6)}
+    requests["chat"] = Chat(_chat("hello"), 1, drawing=None)
+    assert _order_after_a_chat(*make_tiny_model(), 8, requests)[0] == "chat"
+
+
+def test_a_drawing_waits_for_few_chats(make_tiny_model):
+    requests = {number: Chat(_chat("hello"), 1, drawing=None) for number in range(20)}
+    requests["drawing"] = Drawing("a dog")
+    assert _order_after_a_chat(*make_tiny_model(), 4, requests).index("drawing") < 12
 
 
 def test_closing_waits_so_long_and_no_longer(talkative):
