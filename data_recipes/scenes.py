@@ -7,8 +7,8 @@ Splits are by combination (class and colour, two classes, class and relation): s
 import json
 import random
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -432,8 +432,9 @@ def captions(scene: Scene) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def some_caption(options: Sequence[str], rng: random.Random) -> str:
-    """Half of the time the first: GenEval's wording."""
+def some_caption(scene: Scene, rng: random.Random) -> str:
+    """Half of the time in GenEval's wording."""
+    options = captions(scene)
     return options[0] if rng.random() < 0.5 else rng.choice(options)
 
 
@@ -474,7 +475,6 @@ FORMS = {
     "where": "where is {}? | where do you see {}? | where in the picture is {}? | where can I find {}?",
     "exists": "is there {}? | do you see {}? | does the picture show {}? | can you find {} here?",
     "describe": "describe the picture. | describe this image. | write a short description. | give a caption.",
-    "fits": "does this show: {} | is this right: {} | does the picture match: {} | does this fit: {}",
 }
 Asked = Iterator[tuple[str, str, str]]  # key of FORMS, what goes into the form, answer
 
@@ -566,48 +566,6 @@ def ask_describe(scene: Scene, rng: random.Random) -> Asked:
     yield "describe", "", describe(scene)
 
 
-def ask_fits(scene: Scene, rng: random.Random) -> Asked:
-    """One yes and one no: what a model is asked about its own drawings, too, to choose among them."""
-    true = captions(scene)
-    wrong = [[text for text in captions(other) if text not in true] for other in nearly(scene, rng)]
-    yield "fits", some_caption(true, rng), "yes"
-    yield "fits", some_caption(rng.choice([options for options in wrong if options]), rng), "no"
-
-
-def nearly(scene: Scene, rng: random.Random) -> list[Scene]:
-    """The scene with a class, a colour, the count, or two places or colours exchanged. As in `ask_exists`, none shows a
-    held-out combination that the scene does not show."""
-    things, one = scene.things, rng.choice(scene.things)
-    shown = combinations(things)
-
-    def allowed(others: Sequence[Thing]) -> bool:
-        return not any(is_held_out(c) for c in combinations(others) if c not in shown)
-
-    names = [name for name in CLASSES if all(name != t.name for t in things)]
-    by_class = (
-        tuple(replace(t, name=name) if t.name == one.name else t for t in things)
-        for name in rng.sample(names, len(names))
-    )
-    changed = [next(filter(allowed, by_class))]
-    if one.color:
-        color = rng.choice([c for c in COLORS if all(c != t.color for t in things)])
-        changed.append(tuple(replace(t, color=color) if t.color == one.color else t for t in things))
-    if len({t.name for t in things}) == 1:
-        changed.append(rng.choice([(one,) * count for count in (1, 2, 3, 4) if count != len(things)]))
-    else:
-        first, second = things
-        changed.append((replace(first, box=second.box), replace(second, box=first.box)))
-        changed.append((replace(first, color=second.color), replace(second, color=first.color)))
-    return [replace(scene, skill=_skill_of(scene, others), things=others) for others in changed if allowed(others)]
-
-
-def _skill_of(scene: Scene, things: Sequence[Thing]) -> str:
-    """Of the scene, were it of these things."""
-    if len(things) == len(scene.things):
-        return scene.skill
-    return "counting" if len(things) > 1 else "single_object"
-
-
 QUESTIONS = {
     "what": ask_what,
     "count": ask_count,
@@ -615,7 +573,6 @@ QUESTIONS = {
     "where": ask_where,
     "exists": ask_exists,
     "describe": ask_describe,
-    "fits": ask_fits,
 }
 
 

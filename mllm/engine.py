@@ -21,12 +21,13 @@ from typing import Any, TypeAlias
 import torch
 from PIL import Image
 
-from .generate import CFG_SCALE, Messages, Spelled, check_length, start_drawing
+from .generate import CFG_SCALE, Messages, Spelled, candidate_generators, start_drawing
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor, as_codes
 from .sampling import Picker, check_sampling
-from .stream import Stream
+from .stream import Stream, check_length
 from .templates import Sample
+from .verify import best
 
 Owner: TypeAlias = "tuple[Task, bool]"  # of a row: its task, and whether it is the unconditional half
 FOR_CHATS = 8  # one row of so many is not for drawings: they are long, and somebody waits for the words of a chat
@@ -61,7 +62,8 @@ Piece: TypeAlias = str | Image.Image | Preview
 
 @dataclass(frozen=True)
 class Drawing:
-    """An image of a prompt, as by `generate_images`; before it, at equal distances, so many `previews`."""
+    """An image of a prompt, as by `generate_images`; before it, at equal distances, so many `previews`, of the first
+    where there are `candidates`."""
 
     prompt: str
     seed: int = 0
@@ -69,6 +71,7 @@ class Drawing:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    candidates: int = 1
     previews: int = 0
 
 
@@ -88,8 +91,9 @@ class Chat:
 
 
 class Handle:
-    """What comes of a request. `positions` counts the codes of its image so far, `tokens` all ids and codes, and
-    `prompt_tokens` what was read. `ended_by` is "stop", or "length" where an answer had no more room.
+    """What comes of a request. `positions` counts the codes of its image so far (of the last of candidates), `tokens`
+    all ids and codes, and `prompt_tokens` what was read. `ended_by` is "stop", or "length" where an answer had no more
+    room.
 
     `receive` is called, by the engine's thread, with each piece and None at the end, in place of `stream`."""
 
@@ -131,6 +135,11 @@ class Handle:
             self.cancelled = True
             self._changed.notify_all()
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is wanted of it."""
+        return self.cancelled or self.error is not None
+
     def put(self, piece: Piece | None) -> None:
         """None ends it. For the engine."""
         if piece != "":
@@ -162,14 +171,19 @@ class UpTo:
 
 
 class Task:
-    """A request under way. `want` is what it needs the next hidden state for: "text", "codes", or an id that is to be
-    fed whatever the state predicts. Raises ValueError for a request that cannot be served."""
+    """A request under way, or one of its candidates, which are all in `rivals`. `want` is what it needs the next hidden
+    state for: "text", "codes", or an id that is to be fed whatever the state predicts. Raises ValueError for a request
+    that cannot be served."""
 
-    def __init__(self, model: MllmForConditionalGeneration, processor: MllmProcessor, request: Chat | Drawing):
+    def __init__(
+        self, model: MllmForConditionalGeneration, processor: MllmProcessor, request: Chat | Drawing, number: int = 0
+    ):
         self.model, self.processor, self.request = model, processor, request
-        self.generator, self.draw_generator = (torch.Generator().manual_seed(request.seed) for _ in range(2))
+        self.rivals, self.ended = [self], False
+        self.generator = torch.Generator().manual_seed(request.seed)
+        self.draw_generator = candidate_generators(request.seed, number + 1)[number]
         self.may_draw = isinstance(request, Drawing) or request.drawing is not None
-        self.drawing, self.writing, self.embedded = {**DRAWING_OPTIONS}, {}, {}
+        self.drawing, self.writing, self.embedded, self.codes = {**DRAWING_OPTIONS}, {}, {}, []
         if isinstance(request, Drawing):
             self.generator = self.draw_generator
             self.drawing = {name: getattr(request, name) for name in DRAWING_OPTIONS}
@@ -248,16 +262,28 @@ class Task:
         yield from self._draw()
 
     def _draw(self) -> Generator[str, torch.Tensor, None]:
-        self.embedded, codes, L = {}, [], self.processor.num_positions
+        self.embedded, self.codes, L = {}, [], self.processor.num_positions
         side, previews = math.isqrt(L), self.request.previews
         shown = {side * (side * number // (previews + 1)) for number in range(1, previews + 1)}  # full rows
-        while len(codes) < L:
-            codes.append((yield "codes"))
-            self.handle.positions = len(codes)
+        while len(self.codes) < L:
+            self.codes.append((yield "codes"))
+            self.handle.positions = min(len(rival.codes) for rival in self.rivals)
             self.handle.tokens += 1
-            if len(codes) in shown:
-                self.handle.put(Preview(torch.stack(codes), L))
-        self.handle.put(self.model.decode_image_tokens(torch.stack(codes)[None])[0])
+            if len(self.codes) in shown and self is self.rivals[0]:
+                self.handle.put(Preview(torch.stack(self.codes), L))
+        if self.handle.positions == L:
+            self.handle.put(self.model.decode_image_tokens(self._chosen())[0])
+
+    def _chosen(self) -> torch.Tensor:
+        """codes_1LK"""
+        codes_NLK = torch.stack([torch.stack(rival.codes) for rival in self.rivals])
+        return best(self.model, self.processor, [self.request.prompt], codes_NLK) if len(self.rivals) > 1 else codes_NLK
+
+    def end(self) -> None:
+        """It has left the engine; the request has ended with the last of its candidates."""
+        self.ended = True
+        if all(rival.ended for rival in self.rivals):
+            self.handle.put(None)
 
 
 class Engine:
@@ -311,13 +337,19 @@ class Engine:
         """`receive`: see `Handle`. Raises ValueError for what cannot be served, queue.Full, and RuntimeError after
         `close`."""
         self._check_open()  # before the work that a task begins with
-        task = Task(self.model, self.processor, request)
-        task.handle = Handle(self._changed, len(task.sample.ids), receive)
+        count = 1
+        if isinstance(request, Drawing):
+            check_sampling(temperature=request.temperature, candidates=request.candidates)
+            count = request.candidates
+        rivals = [Task(self.model, self.processor, request, number) for number in range(count)]
+        handle = Handle(self._changed, len(rivals[0].sample.ids), receive)
+        for task in rivals:
+            task.handle, task.rivals = handle, rivals
         with self._changed:
             self._check_open()
-            self._waiting.append(task)
+            self._waiting += rivals
             self._changed.notify_all()
-        return task.handle
+        return handle
 
     def _check_open(self) -> None:
         if self._closed:
@@ -343,7 +375,7 @@ class Engine:
     def _work(self) -> None:
         while self._wait():
             try:
-                self._end({task for task, _ in self._owners + self._entering if task.handle.cancelled})
+                self._end({task for task, _ in self._owners + self._entering if task.handle.over})
                 self._admit()
                 self._enter()
                 if self._owners:
@@ -360,9 +392,9 @@ class Engine:
     def _admit(self) -> None:
         """From the queue, as many as there is room for."""
         with self._changed:
-            for task in [task for task in self._waiting if task.handle.cancelled]:
+            for task in [task for task in self._waiting if task.handle.over]:
                 self._waiting.remove(task)
-                task.handle.put(None)
+                task.end()
             while task := self._next():
                 self._waiting.remove(task)
                 self._entering.append((task, False))
@@ -449,14 +481,14 @@ class Engine:
             self._drop(lambda task, _: task in tasks)
             self._entering = [owner for owner in self._entering if owner[0] not in tasks]
         for task in tasks:
-            task.handle.put(None)
+            task.end()
 
     def _fail(self, error: Exception) -> None:
         tasks = {task for task, _ in self._owners + self._entering}
         self._stream, self._owners, self._entering = None, [], []
         for task in tasks:
             task.handle.error = error
-            task.handle.put(None)
+            task.end()
 
 
 def missing_halves(tasks: Sequence[Task]) -> list[Owner]:

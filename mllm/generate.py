@@ -111,8 +111,8 @@ def generate_images(
     """One image a prompt, as one batch. An image depends on its prompt and seed, not on the batch around it.
 
     `seeds` is one for each prompt, or the first of a row. Of so many `candidates`, the first of which is the image
-    without any others, the model keeps the one that it, reading them, most surely finds to show the prompt. `progress`
-    is called with the number of positions done, of `processor.num_positions`. `options` of `sample_codes`: temperature,
+    without any others, the model keeps the one that, read by itself, fits the prompt best (`verify.fit`). `progress` is
+    called with the number of positions done, of `processor.num_positions`. `options` of `sample_codes`: temperature,
     top_k, top_p, cfg_interval, code_context, and compile (False: operation by operation, to the same codes).
     """
     check_sampling(cfg_scale, candidates=candidates, **options)

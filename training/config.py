@@ -242,9 +242,9 @@ class ModelConfig:
 @dataclass
 class MixConfig:
     """Scenes with extracted `codes`, or with pixels that are rendered and encoded in training (null): shares of drawing
-    and answering, and how captions and questions become sequences. All questions about an image are asked, each on its
-    own; a share `chats` of the images has `questions_per_image` as the turns of one chat. With `layouts`, drawings
-    begin with the layout as text, and answers give it, too."""
+    and answering, and how captions and questions become sequences. All questions about an image are asked, and for
+    its prompt, each on its own; a share `chats` of the images has `questions_per_image` as the turns of one chat. With
+    `layouts`, drawings begin with the layout as text, and answers give it, too."""
 
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     codes: str | None = None

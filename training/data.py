@@ -11,9 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from data_recipes.scenes import ASKED_FOR_LAYOUT, Question, Scene, World, captions, layout, questions, some_caption
+from data_recipes.scenes import ASKED_FOR_LAYOUT, Question, Scene, World, layout, questions, some_caption
 from mllm.processor import MllmProcessor
 from mllm.templates import Sample, join
+from mllm.verify import ASKED_FOR_PROMPT
 from tokenizer import ImageTokenizer
 from tokenizer.transform import to_pixels
 from tokenizer.weights import codes_hash
@@ -103,7 +104,7 @@ def drawing_sample(
     processor: MllmProcessor, scene: Scene, image: torch.Tensor, config: MixConfig, rng: random.Random
 ) -> Sample:
     """Caption -> image, codes_LK or pixels."""
-    caption = some_caption(captions(scene), rng)
+    caption = some_caption(scene, rng)
     if rng.random() < config.caption_dropout:
         return processor.encode_drawing(None, image)
     return processor.encode_drawing(caption, image, plan=layout(scene) if config.layouts else None)
@@ -120,6 +121,7 @@ def answering_sample(
         return processor.encode(_chat(part, asked[: config.questions_per_image]), open_answer=False)
     if config.layouts:
         asked.append(Question("layout", rng.choice(ASKED_FOR_LAYOUT), layout(scene)))
+    asked.append(Question("prompt", ASKED_FOR_PROMPT, some_caption(scene, rng)))
     return join([processor.encode(_chat(part, [one]), open_answer=False) for one in asked])
 
 

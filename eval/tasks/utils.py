@@ -31,7 +31,7 @@ def questions(kind: str, seeds: Rows) -> Rows:
     return type(seeds).from_list(docs)
 
 
-what, count, color, where, exists, describe, fits = (partial(questions, kind) for kind in QUESTIONS)
+what, count, color, where, exists, describe = (partial(questions, kind) for kind in QUESTIONS)
 
 
 def presence(seeds: Rows) -> Rows:

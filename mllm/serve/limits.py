@@ -33,7 +33,8 @@ HEADERS = {
 @dataclass(frozen=True)
 class Limits:
     """`body` in bytes, `pixels` of an image, `prompt` in characters of all messages, `images` in a request, `n` images
-    drawn for a request, `queue` requests that wait, `seconds` for a request, `grace` seconds to finish at the end."""
+    drawn for a request, candidates included, `queue` requests that wait, `seconds` for a request, `grace` seconds to
+    finish at the end."""
 
     body: int = 20 * 2**20
     pixels: int = 16_000_000

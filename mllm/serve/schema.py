@@ -159,6 +159,9 @@ class ImageRequest(Strict):
     guidance: Guidance | None = Field(CFG_SCALE, description="1: none")
     temperature: Temperature | None = 1.0
     top_p: TopP | None = 1.0
+    candidates: Annotated[int, Field(ge=1)] | None = Field(
+        1, description="drawings for each image, of which the model keeps the one that it finds to fit best"
+    )
     stream: bool | None = False
     partial_images: Previews | None = Field(0, description="previews, with stream")
     response_format: Literal["b64_json"] | None = "b64_json"

@@ -214,6 +214,9 @@ class Service:
             raise Refusal(422, f"the prompt has {len(body.prompt)} characters, at most {self.limits.prompt}", "prompt")
         if body.n > self.limits.n:
             raise Refusal(422, f"n {body.n} is above {self.limits.n}", "n")
+        if body.n * body.candidates > self.limits.n:
+            told = f"n {body.n} with {body.candidates} candidates each is more than {self.limits.n} drawings"
+            raise Refusal(422, told, "candidates")
         if body.stream and body.n > 1:
             raise Refusal(422, f"n {body.n}: a stream has one image; send more requests", "n")
         if body.size not in ("auto", self.size):
@@ -226,6 +229,7 @@ class Service:
             cfg_scale=body.guidance,
             temperature=body.temperature,
             top_p=body.top_p,
+            candidates=body.candidates,
             previews=body.partial_images if body.stream else 0,
         )
 

@@ -42,6 +42,7 @@ def test_a_mixed_queue_gives_what_each_gives_alone(make_tiny_model, kind):
         Drawing("two cats and a very long prompt about a bus", seed=2, cfg_scale=1.0),
         Drawing("a kite", seed=3, cfg_scale=2.0, temperature=0.9, top_k=9, top_p=0.9),
         Drawing("a red dog", seed=4),
+        Drawing("two cats", seed=5, candidates=3),
     ]
     with Engine(model, processor, max_rows=5) as engine:  # less than they need together
         handles = [engine.submit(Chat(chat, 3 * n + 2, drawing=None)) for n, chat in enumerate(chats)]
@@ -51,7 +52,8 @@ def test_a_mixed_queue_gives_what_each_gives_alone(make_tiny_model, kind):
         alone = generate_text(model, processor, chat, max_new_tokens=3 * n + 2)
         assert results[n] == ["".join(takewhile(lambda piece: isinstance(piece, str), alone))]
     for drawing, result in zip(drawings, results[3:], strict=True):
-        options = {name: getattr(drawing, name) for name in ("cfg_scale", "temperature", "top_k", "top_p")}
+        names = ("cfg_scale", "temperature", "top_k", "top_p", "candidates")
+        options = {name: getattr(drawing, name) for name in names}
         assert _same(result, generate_images(model, processor, [drawing.prompt], drawing.seed, **options))
     assert (engine.running, engine.waiting) == (0, 0)
 
@@ -134,7 +136,7 @@ def test_a_request_that_fails_leaves_the_others(tiny_model, monkeypatch):
 
     monkeypatch.setattr(model, "decode_image_tokens", decode_or_fail)
     with Engine(model, processor) as engine:
-        broken, whole = engine.submit(Drawing("a dog")), engine.submit(Drawing("a cat"))
+        broken, whole = engine.submit(Drawing("a dog", candidates=3)), engine.submit(Drawing("a cat", candidates=2))
         with pytest.raises(RuntimeError, match="out of paper"):
             broken.result(WAIT)
         assert isinstance(whole.result(WAIT)[0], Image.Image)
@@ -177,6 +179,8 @@ def test_impossible_requests_are_refused_at_once(tiny_model):
             (Drawing("  "), "empty prompt"),
             (Drawing("dog " * 1000), "but the model reads 256"),
             (Drawing("a dog", temperature=-1.0), "temperature -1.0"),
+            (Drawing("a dog", candidates=0), "candidates 0 is below 1"),
+            (Drawing("a dog", candidates=2, temperature=0.0), "candidates 2 at temperature 0 would all be the same"),
             (Chat(_chat("hi"), max_new_tokens=300), "and 300 to generate"),
             (Chat(_chat("hi"), top_p=2.0), "top_p 2.0"),
             (Chat(_chat("hi"), drawing={"cfg_scale": 0.5}), "cfg_scale 0.5"),
@@ -245,6 +249,22 @@ def test_pieces_go_where_they_are_wanted(tiny_model):
     with Engine(*tiny_model) as engine:
         engine.submit(Drawing("a dog"), received.append)
     assert isinstance(received[0], Image.Image) and received[1:] == [None]
+
+
+def test_candidates_are_one_request(tiny_model):
+    received = []
+    with Engine(*tiny_model, max_rows=4) as engine:  # the third candidate waits
+        handle = engine.submit(Drawing("a dog", candidates=3, previews=1), received.append)
+    assert [type(piece) for piece in received] == [Preview, Image.Image, type(None)]
+    assert (handle.positions, handle.tokens) == (4, 12)
+
+
+def test_candidates_leave_together(tiny_model):
+    received = []
+    with Engine(*tiny_model, max_rows=4) as engine:
+        engine.submit(Drawing("a dog", candidates=9), received.append).cancel()
+        assert isinstance(engine.submit(Drawing("a cat")).result(WAIT)[0], Image.Image)
+    assert received == [None] and (engine.running, engine.waiting) == (0, 0)
 
 
 def test_the_queue_has_an_end(talkative):

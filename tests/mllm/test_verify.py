@@ -1,12 +1,11 @@
-"""Candidates: the first is the image without choosing, the kept one is what the model itself is most certain of."""
+"""Candidates: the first is the image without choosing, the kept one fits the prompt best, as the model reads it."""
 
 import pytest
 import torch
 
-from data_recipes.scenes import FORMS
 from mllm import generate_images, generate_text
 from mllm.generate import candidate_generators, plan_drawings, sample_codes, start_drawing
-from mllm.verify import CHECK, best, certainty
+from mllm.verify import ASKED_FOR_PROMPT, best, fit
 
 PROMPT = "a photo of a red dog"
 
@@ -17,28 +16,24 @@ def _candidates(model, processor, prompt=PROMPT, seed=3, count=4):
     return sample_codes(model, processor, starts, generators, 3.0)
 
 
-def test_recipes_teach_the_question():
-    assert CHECK in FORMS["fits"].split(" | ")
-
-
-def test_certainty_is_the_probability_of_the_answer_yes(tiny_model):
+def test_fit_is_the_probability_of_the_prompt_as_an_answer(tiny_model):
     model, processor = tiny_model
     codes_NLK = _candidates(model, processor, count=2)
-    content = [{"type": "image", "image": codes_NLK[1]}, {"type": "text", "text": CHECK.format(PROMPT)}]
+    content = [{"type": "image", "image": codes_NLK[1]}, {"type": "text", "text": ASKED_FOR_PROMPT}]
     asked = processor.encode([{"role": "user", "content": content}]).ids
-    answered = [*asked, *processor.tokenizer("yes", add_special_tokens=False).input_ids, processor.eos_id]
+    answered = [*asked, *processor.tokenizer(PROMPT, add_special_tokens=False).input_ids, processor.eos_id]
     with torch.no_grad():
         logits_TS = model(torch.tensor([answered]), codes_NLK[1:]).logits[0].log_softmax(-1)
     expected = sum(logits_TS[place - 1, answered[place]] for place in range(len(asked), len(answered)))
-    torch.testing.assert_close(certainty(model, processor, PROMPT, codes_NLK)[1], expected)
+    torch.testing.assert_close(fit(model, processor, PROMPT, codes_NLK)[1], expected)
 
 
-def test_of_the_candidates_the_one_of_most_certainty_is_kept(tiny_model):
+def test_of_the_candidates_the_one_that_fits_best_is_kept(tiny_model):
     model, processor = tiny_model
     codes_NLK = _candidates(model, processor)
-    certain = [certainty(model, processor, PROMPT, codes_LK[None]).item() for codes_LK in codes_NLK]
-    assert len(set(certain)) == 4
-    kept = codes_NLK[certain.index(max(certain))]
+    fits = [fit(model, processor, PROMPT, codes_LK[None]).item() for codes_LK in codes_NLK]
+    assert len(set(fits)) == 4
+    kept = codes_NLK[fits.index(max(fits))]
     assert torch.equal(best(model, processor, [PROMPT], codes_NLK)[0], kept)
     [image] = generate_images(model, processor, [PROMPT], seeds=3, candidates=4)
     assert image.tobytes() == model.decode_image_tokens(kept[None])[0].tobytes()
@@ -75,13 +70,13 @@ def test_impossible_candidates_are_refused(tiny_model, options, message):
         generate_images(*tiny_model, [PROMPT], **options)
 
 
-def test_a_prompt_that_leaves_no_room_for_the_answer_is_refused(tiny_model):
+def test_a_prompt_that_leaves_no_room_for_itself_as_an_answer_is_refused(tiny_model):
     model, processor = tiny_model
     room = model.config.text_config.max_position_embeddings - processor.num_positions
     prompt = "a " * (room - len(processor.encode_drawing("a").ids))
     codes_NLK = torch.zeros(2, processor.num_positions, model.config.image_tokenizer["num_codebooks"]).long()
     with pytest.raises(ValueError, match="but the model reads 256: shorten the text"):
-        certainty(model, processor, prompt, codes_NLK)
+        fit(model, processor, prompt, codes_NLK)
 
 
 def test_a_chat_chooses_among_its_drawings_by_the_last_message(make_tiny_model):
@@ -98,5 +93,5 @@ def test_a_chat_chooses_among_its_drawings_by_the_last_message(make_tiny_model):
     sample = processor.encode(messages)
     sample.add([processor.boi_id])
     codes_NLK = sample_codes(model, processor, [sample] * 3, candidate_generators(0, 3), 2.0)
-    kept = codes_NLK[certainty(model, processor, PROMPT, codes_NLK).argmax()]
+    kept = codes_NLK[fit(model, processor, PROMPT, codes_NLK).argmax()]
     assert [image.tobytes() for image in images] == [model.decode_image_tokens(kept[None])[0].tobytes()]

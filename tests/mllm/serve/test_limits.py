@@ -111,6 +111,7 @@ def refused() -> list[tuple[str, object, set[int]]]:
     bodies += [(DRAW, {"prompt": "a dog", **bad}) for bad in bad_values(draw) if list(bad.values()) != [None]]
     bodies += [(CHAT, {**hello, "messages": messages}) for messages in bad_messages()]
     bodies += [(CHAT, {**hello, "messages": about("what?", uri)}) for uri in bad_images()]
+    bodies += [(DRAW, {"prompt": "a dog", "n": 3, "candidates": 3}), (DRAW, {"prompt": "a dog", "candidates": 0})]
     bodies += [(DRAW, {"prompt": "a dog", "stream": True, "n": 2}), (DRAW, {}), (DRAW, {"prompt": "x", "\ud800": 1})]
     known = [(path, body, {404} if body.get("model") in ("", "x") else {422}) for path, body in bodies]
     raw = [
