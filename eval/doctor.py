@@ -162,7 +162,7 @@ def environment() -> dict[str, str]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "timm"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     return {
         "versions": f"Python {platform.python_version()}, {packages}",
         "device": f"{gpu}, {torch.get_num_threads()} threads",

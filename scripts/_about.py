@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "timm", "numpy", "pillow", "sentencepiece")
+PACKAGES = ("torch", "transformers", "numpy", "pillow", "sentencepiece")
 
 
 def about(script: str, argv: list[str] | None) -> dict[str, Any]:

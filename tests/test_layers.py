@@ -106,7 +106,7 @@ def test_the_scenes_world_needs_only_numpy_and_pillow():
 
 
 def test_running_a_model_needs_only_the_run_group():
-    """`make demo` installs no more than that."""
+    """`make demo` installs no more than that. To import others, such as timm, would delay the first word of a chat."""
     run, *others = groups().values()
     hidden = sorted(modules(set().union(*others) - brought_along(run)))
     wanted = ", ".join(["mllm", "mllm.engine", *(f"scripts.{script}" for script in RUN_SCRIPTS)])

