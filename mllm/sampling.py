@@ -65,7 +65,9 @@ def gumbel(generators: Sequence[torch.Generator], size: int, device: torch.devic
 
     Gumbel's argmax in place of multinomial: it needs no sum over the row, whose rounding would depend on the batch.
     """
-    uniform = torch.stack([torch.rand(size, generator=generator) for generator in generators])
+    uniform = torch.empty(len(generators), size)
+    for row, generator in zip(uniform, generators, strict=True):
+        row.uniform_(generator=generator)
     return uniform.clamp_min_(1e-20).to(device).log_().neg_().log_().neg_()
 
 
