@@ -10,7 +10,7 @@ from torch import nn
 from tokenizer.projection import AttnProjection
 from tokenizer.quantizer import MultiCodebookQuantizer, Quantized
 
-from .compiled import compiled_head
+from .compiled import compiled_embedding, compiled_head
 from .sampling import Pick, Picker
 
 # Where an embedding is given what its codes were chosen from, `quantized`, its values are the same, and its gradient
@@ -28,7 +28,11 @@ class CodeTables(nn.Module):
         self.tables = nn.Embedding(image_tokenizer.num_codebooks * self.codebook_size, dim)
 
     def forward(
-        self, codes_NLK: torch.Tensor, cache: dict | None = None, quantized: Quantized | None = None
+        self,
+        codes_NLK: torch.Tensor,
+        cache: dict | None = None,
+        quantized: Quantized | None = None,
+        compile: bool = False,
     ) -> torch.Tensor:
         offsets = torch.arange(codes_NLK.shape[-1], device=codes_NLK.device) * self.codebook_size
         embeds_NLD = self.tables(codes_NLK + offsets).sum(-2)
@@ -49,7 +53,11 @@ class PlacedTables(CodeTables):
         self.places = nn.Embedding(image_tokenizer.num_positions, dim)
 
     def forward(
-        self, codes_NLK: torch.Tensor, cache: dict | None = None, quantized: Quantized | None = None
+        self,
+        codes_NLK: torch.Tensor,
+        cache: dict | None = None,
+        quantized: Quantized | None = None,
+        compile: bool = False,
     ) -> torch.Tensor:
         start = 0 if cache is None else cache.get("seen", 0)
         end = start + codes_NLK.shape[1]
@@ -62,6 +70,7 @@ class CodebookEmbedding(nn.Module):
     """UniTok's: codebook vectors, causal attention projection, LayerNorm and MLP (arXiv 2502.20321, section 4.1).
 
     Position l depends on positions <= l, so feeding an image step by step needs a `cache` (a dict, empty at first).
+    With `compile` in the first step, and one position in each, steps run as one function where they can.
     """
 
     reads_shares = False
@@ -78,16 +87,24 @@ class CodebookEmbedding(nn.Module):
         )
 
     def forward(
-        self, codes_NLK: torch.Tensor, cache: dict | None = None, quantized: Quantized | None = None
+        self,
+        codes_NLK: torch.Tensor,
+        cache: dict | None = None,
+        quantized: Quantized | None = None,
+        compile: bool = False,
     ) -> torch.Tensor:
         if quantized is not None:
             return self._project(quantized.features_NLQ, None)
         if cache is None:
             return self._project(self.quantizer.decode(codes_NLK), None)
         if not cache:  # normalising the codebooks takes longer than the rest of a step
-            cache.update(entries=self.quantizer.entries(), attention={})
+            compiled = compiled_embedding(self) if compile and codes_NLK.shape[1] == 1 else None
+            cache.update(entries=self.quantizer.entries(), attention={}, compiled=compiled)
         places = torch.arange(codes_NLK.shape[-1], device=codes_NLK.device)
-        return self._project(cache["entries"][places, codes_NLK].flatten(-2), cache["attention"])
+        features_NLQ = cache["entries"][places, codes_NLK].flatten(-2)
+        if cache["compiled"]:
+            return cache["compiled"](features_NLQ[:, 0], cache["attention"])[:, None]
+        return self._project(features_NLQ, cache["attention"])
 
     def _project(self, features_NLQ: torch.Tensor, cache: dict | None) -> torch.Tensor:
         features_NLQ = features_NLQ.to(self.mm_projector[1].weight.dtype)

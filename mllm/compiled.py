@@ -1,5 +1,6 @@
-"""The decode step as one C++ function (step.cpp), built once for this machine: a fast twin of `step_llama` and of
-`DepthHead.sample`, on a CPU in float32. Where it cannot be had, both run operation by operation, to the same codes.
+"""The decode step as one C++ function (step.cpp), built once for this machine: a fast twin of `step_llama`,
+`DepthHead.sample` and `CodebookEmbedding`, on a CPU in float32. Where it cannot be had, they run operation by
+operation, to the same codes.
 
 Weights that are numbers of bfloat16, as those of most checkpoints, are kept as such: half the bytes, the same result.
 """
@@ -45,6 +46,17 @@ class Body(ctypes.Structure):
 class Head(ctypes.Structure):
     _fields_ = [("body", Body), ("enter", Matrix), ("codebooks", c_int64), ("entries", c_int64)]
     _fields_ += [("tables", POINTER(c_void_p)), ("outputs", POINTER(Matrix))]
+
+
+class Norm(ctypes.Structure):
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("eps", c_float)]
+
+
+class Embedding(ctypes.Structure):
+    _fields_ = [("heads", c_int64), ("norm1", Norm)] + [(name, Matrix) for name in ("q", "k", "v", "out")]
+    _fields_ += [("norm3", Norm), ("across", Matrix), ("norm2", Norm), ("norm", Norm)]
+    _fields_ += [(name, Matrix) for name in ("w0", "w1", "w2")]
+    _fields_ += [("last", Norm), ("first", Matrix), ("second", Matrix)]
 
 
 class Sampling(ctypes.Structure):
@@ -119,6 +131,9 @@ class Packed:
 
     def matrix(self, linear: nn.Linear) -> Matrix:
         return self.matrices(linear)[0]
+
+    def layer_norm(self, norm: nn.LayerNorm) -> Norm:
+        return Norm(self.vector(norm.weight), self.vector(norm.bias), norm.eps)
 
 
 class CompiledBackbone(Packed):
@@ -211,6 +226,44 @@ class CompiledHead(Packed):
         return codes_BK
 
 
+class CompiledEmbedding(Packed):
+    """One position of `CodebookEmbedding` after the others, for the one that it was made of."""
+
+    def __init__(self, embedding: nn.Module):
+        super().__init__()
+        projection, (last, first, _, second) = embedding.attn_projection, embedding.mm_projector
+        attention, mlp = projection.attn, projection.mlp
+        q, k, v = self.matrices(attention.qkv, 3)
+        q.bias, v.bias = self.vector(attention.q_bias), self.vector(attention.v_bias)
+        self.inner, self.dim = q.out, second.out_features
+        self.embedding = Embedding(
+            attention.heads,
+            self.layer_norm(projection.norm1),
+            *(q, k, v, self.matrix(attention.proj)),
+            self.layer_norm(projection.norm3),
+            self.matrix(projection.proj),
+            *(self.layer_norm(norm) for norm in (projection.norm2, mlp.norm)),
+            *(self.matrix(linear) for linear in (mlp.w0, mlp.w1, mlp.w2)),
+            self.layer_norm(last),
+            *(self.matrix(linear) for linear in (first, second)),
+        )
+
+    def __call__(self, features_NQ: torch.Tensor, cache: dict[str, Any]) -> torch.Tensor:
+        """-> embeds_ND of the position after those in `cache`, a dict, empty at first."""
+        rows, place = len(features_NQ), cache.setdefault("place", 0)
+        if place == cache.setdefault("memory", features_NQ.new_empty(2, rows, 0, self.inner)).shape[2]:
+            memory = features_NQ.new_empty(2, rows, max(64, 2 * place), self.inner)
+            memory[:, :, :place] = cache["memory"]
+            cache["memory"] = memory
+        (keys, values), embeds_ND = cache["memory"], features_NQ.new_empty(rows, self.dim)
+        columns, features_NQ = keys.shape[1], features_NQ.contiguous()
+        x, y, k, v = (c_void_p(tensor.data_ptr()) for tensor in (features_NQ, embeds_ND, keys, values))
+        sizes = (c_int64(size) for size in (rows, place, columns))
+        library().embed(pointer(self.embedding), x, y, *sizes, k, v, threads())
+        cache["place"] += 1
+        return embeds_ND
+
+
 def threads() -> c_int:
     return c_int(torch.get_num_threads())
 
@@ -228,6 +281,11 @@ def compiled_backbone(backbone: nn.Module) -> CompiledBackbone | None:
 def compiled_head(head: nn.Module) -> CompiledHead | None:
     """None as above."""
     return _compiled(head, CompiledHead, [head])
+
+
+def compiled_embedding(embedding: nn.Module) -> CompiledEmbedding | None:
+    """None as above."""
+    return _compiled(embedding, CompiledEmbedding, [embedding.attn_projection, embedding.mm_projector])
 
 
 def _compiled(module: nn.Module, make: Callable[[nn.Module], Packed], parts: Sequence[nn.Module]) -> Any:

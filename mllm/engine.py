@@ -440,7 +440,10 @@ class Engine:
             return
         ids_B = torch.tensor([ids.get(task, 0) for task, _ in self._owners], device=self.model.device)
         x_BD = self.model.get_input_embeddings()(ids_B)
-        drawn = {task: self.model.code_embed(codes[task][None, None], task.embedded)[0, 0] for task in codes}
+        drawn = {
+            task: self.model.code_embed(codes_K[None, None], task.embedded, compile=True)[0, 0]
+            for task, codes_K in codes.items()
+        }
         for row, (task, _) in enumerate(self._owners):
             if task in drawn:
                 x_BD[row] = drawn[task]

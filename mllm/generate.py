@@ -36,7 +36,7 @@ def code_steps(
         codes_BK = stream.draw(pick)
         yield codes_BK
         if position + 1 < positions:
-            x_ND = stream.model.code_embed(codes_BK[:images, None], cache)[:, 0]
+            x_ND = stream.model.code_embed(codes_BK[:images, None], cache, compile=stream.compile)[:, 0]
             stream.feed(x_ND.repeat(len(stream.h_BD) // len(x_ND), 1))
 
 

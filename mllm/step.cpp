@@ -49,6 +49,23 @@ struct Head {
     const Matrix* outputs;       // [codebooks]
 };
 
+struct Norm {  // LayerNorm
+    const float *weight, *bias;
+    float eps;
+};
+
+struct Embedding {  // attention beside a linear path, GeGLU, and the way to the backbone
+    int64_t heads;
+    Norm norm1;
+    Matrix q, k, v, out;
+    Norm norm3;
+    Matrix across;
+    Norm norm2, norm;
+    Matrix w0, w1, w2;
+    Norm last;
+    Matrix first, second;
+};
+
 struct Sampling {  // temperature 0: greedy; top_k 0: all
     double temperature, top_p, guidance;
     int64_t top_k;
@@ -278,6 +295,22 @@ void rms_norm(const float* weight, float eps, const float* x, float* y, int64_t 
     }
 }
 
+void layer_norm(const Norm& norm, const float* x, float* y, int64_t rows, int64_t dim) {
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; ++r) {
+        float total = 0, squares = 0;
+#pragma omp simd reduction(+ : total)
+        for (int64_t i = 0; i < dim; ++i) total += x[r * dim + i];
+        float mean = total / dim;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t i = 0; i < dim; ++i) squares += (x[r * dim + i] - mean) * (x[r * dim + i] - mean);
+        float scale = 1 / std::sqrt(squares / dim + norm.eps);
+#pragma omp simd
+        for (int64_t i = 0; i < dim; ++i)
+            y[r * dim + i] = (x[r * dim + i] - mean) * scale * norm.weight[i] + norm.bias[i];
+    }
+}
+
 void rotate(const float* x, float* y, const float* cos, const float* sin, int64_t width) {
     for (int64_t i = 0, half = width / 2; i < half; ++i) {
         float left = x[i], right = x[i + half];
@@ -327,6 +360,20 @@ void gated(float* gate, const float* up, int64_t rows, int64_t hidden) {
         for (; i + LANES <= hidden; i += LANES)
             store(lanes(g + i) * lanes(u + i) / (one + exponential(-lanes(g + i))), g + i);
         for (; i < hidden; ++i) g[i] *= u[i] / (one + std::exp(-g[i]));
+    }
+}
+
+// gate becomes gelu(gate) * up, with GELU's tanh form: x / (1 + exp(-2 u)).
+void gelu_gated(float* gate, const float* up, int64_t count) {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < count; i += LANES) {
+        float one = 1, x[LANES] = {}, u[LANES] = {};
+        int64_t some = std::min<int64_t>(LANES, count - i);
+        std::copy_n(gate + i, some, x);
+        std::copy_n(up + i, some, u);
+        Lanes g = lanes(x), inner = 1.5957691216f * (g + 0.044715f * g * g * g);
+        store(lanes(u) * g / (one + exponential(-inner)), x);
+        std::copy_n(x, some, gate + i);
     }
 }
 
@@ -479,5 +526,46 @@ extern "C" void draw(const Head* head, const float* h, int64_t rows, const float
                 }
             }
         }
+    }
+}
+
+// x [rows, inputs] -> y [rows, dim of the backbone], at `place` of sequences whose keys and values are in memory, each
+// [rows, columns, inner].
+extern "C" void embed(const Embedding* e, const float* x, float* y, int64_t rows, int64_t place, int64_t columns,
+                      float* keys, float* values, int threads) {
+    int64_t in = e->q.in, inner = e->q.out, width = inner / e->heads, hidden = e->w0.out, dim = e->first.out;
+    std::vector<uint16_t> parts(3 * 16 * std::max({in, inner, hidden, dim}));
+    std::vector<float> normed(rows * std::max(in, inner)), q(rows * inner), k(q.size()), v(q.size()), o(q.size());
+    std::vector<float> sum(q.size()), gate(rows * hidden), up(gate.size()), mixed(rows * dim);
+    float scale = 1 / std::sqrt(float(width));
+#pragma omp parallel num_threads(threads)
+    {
+        layer_norm(e->norm1, x, normed.data(), rows, in);
+        linear(e->q, normed.data(), q.data(), rows, parts.data());
+        linear(e->k, normed.data(), k.data(), rows, parts.data());
+        linear(e->v, normed.data(), v.data(), rows, parts.data());
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t h = 0; h < e->heads; ++h) {
+                int64_t at = r * inner + h * width, first = r * columns * inner + h * width;
+                for (int64_t i = 0; i < width; ++i) q[at + i] *= scale;
+                std::copy_n(&k[at], width, keys + first + place * inner);
+                std::copy_n(&v[at], width, values + first + place * inner);
+                attend(&q[at], keys + first, values + first, &o[at], place + 1, inner, width);
+            }
+        layer_norm(e->norm3, x, normed.data(), rows, in);
+        linear(e->across, normed.data(), sum.data(), rows, parts.data());
+        linear(e->out, o.data(), sum.data(), rows, parts.data(), true);
+        layer_norm(e->norm2, sum.data(), normed.data(), rows, inner);
+        layer_norm(e->norm, normed.data(), normed.data(), rows, inner);
+        linear(e->w0, normed.data(), gate.data(), rows, parts.data());
+        linear(e->w1, normed.data(), up.data(), rows, parts.data());
+        gelu_gated(gate.data(), up.data(), rows * hidden);
+        linear(e->w2, gate.data(), sum.data(), rows, parts.data(), true);
+        layer_norm(e->last, sum.data(), normed.data(), rows, inner);
+        linear(e->first, normed.data(), mixed.data(), rows, parts.data());
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < rows * dim; ++i) mixed[i] *= 0.5f * (1 + std::erf(mixed[i] * 0.70710678f));
+        linear(e->second, mixed.data(), y, rows, parts.data());
     }
 }

@@ -6,7 +6,7 @@ from torch import nn
 
 from mllm import compiled
 from mllm.codes import CODE_EMBEDDINGS
-from mllm.compiled import compiled_backbone, compiled_head, library
+from mllm.compiled import compiled_backbone, compiled_embedding, compiled_head, library
 from mllm.generate import sample_codes
 from mllm.stream import Stream
 
@@ -65,6 +65,19 @@ def test_hidden_states_are_those_of_the_eager_step(make_tiny_model, make, rows):
     for x_BD in torch.randn(4, rows, 32, generator=torch.Generator().manual_seed(0)):
         fast.feed(x_BD), eager.feed(x_BD)
         torch.testing.assert_close(fast.h_BD, eager.h_BD, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda make, kind: make(kind), _exact_in_bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 5])
+@torch.no_grad()
+def test_embeddings_are_those_of_the_eager_step(make_tiny_model, make, rows):
+    """Over more positions than memory is laid out for at first."""
+    embedding = make(make_tiny_model, "codebook")[0].code_embed
+    fast, eager = {}, {}
+    for codes_NK in torch.randint(16, (70, rows, 2), generator=torch.Generator().manual_seed(0)):
+        embeds_N1D = embedding(codes_NK[:, None], fast, compile=True)
+        torch.testing.assert_close(embeds_N1D, embedding(codes_NK[:, None], eager), atol=1e-5, rtol=1e-5)
+    assert fast["compiled"] is compiled_embedding(embedding) and not eager["compiled"]
 
 
 def test_the_head_may_have_a_width_of_its_own_and_one_output(make_tiny_model):
