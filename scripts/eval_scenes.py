@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts._about import about
 from scripts._errors import Parser, cli, stop_at_once
-from scripts._load import load_model
+from scripts._load import QUANTIZATIONS, load_model
 from scripts.draw_benchmark import add_drawing_options, settings_of
 from scripts.geneval import SCENES_DETECTOR
 
@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--detector", type=Path, default=SCENES_DETECTOR, help="folder (default: %(default)s)")
     parser.add_argument("--parts", help="of speed,questions,drawing,tokenizer (default: all)")
     parser.add_argument("--images-per-prompt", type=int, default=4, help="default: %(default)s")
+    parser.add_argument("--quantize", choices=QUANTIZATIONS, help="weights of the language model, on a CPU")
     add_drawing_options(parser)
     args = parser.parse_args(argv)
     settings = settings_of(args, args.images_per_prompt)
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         from eval.scenes import Subject, evaluate_scenes
 
         detector = Detector.from_pretrained(args.detector)
-    subject = Subject(args.model, *load_model(args.model), detector)
+    subject = Subject(args.model, *load_model(args.model, args.quantize), detector)
     results = evaluate_scenes(subject, settings, args.out, args.parts and args.parts.split(","))
     if results is None:
         print("this process has done its share; the one that ends last prints the scores")
