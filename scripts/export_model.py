@@ -1,7 +1,7 @@
 """Make a model folder to ship from a checkpoint of a run, with recipes, logs and curves beside it.
 
 python -m scripts.export_model runs/scenes/step_010000/model --runs runs/scenes --out checkpoints/scenes \\
-    --image-tokenizer runs/scenes_tokenizer_decoder/step_000300/model
+    --image-tokenizer runs/scenes_decoder/step_000600/model
 """
 
 from pathlib import Path

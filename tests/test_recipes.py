@@ -18,7 +18,7 @@ RECIPES = sorted(
 
 def load(recipe: str, *overrides: str) -> TokenizerTrainConfig | TrainConfig:
     """The recipe as the class that its file name stands for."""
-    kind = TokenizerTrainConfig if Path(recipe).name.startswith("tokenizer") else TrainConfig
+    kind = TokenizerTrainConfig if Path(recipe).name.startswith(("tokenizer", "decoder")) else TrainConfig
     return load_config(kind, ROOT / recipe, overrides)
 
 

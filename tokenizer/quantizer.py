@@ -3,7 +3,7 @@
 Shapes: N images, L positions, Q channels = K sub-codebooks x q channels, V entries per sub-codebook.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -17,14 +17,31 @@ class QuantizerOptions:
 
     `entropy_every` n takes the entropy loss over each n-th feature (0: not at all): on a CPU the whole of it is a fifth
     of a training step. `index_temperature` above 0 sends the gradient to all entries, through a softmax over them at
-    this temperature (index backpropagation, IBQ, arXiv 2412.02692). A share `perturbed` of the codes becomes one of the
-    `nearest` entries, as those that a language model gets wrong would be (RobustTok, arXiv 2503.08354).
+    this temperature (index backpropagation, IBQ, arXiv 2412.02692).
+
+    Of each image, a share of the codes, drawn between 0 and `perturbed`, is exchanged for one of the `nearest` other
+    entries, as those that a language model gets wrong would be (RobustTok, arXiv 2503.08354). During a run, `perturbed`
+    falls linearly to `perturbed_final` of itself, so that the decoder ends on cleaner codes. Raises ValueError for
+    values that make no sense.
     """
 
     entropy_every: int = 0
     index_temperature: float = 0.0
     perturbed: float = 0.0
+    perturbed_final: float = 0.5
     nearest: int = 8
+
+    def __post_init__(self):
+        for name in ("perturbed", "perturbed_final"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"quantizer.{name}: {getattr(self, name)} is outside [0, 1]")
+        if self.nearest < 1:
+            raise ValueError(f"quantizer.nearest: {self.nearest} is below 1; without exchanged codes, perturbed is 0")
+
+    def at(self, step: int, steps: int) -> "QuantizerOptions":
+        """Those of update `step`, counted from 0, of a run of `steps`."""
+        progress = step / max(1, steps - 1)
+        return replace(self, perturbed=self.perturbed * (1 - (1 - self.perturbed_final) * progress))
 
 
 class Quantized(NamedTuple):
@@ -89,7 +106,9 @@ class MultiCodebookQuantizer(nn.Module):
                 entropy_loss = _entropy_loss(cosine[:, :: options.entropy_every], self.temperature)
             shown, p = q, None
             if options.perturbed:
-                shown = _look_up(e, _perturb(cosine, codes, options.perturbed, options.nearest))
+                share_N = options.perturbed * torch.rand(N, device=z.device)
+                codes_NLK = self.perturb(codes.t().reshape(N, L, -1), share_N, options.nearest)
+                shown = _look_up(e, codes_NLK.flatten(0, 1).t())
             if options.index_temperature:
                 p = (cosine / options.index_temperature).softmax(-1)
                 x = shown + torch.bmm(p - p.detach(), e)
@@ -105,6 +124,21 @@ class MultiCodebookQuantizer(nn.Module):
             codes = torch.bmm(self.slices(features_NLQ), self.entries().mT).argmax(-1)
         return codes.t().reshape(N, L, -1)
 
+    @torch.no_grad()
+    def perturb(self, codes_NLK: torch.Tensor, share_N: torch.Tensor, nearest: int) -> torch.Tensor:
+        """-> codes_NLK, each exchanged with the probability `share_N` of its image for one of the `nearest` other
+        entries by cosine. Draws come from torch's global generator. Raises ValueError for a codebook without so many.
+        """
+        e = self.entries()
+        K, V, _ = e.shape
+        if nearest >= V:
+            raise ValueError(f"quantizer.nearest: {nearest} other entries, but a sub-codebook has {V} in all")
+        cosine = torch.bmm(e, e.mT) - 3 * torch.eye(V, device=e.device)  # an entry is not near itself
+        near_KVn = cosine.topk(nearest).indices
+        choice_NLK = torch.randint(nearest, codes_NLK.shape, device=e.device)
+        other_NLK = near_KVn[torch.arange(K, device=e.device), codes_NLK, choice_NLK]
+        return torch.where(torch.rand(codes_NLK.shape, device=e.device) < share_N[:, None, None], other_NLK, codes_NLK)
+
     def decode(self, codes_NLK: torch.Tensor) -> torch.Tensor:
         """-> features_NLQ, float32. Raises ValueError for codes outside the codebooks."""
         K, V, _ = self.codebooks_KVq.shape
@@ -119,13 +153,6 @@ class MultiCodebookQuantizer(nn.Module):
 
 def _look_up(entries_KVq: torch.Tensor, codes_KM: torch.Tensor) -> torch.Tensor:
     return torch.gather(entries_KVq, 1, codes_KM[..., None].expand(-1, -1, entries_KVq.shape[-1]))
-
-
-def _perturb(cosine_KMV: torch.Tensor, codes_KM: torch.Tensor, share: float, nearest: int) -> torch.Tensor:
-    near = cosine_KMV.topk(min(nearest, cosine_KMV.shape[-1]), -1).indices
-    choice = torch.randint(near.shape[-1], codes_KM.shape, device=codes_KM.device)
-    other = near.gather(-1, choice[..., None])[..., 0]
-    return torch.where(torch.rand(codes_KM.shape, device=codes_KM.device) < share, other, codes_KM)
 
 
 def _entropy_loss(cosine: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -215,7 +215,8 @@ class Learner:
         """-> terms, output. Leaves gradients of `share` of the loss."""
         config, adversarial = self.config, self.config.adversarial
         with autocast(config.run, self.device):
-            output = self.model(pixels_N3HW, ids_NT, config.quantizer, config.losses.decoded)
+            options = config.quantizer.at(step, config.run.steps)
+            output = self.model(pixels_N3HW, ids_NT, options, config.losses.decoded)
             scale = self.model.logit_scale.exp()
             terms = tokenizer_losses(output, pixels_N3HW, ids_NT, scale, config.losses, self.network)
             if self.discriminator and step >= adversarial.start:

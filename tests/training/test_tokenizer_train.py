@@ -119,14 +119,23 @@ def test_the_saved_weights_are_the_average(tmp_path, text_folder):  # noqa: F811
     assert not torch.equal(first["projection.weight"], second["projection.weight"])
 
 
-def test_the_decoder_alone_trains_and_codes_stay(tmp_path, text_folder):  # noqa: F811
-    config = _tokenizer_config(tmp_path, text_folder, "decoder", steps=2, save_every=1)
+def test_the_decoder_alone_trains_on_perturbed_codes_and_codes_stay(tmp_path, text_folder, monkeypatch):  # noqa: F811
+    config = _tokenizer_config(tmp_path, text_folder, "decoder", steps=3, save_every=1)
     config.trainable = ["post_quant_proj", "decoder"]
+    config.quantizer = QuantizerOptions(perturbed=0.4, perturbed_final=0.0)
     torch.manual_seed(config.run.seed)
     before = build_image_tokenizer(config).state_dict()
+    shares, perturb = [], MultiCodebookQuantizer.perturb
+
+    def spy(quantizer, codes_NLK, share_N, nearest):
+        shares.append(share_N)
+        return perturb(quantizer, codes_NLK, share_N, nearest)
+
+    monkeypatch.setattr(MultiCodebookQuantizer, "perturb", spy)
     after = load_file(train_tokenizer(config) / "model.safetensors")
     moved = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
     assert moved == {"post_quant_proj", "decoder"}
+    assert len(shares) == 2 and 0 < shares[0].max() <= 0.4 and shares[1].max() <= 0.2, "none in the last update"
 
 
 # ---- data
