@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from statistics import median
 from unittest.mock import patch
 
 import torch
@@ -32,6 +33,8 @@ RECIPE, RANKS_RECIPE = ROOT / "training" / "stages" / "mixed.yaml", ROOT / "data
 PACK = 256  # positions of a row
 RELEASED = "unitok-base"  # image tokenizers for photographs; that of `scenes` is too small to matter here
 LARGE_VOCABULARY = 32_000  # of most pretrained backbones
+WIDTH = 768  # of the backbone that several processes train
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**22)}  # what is freed is given back, so that peaks are of what is used
 TEXT_TOKENIZER = f"model.text_tokenizer={ROOT}/checkpoints/scenes/text_tokenizer"
 PLAIN = [
     "run.name=bench",
@@ -123,7 +126,7 @@ def compiled(batch: int) -> Pair:
     return Pair(f"compiled bf16 / eager fp32, batch {batch}", ours.update, plain.update, {"samples/s": batch}, 2e-2)
 
 
-def checked(pair: Pair, steps: int = 3) -> Pair:
+def checked(pair: Pair, steps: int = 2) -> Pair:
     """Warm both up, and compare the first losses."""
     for step in range(steps):
         ours, plain = pair.ours(), pair.plain()
@@ -149,45 +152,57 @@ def logits_everywhere():
 
 
 def measure_logits(batch: int) -> dict[str, float]:
-    """GB that three updates need at most with logits `at_labels` and `everywhere`."""
-    return {how: float(told([sys.executable, "-m", __name__, how, str(batch)])) for how in ("at_labels", "everywhere")}
-
-
-def measure_ranks(steps: int = 6) -> dict[str, dict[str, float]]:
-    """Of `one` process, `two` with plain torch, and two with ZeRO's stages 0 and 3 (`zero0`, `zero3`), on the same
-    updates: median tokens/s after the first update, and rank 0's peak memory in GB. Raises ValueError for other losses.
-    """
-    ways = {"one": (1, []), "two": (2, []), "zero0": (2, ["deepspeed.stage=0"]), "zero3": (2, ["deepspeed.stage=3"])}
-    with tempfile.TemporaryDirectory() as folder:
-        runs = {way: ranks_run(Path(folder), way, steps, *options) for way, options in ways.items()}
-    expected = [row["loss"] for row in runs["one"]]
-    for way, rows in runs.items():
-        wrong = [row["step"] for row, loss in zip(rows, expected, strict=True) if abs(row["loss"] - loss) > 1e-4 * loss]
-        if wrong:
-            raise ValueError(f"{way}: another loss than one process at step {wrong[0]}")
+    """GB that an update needs at most with logits `at_labels` and `everywhere`."""
     return {
-        way: {
-            "tokens_per_s": sorted(row["tokens_per_s"] for row in rows[1:])[len(rows) // 2],
-            "memory_gb": rows[-1]["memory_gb"],
-        }
-        for way, rows in runs.items()
+        how: float(told([sys.executable, "-m", __name__, how, str(batch)], GIVES_BACK))
+        for how in ("at_labels", "everywhere")
     }
 
 
-def ranks_run(folder: Path, name: str, steps: int, ranks: int, words: Sequence[str]) -> list[dict[str, float]]:
-    """The rows that the debug recipe logs with a backbone that is large enough to measure."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
-    backbone = "{hidden_size: 768, intermediate_size: 2048, num_hidden_layers: 6, num_attention_heads: 12}"
-    size = [f"model.backbone={backbone}", "run.global_batch_size=8", f"run.batch_size={8 // ranks}"]
-    where = [f"run.folder={folder}", f"run.name={name}", f"run.steps={steps}", f"run.save_every={steps}"]
-    told([*command, "scripts.train", str(RANKS_RECIPE), *where, *size, "run.sample_every=0", *words])
-    return [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+def measure_ranks() -> dict[str, float]:
+    """Median tokens/s after the first update, of `one` process and of `two` with plain torch. Raises ValueError for
+    other losses."""
+    runs = {way: logged(ranks, layers=4, samples=8, steps=4) for way, ranks in (("one", 1), ("two", 2))}
+    check_losses(runs)
+    return {way: median(row["tokens_per_s"] for row in rows[1:]) for way, rows in runs.items()}
 
 
-def told(command: list[str]) -> str:
+def measure_zero() -> dict[str, float]:
+    """Peak GB of rank 0 of two, programs included, with ZeRO's stages 0 and 3 (`zero0`, `zero3`). Raises ValueError for
+    other losses."""
+    ways = {f"zero{stage}": [f"deepspeed.stage={stage}"] for stage in (0, 3)}
+    runs = {way: logged(2, 12, 2, 2, words, GIVES_BACK) for way, words in ways.items()}
+    check_losses(runs)
+    return {way: rows[-1]["memory_gb"] for way, rows in runs.items()}
+
+
+def logged(
+    ranks: int, layers: int, samples: int, steps: int, words: Sequence[str] = (), environment: Mapping[str, str] = {}
+) -> list[dict[str, float]]:
+    """The rows that the debug recipe logs with so many ranks, and with a backbone that is large enough to measure."""
+    sizes = f"hidden_size: {WIDTH}, intermediate_size: {8 * WIDTH // 3}, num_attention_heads: {WIDTH // 64}"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    with tempfile.TemporaryDirectory() as folder:
+        fixed = [f"run.folder={folder}", f"run.steps={steps}", f"run.save_every={steps}", "run.sample_every=0"]
+        batch = [f"run.global_batch_size={samples}", f"run.batch_size={samples // ranks}"]
+        model = f"model.backbone={{{sizes}, num_hidden_layers: {layers}}}"
+        told([*command, "-m", "scripts.train", str(RANKS_RECIPE), *fixed, *batch, model, *words], environment)
+        return [json.loads(line) for line in (Path(folder) / "debug" / "metrics.jsonl").read_text().splitlines()]
+
+
+def check_losses(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Raises ValueError where they are not those of the first run."""
+    first, *others = runs
+    for way in others:
+        for ours, expected in zip(runs[way], runs[first], strict=True):
+            if abs(ours["loss"] - expected["loss"]) > 1e-4 * expected["loss"]:
+                raise ValueError(f"{way}: not the loss of {first} at step {ours['step']}")
+
+
+def told(command: Sequence[str], environment: Mapping[str, str]) -> str:
     """The last line of a command's output. Raises ValueError with its last line of errors."""
-    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back: peaks are of use
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=exact)
+    env = {**os.environ, **environment}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=env)
     if run.returncode:
         lines = run.stderr.strip().splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
@@ -198,9 +213,7 @@ def told(command: list[str]) -> str:
 if __name__ == "__main__":
     updates = Updates(int(sys.argv[2]), f"model.backbone.vocab_size={LARGE_VOCABULARY}")
     before = peak_gb()
-    if sys.argv[1] == "everywhere":
-        with logits_everywhere():
-            [updates.update() for _ in range(3)]
-    else:
-        [updates.update() for _ in range(3)]
+    with logits_everywhere() if sys.argv[1] == "everywhere" else nullcontext():
+        for _ in range(2):  # the first makes the optimizer's state
+            updates.update()
     print(peak_gb() - before)

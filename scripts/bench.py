@@ -53,7 +53,7 @@ from mllm.generate import check_length, sample_codes, text_steps
 from mllm.quantize import KINDS, quantize
 from mllm.sampling import Pick, Picker
 from mllm.stream import Stream
-from scripts._bench_lm import measure_logits, measure_ranks, pairs
+from scripts._bench_lm import measure_logits, measure_ranks, measure_zero, pairs
 from scripts._bench_load import measure_load, peak_gb
 from scripts._bench_reference import (
     GUIDANCE,
@@ -308,8 +308,7 @@ def bench_update(args: argparse.Namespace, batch: int) -> list[Figure]:
     for make in pairs(batch):
         pair = make()
         figures += compare(pair.name, pair.ours, pair.plain, pair.amounts, args.repeats)
-    logits, ranks = measure_logits(batch), measure_ranks()
-    speed, memory = ({way: run[what] for way, run in ranks.items()} for what in ("tokens_per_s", "memory_gb"))
+    logits, speed, memory = measure_logits(batch), measure_ranks(), measure_zero()
     for name, unit, ours, baseline, ratio in [
         ("logits at labels / everywhere", "GB", (o := logits["at_labels"]), (b := logits["everywhere"]), b / o),
         ("two processes / one", "tokens/s", (o := speed["two"]), (b := speed["one"]), o / b),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mllm.sampling import filter_logits
-from scripts import _bench_reference, _bench_train, bench
+from scripts import _bench_lm, _bench_reference, _bench_train, bench
 from scripts._bench_reference import reference_pick
 from scripts.bench import BENCHES, NEAR_TIE, check_codes, check_pixels, main
 
@@ -107,7 +107,9 @@ def test_train(figures):
 
 
 @pytest.mark.slow
-def test_update(figures):
+def test_update(figures, monkeypatch):
+    monkeypatch.setattr(_bench_lm, "RELEASED", "tiny")
+    monkeypatch.setattr(_bench_lm, "WIDTH", 64)
     told = {figure["name"]: figure for figure in figures("update", "--shape", "scenes", "--batch", 4)["figures"]}
     assert len(told) == 7
     assert told["logits at labels / everywhere"]["ratio"] > 1 and all(one["ratio"] > 0 for one in told.values())
