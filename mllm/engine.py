@@ -12,7 +12,7 @@ Shapes: B rows of the batch, D width, K sub-codebooks, V entries of each.
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import Empty, Full, SimpleQueue
 from threading import Condition, Thread
@@ -240,6 +240,7 @@ class Task:
                 self.handle.put(text.rest())
                 check_length(self.model, self.processor, Sample([id] * length), self.processor.num_positions)
                 yield from self._draw()
+                self.handle.put(self.model.decode_image_tokens(torch.stack(self.codes)[None])[0])
                 if left:
                     yield self.processor.eoi_id
                 length, spelled = length + self.processor.num_positions + 1, Spelled(self.processor)
@@ -271,19 +272,22 @@ class Task:
             self.handle.tokens += 1
             if len(self.codes) in shown and self is self.rivals[0]:
                 self.handle.put(Preview(torch.stack(self.codes), L))
-        if self.handle.positions == L:
-            self.handle.put(self.model.decode_image_tokens(self._chosen())[0])
 
-    def _chosen(self) -> torch.Tensor:
-        """codes_1LK"""
-        codes_NLK = torch.stack([torch.stack(rival.codes) for rival in self.rivals])
-        return best(self.model, self.processor, [self.request.prompt], codes_NLK) if len(self.rivals) > 1 else codes_NLK
-
+    @torch.no_grad()
     def end(self) -> None:
-        """It has left the engine; the request has ended with the last of its candidates."""
+        """It has left the batch; the request ends with the last of its candidates."""
         self.ended = True
-        if all(rival.ended for rival in self.rivals):
-            self.handle.put(None)
+        if not all(rival.ended for rival in self.rivals):
+            return
+        try:
+            if isinstance(self.request, Drawing) and not self.handle.over:
+                codes_NLK = torch.stack([torch.stack(rival.codes) for rival in self.rivals])
+                if len(codes_NLK) > 1:
+                    codes_NLK = best(self.model, self.processor, [self.request.prompt], codes_NLK)
+                self.handle.put(self.model.decode_image_tokens(codes_NLK)[0])
+        except Exception as error:
+            self.handle.error = error
+        self.handle.put(None)
 
 
 class Engine:
@@ -308,6 +312,7 @@ class Engine:
         self._entering: list[Owner] = []
         self._stream: Stream | None = None
         self._changed, self._closed = Condition(), False
+        self._ending = ThreadPoolExecutor(1, "engine")  # beside the batch, as choosing and decoding take a while
         self._thread = Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -370,6 +375,7 @@ class Engine:
             for task in tasks:
                 task.handle.cancel()
             self._thread.join(0.1)
+        self._ending.shutdown()
 
     @torch.no_grad()
     def _work(self) -> None:
@@ -394,7 +400,7 @@ class Engine:
         with self._changed:
             for task in [task for task in self._waiting if task.handle.over]:
                 self._waiting.remove(task)
-                task.end()
+                self._ending.submit(task.end)
             while task := self._next():
                 self._waiting.remove(task)
                 self._entering.append((task, False))
@@ -484,14 +490,14 @@ class Engine:
             self._drop(lambda task, _: task in tasks)
             self._entering = [owner for owner in self._entering if owner[0] not in tasks]
         for task in tasks:
-            task.end()
+            self._ending.submit(task.end)
 
     def _fail(self, error: Exception) -> None:
         tasks = {task for task, _ in self._owners + self._entering}
         self._stream, self._owners, self._entering = None, [], []
         for task in tasks:
             task.handle.error = error
-            task.end()
+            self._ending.submit(task.end)
 
 
 def missing_halves(tasks: Sequence[Task]) -> list[Owner]:
