@@ -162,7 +162,7 @@ def test_drawing_fills_the_gallery(served, tiny_model, open_page, width):
     page.fill("#prompt", "a red dog")
     page.press("#prompt", "Enter")
     expect(page.locator("#gallery a[download]")).to_have_count(2)
-    alone = generate_images(*tiny_model, ["a red dog"] * 2, seeds=[7, 8])
+    alone = generate_images(*tiny_model, ["a red dog"] * 2, seeds=[7, 8], candidates=4)
     shown = [_shown_image(page, f"#gallery figure >> nth={place} >> img") for place in (0, 1)]
     assert [image.tobytes() for image in shown] == [image.tobytes() for image in alone]
     assert "seed 8" in page.locator("#gallery small >> nth=1").text_content()
@@ -213,7 +213,7 @@ def test_the_shipped_model_on_the_page(open_page, tmp_path):
     thing, seed = next(
         (thing, seed)
         for thing, seed in tries
-        if shows(generate_images(model, processor, [f"a photo of a {thing}"], seeds=seed)[0], thing)
+        if shows(generate_images(model, processor, [f"a photo of a {thing}"], seeds=seed, candidates=4)[0], thing)
     )
     with running(model, processor) as server:
         page = open_page(server)
