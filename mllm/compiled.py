@@ -3,6 +3,8 @@
 operation, to the same codes.
 
 Weights that are numbers of bfloat16, as those of most checkpoints, are kept as such: half the bytes, the same result.
+Those of 8 and 4 bits (quantize.py) are read where they are. Their backbone is in bfloat16, as its keys and values are;
+the step rounds nothing else, and is to that extent nearer to float32 than operation by operation.
 """
 
 import ctypes
@@ -22,14 +24,17 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from .quantize import Int4Linear, Int8Linear, int4_block
+
 SOURCE = Path(__file__).with_name("step.cpp")
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared"]
+FLOAT32, BFLOAT16, INT8, INT4_BY_32, INT4_BY_64 = range(5)  # kinds of a Matrix
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # angles do not depend on the length of the sequence
 
 
 class Matrix(ctypes.Structure):
     _fields_ = [("kind", c_int64), ("weight", c_void_p), ("bias", c_void_p)]
-    _fields_ += [("out", c_int64), ("inputs", c_int64)]
+    _fields_ += [("scales", c_void_p), ("out", c_int64), ("inputs", c_int64)]
 
 
 class Layer(ctypes.Structure):
@@ -120,17 +125,25 @@ class Packed:
         """Of a linear layer whose outputs are `parts` of equal size, one after the other."""
         biases = [None] * parts if linear.bias is None else map(self.vector, linear.bias.chunk(parts))
         weights = linear.weight.detach().chunk(parts)
-        return [Matrix(*self._weight(w), b, *w.shape) for w, b in zip(weights, biases, strict=True)]
+        return [Matrix(*self._weight(w), b, None, *w.shape) for w, b in zip(weights, biases, strict=True)]
 
     def _weight(self, weight_OI: torch.Tensor) -> tuple[int, int]:
         """-> kind and pointer."""
         if not exact(weight_OI):
-            return 0, self.keep(weight_OI)
+            return FLOAT32, self.keep(weight_OI)
         tiles = weight_OI.bfloat16().unflatten(1, (-1, 16, 2)).unflatten(0, (-1, 16))
-        return 1, self.keep(tiles.permute(0, 2, 3, 1, 4))
+        return BFLOAT16, self.keep(tiles.permute(0, 2, 3, 1, 4))
 
-    def matrix(self, linear: nn.Linear) -> Matrix:
-        return self.matrices(linear)[0]
+    def matrix(self, linear: nn.Linear | Int8Linear | Int4Linear) -> Matrix:
+        if isinstance(linear, nn.Linear):
+            return self.matrices(linear)[0]
+        bias = None if linear.bias is None else self.vector(linear.bias)
+        if isinstance(linear, Int8Linear):
+            scales, sizes = self.vector(linear.scales_O), linear.weight_OI.shape
+            return Matrix(INT8, self.keep(linear.weight_OI), bias, scales, *sizes)
+        kind = {32: INT4_BY_32, 64: INT4_BY_64}[int4_block()]
+        scales = self.keep(linear.scales_zeros_GO2.bfloat16())
+        return Matrix(kind, self.keep(linear.packed), bias, scales, linear.outputs, linear.inputs)
 
     def layer_norm(self, norm: nn.LayerNorm) -> Norm:
         return Norm(self.vector(norm.weight), self.vector(norm.bias), norm.eps)
@@ -169,15 +182,17 @@ class CompiledBackbone(Packed):
         )
 
     def __call__(self, backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
-        x_BD, h_BD = x_BD.clone(memory_format=torch.contiguous_format), torch.empty(x_BD.shape)
+        dtype, half = x_BD.dtype, cache.mask_ST.dtype == torch.bfloat16
+        x_BD, h_BD = x_BD.to(torch.float32, copy=True).contiguous(), torch.empty(x_BD.shape)
         rows, columns = len(x_BD), cache.mask_ST.shape[1]
         if len(self.cos_Td) < columns:
             self.cos_Td, self.sin_Td = (x[0].contiguous() for x in self.rotary(x_BD, torch.arange(columns)[None]))
             self.body.cos, self.body.sin = self.cos_Td.data_ptr(), self.sin_Td.data_ptr()
         memory = (c_void_p * (2 * self.layers))(*(x.data_ptr() for pair in cache.memory for x in pair))
         x, h, places = (c_void_p(tensor.data_ptr()) for tensor in (x_BD, h_BD, cache.places_B))
-        library().feed(pointer(self.body), x, h, c_int64(rows), places, c_int64(columns), memory, threads())
-        return h_BD
+        sizes = c_int64(rows), places, c_int64(columns)
+        library().feed(pointer(self.body), x, h, *sizes, memory, c_int(half), threads())
+        return h_BD.to(dtype)
 
 
 class CompiledHead(Packed):
@@ -272,10 +287,17 @@ _made: WeakKeyDictionary[nn.Module, tuple[Any, Packed]] = WeakKeyDictionary()
 
 
 def compiled_backbone(backbone: nn.Module) -> CompiledBackbone | None:
-    """None where it must run as it is: adapters, hooks, other precisions (or autocast) or devices, or no compiler."""
+    """None where it must run as it is: adapters, hooks, other precisions (or autocast) or devices, or no compiler. A
+    quantized one may be in bfloat16; one of 4 bits runs as it is where torch lays them out in its own way."""
     if backbone.rotary_emb.rope_type not in FIXED_ROTARY or backbone.config.hidden_act != "silu":
         return None
-    return _compiled(backbone, CompiledBackbone, [backbone.layers, backbone.norm])
+    kinds = {type(module) for module in backbone.layers.modules()}
+    if Int4Linear in kinds and int4_block() is None:
+        return None
+    dtype = backbone.norm.weight.dtype if kinds & {Int8Linear, Int4Linear} else torch.float32
+    if dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return _compiled(backbone, CompiledBackbone, [backbone.layers, backbone.norm], dtype)
 
 
 def compiled_head(head: nn.Module) -> CompiledHead | None:
@@ -288,12 +310,18 @@ def compiled_embedding(embedding: nn.Module) -> CompiledEmbedding | None:
     return _compiled(embedding, CompiledEmbedding, [embedding.attn_projection, embedding.mm_projector])
 
 
-def _compiled(module: nn.Module, make: Callable[[nn.Module], Packed], parts: Sequence[nn.Module]) -> Any:
+def _compiled(
+    module: nn.Module,
+    make: Callable[[nn.Module], Packed],
+    parts: Sequence[nn.Module],
+    dtype: torch.dtype = torch.float32,
+) -> Any:
     weights = [weight for part in parts for weight in part.parameters()]
-    if torch.is_autocast_enabled("cpu") or any(x.dtype != torch.float32 or x.device.type != "cpu" for x in weights):
+    if torch.is_autocast_enabled("cpu") or any(x.dtype != dtype or x.device.type != "cpu" for x in weights):
         return None
     if any(changed(inner) for part in parts for inner in part.modules()) or library() is None:
         return None
+    weights += [buffer for part in parts for buffer in part.buffers()]
     version = [(weight.data_ptr(), weight._version) for weight in weights]  # training changes them in place
     if module not in _made or _made[module][0] != version:
         _made[module] = version, make(module)

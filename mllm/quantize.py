@@ -1,15 +1,22 @@
 """Weight-only quantization of the backbone's layers: they read a half or a quarter of the bytes of bfloat16.
 
-The kernels are torch's own for CPUs. Embeddings and heads are in bfloat16, the image tokenizer stays as it is.
+The kernels are torch's own for CPUs, but for decode steps, where compiled.py reads the same weights. Embeddings and
+heads are in bfloat16, the image tokenizer stays as it is.
 Shapes: R rows of inputs, I inputs, O outputs, G groups of 32 inputs.
 """
 
+from functools import cache
+from typing import TYPE_CHECKING
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from .model import MllmForConditionalGeneration
+if TYPE_CHECKING:  # which imports compiled.py, and that this
+    from .model import MllmForConditionalGeneration
 
 GROUP = 32  # inputs that share a scale and a zero, of int4
+PADDED = 64  # outputs, of int4: other numbers of them torch lays out in yet another way
 
 
 class Int8Linear(nn.Module):
@@ -28,11 +35,13 @@ class Int8Linear(nn.Module):
 
 
 class Int4Linear(nn.Module):
-    """A scale and a zero for each output and group of inputs."""
+    """A scale and a zero for each output and group of inputs. Stored outputs are more, a multiple of `PADDED`."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        weight_OGi = linear.weight.detach().float().unflatten(1, (-1, GROUP))
+        self.outputs, self.inputs = linear.weight.shape
+        weight_OI = F.pad(linear.weight.detach().float(), (0, 0, 0, -self.outputs % PADDED))
+        weight_OGi = weight_OI.unflatten(1, (-1, GROUP))
         low_OG, high_OG = weight_OGi.aminmax(dim=-1)
         scales_OG = (high_OG - low_OG).clamp_min(1e-8) / 15
         ids_OI = ((weight_OGi - low_OG[..., None]) / scales_OG[..., None]).round().int().flatten(1)
@@ -44,19 +53,33 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y_RO = torch._weight_int4pack_mm_for_cpu(x.flatten(0, -2), self.packed, GROUP, self.scales_zeros_GO2)
-        return _finish(self, x, y_RO)
+        return _finish(self, x, y_RO[:, : self.outputs])
+
+
+@cache
+def int4_block() -> int | None:
+    """How many outputs torch lays out together: for each input, the first half of them in the low bits of bytes, the
+    second in the high ones. None where it has another order, as on processors without AVX2."""
+    for block in (64, 32):
+        places_O = torch.arange(PADDED) % block
+        ids_OI = (places_O // 8)[:, None].expand(-1, GROUP).int()
+        low, high = ids_OI[:, 0].view(-1, block).chunk(2, 1)
+        expected = (low + 16 * high)[:, None].expand(-1, GROUP, -1)
+        if torch.equal(torch._convert_weight_to_int4pack_for_cpu(ids_OI, 1).flatten(), expected.flatten().byte()):
+            return block
+    return None
 
 
 def _finish(layer: nn.Module, x: torch.Tensor, y_RO: torch.Tensor) -> torch.Tensor:
     y_RO = y_RO if layer.bias is None else y_RO + layer.bias
-    return y_RO.view(*x.shape[:-1], -1)
+    return y_RO.unflatten(0, x.shape[:-1])
 
 
 KINDS = {"int8": Int8Linear, "int4": Int4Linear}
 
 
 @torch.no_grad()
-def quantize(model: MllmForConditionalGeneration, kind: str) -> MllmForConditionalGeneration:
+def quantize(model: "MllmForConditionalGeneration", kind: str) -> "MllmForConditionalGeneration":
     """In place, layer by layer, so that both forms of all weights are never held. Raises ValueError for an unknown
     `kind`, a device other than a CPU, and sizes that the kernels do not take."""
     if kind not in KINDS:

@@ -1,8 +1,8 @@
 // One position of Llama layers for a few rows, and the sub-codes of one position with guidance and sampling.
 //
 // Why not an operation at a time: a step of a small model is hundreds of them, and calling each costs more than its
-// arithmetic. Structures mirror those of compiled.py. All tensors are contiguous; activations, keys and values are
-// float32. Rows of a batch never meet, so a row's numbers depend on the others only by the order of additions.
+// arithmetic. Structures mirror those of compiled.py. All tensors are contiguous; activations are float32, keys and
+// values float32 or bfloat16. Rows of a batch never meet, so a row's numbers depend on the others only by the order of additions.
 
 #include <algorithm>
 #include <cmath>
@@ -10,8 +10,10 @@
 #include <cstring>
 #include <vector>
 
-#if defined __AMX_BF16__ && defined __linux__
+#ifdef __AVX512F__
 #include <immintrin.h>
+#endif
+#if defined __AMX_BF16__ && defined __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
 #define TILES  // the processor multiplies 16 x 32 by 32 x 16 numbers of bfloat16 at once
@@ -19,11 +21,22 @@
 
 using std::int64_t;
 
-// kind 0: float32 [out, in]. 1: bfloat16 in tiles of 16 x 32, [out / 16, in / 32, 16 pairs of inputs, 16 outputs, 2].
+enum Kind : int64_t {
+    FLOAT32,   // [out, in]
+    BFLOAT16,  // in tiles of 16 x 32: [out / 16, in / 32, 16 pairs of inputs, 16 outputs, 2]
+    INT8,      // [out, in], times a scale for each output
+    // 4 bits, as torch lays them out: [blocks of outputs, in, half a block], where a byte holds the id of an output and,
+    // in its high bits, the id of the one half a block on. Each is (id - 8) * scale + zero, with pairs of scale and zero
+    // in bfloat16, [in / 32, outputs]. Outputs are padded to whole blocks of 64.
+    INT4_BY_32,
+    INT4_BY_64,
+};
+
 struct Matrix {
-    int64_t kind;
+    Kind kind;
     const void* weight;
     const float* bias;
+    const void* scales;
     int64_t out, in;
 };
 
@@ -77,6 +90,24 @@ constexpr int LANES = 16, DEPTH = 32;  // of a tile: outputs, inputs
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
+typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
+
+struct Bfloat16 {
+    uint16_t bits;
+    Bfloat16() = default;
+    Bfloat16(float x) {  // to the nearest, ties to even
+        uint32_t all;
+        std::memcpy(&all, &x, sizeof all);
+        bits = (all + 0x7fff + (all >> 16 & 1)) >> 16;
+    }
+    operator float() const {
+        uint32_t all = uint32_t(bits) << 16;
+        float x;
+        std::memcpy(&x, &all, sizeof x);
+        return x;
+    }
+};
 
 template <class V, class T>
 inline V load(const T* from) {
@@ -86,7 +117,23 @@ inline V load(const T* from) {
 }
 
 inline void store(const Lanes& lanes, float* to) { std::memcpy(to, &lanes, sizeof lanes); }
+inline Lanes lanes(const Ints& x) { return __builtin_convertvector(x, Lanes); }
 inline Lanes lanes(const float* from) { return load<Lanes>(from); }
+
+// GCC takes the numbers out one by one where it is not told, or is told to widen them to four bytes at once.
+inline Ints ints(const int8_t* from) {
+#ifdef __AVX512F__
+    return (Ints)_mm512_cvtepi8_epi32(load<__m128i>(from));
+#else
+    return __builtin_convertvector(__builtin_convertvector(load<Bytes>(from), Shorts), Ints);
+#endif
+}
+
+inline Lanes lanes(const int8_t* from) { return lanes(ints(from)); }
+
+// The two halves of each word, as numbers of bfloat16.
+inline Lanes lower(const Words& both) { return (Lanes)(both << 16); }
+inline Lanes upper(const Words& both) { return (Lanes)(both & 0xffff0000u); }
 
 inline float sum(const Lanes& x) {
     typedef float Eight __attribute__((vector_size(32)));
@@ -106,12 +153,13 @@ inline Lanes exponential(Lanes x) {
 }
 
 // N outputs of R rows: each weight is read once for all rows, each input once for all outputs.
-template <int N, int R>
-inline void tile(const float* w, const float* x, int64_t in, float (&sums)[N][R]) {
+template <int N, int R, class T>
+inline void tile(const T* w, const float* x, int64_t in, float (&sums)[N][R]) {
     Lanes many[N][R] = {};
     int64_t i = 0;
     for (; i + LANES <= in; i += LANES)
         for (int n = 0; n < N; ++n) {
+            __builtin_prefetch(w + (n + N) * in + i);  // the processor's own does not go on to the next page
             Lanes a = lanes(w + n * in + i);
             for (int r = 0; r < R; ++r) many[n][r] += a * lanes(x + r * in + i);
         }
@@ -127,34 +175,36 @@ inline void finish(const Matrix& m, Lanes sums, int64_t n, float* y, bool add) {
     store(add ? lanes(y + n) + sums : sums, y + n);
 }
 
-template <int N, int R>
+template <class T, int N, int R>
 inline int64_t outputs(const Matrix& m, const float* x, float* y, int64_t n, int64_t r, bool add) {
     float sums[N][R];
-    tile<N, R>(static_cast<const float*>(m.weight) + n * m.in, x + r * m.in, m.in, sums);
+    auto scales = static_cast<const float*>(m.scales);
+    tile<N, R>(static_cast<const T*>(m.weight) + n * m.in, x + r * m.in, m.in, sums);
     for (int i = 0; i < N; ++i)
         for (int j = 0; j < R; ++j) {
-            float value = sums[i][j] + (m.bias ? m.bias[n + i] : 0);
+            float value = sums[i][j] * (scales ? scales[n + i] : 1) + (m.bias ? m.bias[n + i] : 0);
             float& to = y[(r + j) * m.out + n + i];
             to = add ? to + value : value;
         }
     return R;
 }
 
-template <int N>
+template <class T, int N>
 inline void all_rows(const Matrix& m, const float* x, float* y, int64_t rows, int64_t n, bool add) {
     int64_t r = 0;
-    while (r + 4 <= rows) r += outputs<N, 4>(m, x, y, n, r, add);
-    if (r + 2 <= rows) r += outputs<N, 2>(m, x, y, n, r, add);
-    if (r < rows) outputs<N, 1>(m, x, y, n, r, add);
+    while (r + 4 <= rows) r += outputs<T, N, 4>(m, x, y, n, r, add);
+    if (r + 2 <= rows) r += outputs<T, N, 2>(m, x, y, n, r, add);
+    if (r < rows) outputs<T, N, 1>(m, x, y, n, r, add);
 }
 
+template <class T>
 void product(const Matrix& m, const float* x, float* y, int64_t rows, bool add) {
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < m.out; n += 4) {
         if (n + 4 <= m.out)
-            all_rows<4>(m, x, y, rows, n, add);
+            all_rows<T, 4>(m, x, y, rows, n, add);
         else
-            for (int64_t rest = n; rest < m.out; ++rest) all_rows<1>(m, x, y, rows, rest, add);
+            for (int64_t rest = n; rest < m.out; ++rest) all_rows<T, 1>(m, x, y, rows, rest, add);
     }
 }
 
@@ -165,7 +215,7 @@ inline void pairs(const Matrix& m, const uint16_t* w, const float* x, float* y, 
     for (int64_t pair = 0; pair < m.in / 2; ++pair)
         for (int b = 0; b < B; ++b) {
             Words both = load<Words>(w + (b * m.in + 2 * pair) * LANES);
-            Lanes even = (Lanes)(both << 16), odd = (Lanes)(both & 0xffff0000u);
+            Lanes even = lower(both), odd = upper(both);
             for (int r = 0; r < R; ++r) {
                 sums[r][b][0] += even * x[r * m.in + 2 * pair];
                 sums[r][b][1] += odd * x[r * m.in + 2 * pair + 1];
@@ -196,6 +246,57 @@ void product_of_tiles(const Matrix& m, const float* x, float* y, int64_t rows, b
     }
 }
 
+// Scales and zeros of 16 outputs from the n-th, for the group of inputs d.
+inline Words scales_zeros(const Matrix& m, int64_t n, int64_t d) {
+    return load<Words>(static_cast<const uint32_t*>(m.scales) + d * ((m.out + 63) / 64 * 64) + n);
+}
+
+// Of 4 bits, for R rows and the block of 2 * G * 16 outputs from the n-th.
+template <int R, int G>
+inline void nibbles(const Matrix& m, int64_t n, const float* x, float* y, bool add) {
+    auto w = static_cast<const int8_t*>(m.weight) + n / 2 * m.in;
+    Lanes sums[R][2 * G] = {};
+    for (int64_t d = 0; d < m.in / DEPTH; ++d) {
+        Lanes scale[2 * G], zero[2 * G];
+        for (int b = 0; b < 2 * G; ++b) {
+            Words both = scales_zeros(m, n + b * LANES, d);
+            scale[b] = lower(both), zero[b] = upper(both);
+        }
+        for (int64_t i = d * DEPTH; i < (d + 1) * DEPTH; ++i)
+            for (int g = 0; g < G; ++g) {
+                __builtin_prefetch(w + (i * G + g) * LANES + 2048);
+                Ints ids = ints(w + (i * G + g) * LANES);
+                Lanes low = lanes((ids & 15) - 8) * scale[g] + zero[g];
+                Lanes high = lanes((ids >> 4 & 15) - 8) * scale[G + g] + zero[G + g];
+                for (int r = 0; r < R; ++r) {
+                    sums[r][g] += low * x[r * m.in + i];
+                    sums[r][G + g] += high * x[r * m.in + i];
+                }
+            }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int b = 0; b < 2 * G; ++b)
+            if (n + b * LANES < m.out) finish(m, sums[r][b], n + b * LANES, y + r * m.out, add);
+}
+
+template <int G>
+void product_of_nibbles(const Matrix& m, const float* x, float* y, int64_t rows, bool add) {
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < m.out; n += 2 * G * LANES) {
+        int64_t r = 0;
+        for (; r + 4 <= rows; r += 4) nibbles<4, G>(m, n, x + r * m.in, y + r * m.out, add);
+        if (r + 2 <= rows) nibbles<2, G>(m, n, x + r * m.in, y + r * m.out, add), r += 2;
+        if (r < rows) nibbles<1, G>(m, n, x + r * m.in, y + r * m.out, add);
+    }
+}
+
+// Inputs of the matrix units, of 16 rows at a time.
+struct Parts {
+    std::vector<uint16_t> x;    // [in / 32, 3, rows, 32]
+    std::vector<float> totals;  // [in / 32, rows], over 32 inputs
+    Parts(int64_t widest) : x(3 * 16 * widest), totals(16 * (widest / DEPTH)) {}
+};
+
 #ifdef TILES
 constexpr int64_t FEW = 3;  // rows, for which reading weights takes longer than multiplying
 
@@ -205,27 +306,64 @@ bool have_tiles() {
     return granted;
 }
 
-// float32 as the sum of three numbers of bfloat16, whose 24 bits are all there are: [in / 32, 3, rows, 32].
-void split(const float* x, uint16_t* parts, int64_t rows, int64_t in) {
+// float32 as the sum of three numbers of bfloat16, whose 24 bits are all there are.
+void split(const float* x, Parts& parts, int64_t rows, int64_t in) {
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < in / DEPTH; ++block)
-        for (int64_t r = 0; r < rows; ++r)
+        for (int64_t r = 0; r < rows; ++r) {
+            const float* from = x + r * in + block * DEPTH;
+            parts.totals[block * rows + r] = sum(lanes(from) + lanes(from + LANES));
             for (int64_t i = 0; i < DEPTH; ++i) {
-                float rest = x[r * in + block * DEPTH + i];
+                float rest = from[i];
                 for (int part = 0; part < 3; ++part) {
                     uint32_t bits;
                     std::memcpy(&bits, &rest, sizeof bits);
                     bits &= 0xffff0000u;
                     float taken;
                     std::memcpy(&taken, &bits, sizeof taken);
-                    parts[((block * 3 + part) * rows + r) * DEPTH + i] = bits >> 16;
+                    parts.x[((block * 3 + part) * rows + r) * DEPTH + i] = bits >> 16;
                     rest -= taken;
                 }
             }
+        }
+}
+
+// The ids of a tile, 16 outputs from the n-th by 32 inputs from the i-th, as those of bfloat16 are: whole numbers below
+// 256 are numbers of bfloat16.
+void unpack(const Matrix& m, int64_t n, int64_t i, uint32_t* tile) {
+    int64_t half = m.kind == INT4_BY_32 ? 16 : 32, inside = n % (2 * half), high = inside >= half ? 4 : 0;
+    auto bytes = static_cast<const int8_t*>(m.weight) + (n - inside) / 2 * m.in + inside % half;
+    auto ids = [&](int64_t i) { return lanes((ints(bytes + i * half) >> high & 15) - 8); };
+    for (int64_t pair = 0; pair < DEPTH / 2; ++pair) {
+        Words both = (Words)ids(i + 2 * pair) >> 16 | (Words)ids(i + 2 * pair + 1);
+        std::memcpy(tile + pair * LANES, &both, sizeof both);
+    }
+}
+
+// The same of 8 bits, where the inputs of an output lie together: four of each of 16 outputs at a time.
+void unpack_bytes(const Matrix& m, int64_t n, int64_t i, uint32_t* tile) {
+    auto bytes = static_cast<const int8_t*>(m.weight) + n * m.in + i;
+    Ints outputs = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int64_t pair = 0; pair < DEPTH / 2; pair += 2) {
+        Ints four = (Ints)_mm512_i32gather_epi32((__m512i)(outputs * int32_t(m.in)), bytes + 2 * pair, 1);
+        for (int64_t two = 0; two < 2; ++two) {
+            Ints even = four << (two ? 8 : 24) >> 24, odd = four << (two ? 0 : 16) >> 24;
+            Words both = (Words)lanes(even) >> 16 | (Words)lanes(odd);
+            std::memcpy(tile + (pair + two) * LANES, &both, sizeof both);
+        }
+    }
+}
+
+// Where the tile is, or is now.
+inline const void* tile_of(const Matrix& m, int64_t n, int64_t d, uint32_t* memory) {
+    if (m.kind == BFLOAT16) return static_cast<const uint16_t*>(m.weight) + n * m.in + d * LANES * DEPTH;
+    (m.kind == INT8 ? unpack_bytes : unpack)(m, n, d * DEPTH, memory);
+    return memory;
 }
 
 // The matrix units' product, four blocks of outputs and at most 16 rows at a time.
-void product_by_tiles(const Matrix& m, const float* x, float* y, int64_t all, bool add, uint16_t* parts) {
+void product_by_tiles(const Matrix& m, const float* x, float* y, int64_t all, bool add, Parts& parts) {
+    bool grouped = m.kind == INT4_BY_32 || m.kind == INT4_BY_64;
     for (int64_t first = 0; first < all; first += 16) {
         int64_t rows = std::min<int64_t>(16, all - first), depth = m.in / DEPTH;
         split(x + first * m.in, parts, rows, m.in);
@@ -238,32 +376,51 @@ void product_by_tiles(const Matrix& m, const float* x, float* y, int64_t all, bo
         _tile_loadconfig(&shapes);
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < m.out; n += 4 * LANES) {
-            auto w = static_cast<const uint16_t*>(m.weight) + n * m.in;
             int64_t blocks = std::min<int64_t>(4, (m.out - n) / LANES);
+            float sums[4][16][LANES], some[4][16][LANES];
+            uint32_t unpacked[LANES * DEPTH / 2];
+            // Tiles add up ids. Of 4 bits, each group of inputs has its scales: sum of (id * scale + zero) x.
+            auto take = [&](int64_t d) {
+                _tile_stored(0, some[0], 64);
+                _tile_stored(1, some[1], 64);
+                _tile_stored(2, some[2], 64);
+                _tile_stored(3, some[3], 64);
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+                for (int64_t b = 0; b < blocks; ++b)
+                    for (int64_t r = 0; r < rows; ++r) {
+                        Lanes now = lanes(some[b][r]);
+                        if (grouped) {
+                            Words both = scales_zeros(m, n + b * LANES, d);
+                            now = now * lower(both) + parts.totals[d * rows + r] * upper(both);
+                            if (d) now += lanes(sums[b][r]);
+                        } else if (m.kind == INT8)
+                            now *= lanes(static_cast<const float*>(m.scales) + n + b * LANES);
+                        store(now, sums[b][r]);
+                    }
+            };
             _tile_zero(0);
             _tile_zero(1);
             _tile_zero(2);
             _tile_zero(3);
             for (int64_t d = 0; d < depth; ++d) {
-                const uint16_t* part = parts + d * 3 * rows * DEPTH;
+                const uint16_t* part = &parts.x[d * 3 * rows * DEPTH];
                 _tile_loadd(4, part, 64);
                 _tile_loadd(5, part + rows * DEPTH, 64);
                 _tile_loadd(6, part + 2 * rows * DEPTH, 64);
-#define BLOCK(b)                                                 \
-    if (b < blocks) {                                            \
-        _tile_loadd(7, w + (b * depth + d) * LANES * DEPTH, 64); \
-        _tile_dpbf16ps(b, 4, 7);                                 \
-        _tile_dpbf16ps(b, 5, 7);                                 \
-        _tile_dpbf16ps(b, 6, 7);                                 \
+#define BLOCK(b)                                                    \
+    if (b < blocks) {                                               \
+        _tile_loadd(7, tile_of(m, n + b * LANES, d, unpacked), 64); \
+        _tile_dpbf16ps(b, 4, 7);                                    \
+        _tile_dpbf16ps(b, 5, 7);                                    \
+        _tile_dpbf16ps(b, 6, 7);                                    \
     }
                 BLOCK(0) BLOCK(1) BLOCK(2) BLOCK(3)
 #undef BLOCK
+                if (grouped || d + 1 == depth) take(d);
             }
-            float sums[4][16][LANES];
-            _tile_stored(0, sums[0], 64);
-            _tile_stored(1, sums[1], 64);
-            _tile_stored(2, sums[2], 64);
-            _tile_stored(3, sums[3], 64);
             for (int64_t b = 0; b < blocks; ++b)
                 for (int64_t r = 0; r < rows; ++r)
                     finish(m, lanes(sums[b][r]), n + b * LANES, y + (first + r) * m.out, add);
@@ -275,12 +432,15 @@ void product_by_tiles(const Matrix& m, const float* x, float* y, int64_t all, bo
 
 // All threads of a team call these functions together, but for those of one row.
 
-void linear(const Matrix& m, const float* x, float* y, int64_t rows, uint16_t* parts, bool add = false) {
-    if (m.kind == 0) return product(m, x, y, rows, add);
+void linear(const Matrix& m, const float* x, float* y, int64_t rows, Parts& parts, bool add = false) {
+    if (m.kind == FLOAT32) return product<float>(m, x, y, rows, add);
 #ifdef TILES
     if (rows >= FEW && have_tiles()) return product_by_tiles(m, x, y, rows, add, parts);
 #endif
-    product_of_tiles(m, x, y, rows, add);
+    if (m.kind == BFLOAT16) return product_of_tiles(m, x, y, rows, add);
+    if (m.kind == INT8) return product<int8_t>(m, x, y, rows, add);
+    if (m.kind == INT4_BY_32) return product_of_nibbles<1>(m, x, y, rows, add);
+    product_of_nibbles<2>(m, x, y, rows, add);
 }
 
 void rms_norm(const float* weight, float eps, const float* x, float* y, int64_t rows, int64_t dim) {
@@ -311,7 +471,8 @@ void layer_norm(const Norm& norm, const float* x, float* y, int64_t rows, int64_
     }
 }
 
-void rotate(const float* x, float* y, const float* cos, const float* sin, int64_t width) {
+template <class T>
+void rotate(const float* x, T* y, const float* cos, const float* sin, int64_t width) {
     for (int64_t i = 0, half = width / 2; i < half; ++i) {
         float left = x[i], right = x[i + half];
         y[i] = left * cos[i] - right * sin[i];
@@ -327,7 +488,8 @@ void exponentials(float* x, int64_t count, float most) {
 }
 
 // o = softmax(q k) v over `count` columns, `stride` numbers apart.
-void attend(const float* q, const float* k, const float* v, float* o, int64_t count, int64_t stride, int64_t width) {
+template <class T>
+void attend(const float* q, const T* k, const T* v, float* o, int64_t count, int64_t stride, int64_t width) {
     thread_local std::vector<float> weights;
     weights.resize(count);
     float* p = weights.data();
@@ -378,25 +540,26 @@ void gelu_gated(float* gate, const float* up, int64_t count) {
 }
 
 struct Scratch {
-    std::vector<uint16_t> parts;  // inputs of the matrix units, of 16 rows at a time
+    Parts parts;
     std::vector<float> y, q, k, v, o, gate, up;
     Scratch(const Body& b, int64_t rows, int64_t widest = 0)
-        : parts(3 * 16 * std::max({b.dim, b.heads * b.width, b.hidden, widest})), y(rows * b.dim), q(rows * b.heads * b.width), k(rows * b.kv_heads * b.width), v(k.size()), o(q.size()),
-          gate(rows * b.hidden), up(gate.size()) {}
+        : parts(std::max({b.dim, b.heads * b.width, b.hidden, widest})), y(rows * b.dim), q(rows * b.heads * b.width),
+          k(rows * b.kv_heads * b.width), v(k.size()), o(q.size()), gate(rows * b.hidden),
+          up(gate.size()) {}
 };
 
 // x [rows, dim] -> x after all layers; row r stands at places[r]. memory: keys, values of each layer, each
 // [rows or more, columns, kv_heads, width].
-void run(const Body& b, float* x, int64_t rows, const int64_t* places, int64_t columns, float* const* memory,
-         Scratch& s) {
+template <class T>
+void run(const Body& b, float* x, int64_t rows, const int64_t* places, int64_t columns, T* const* memory, Scratch& s) {
     int64_t stride = b.kv_heads * b.width, group = b.heads / b.kv_heads;
     for (int64_t number = 0; number < b.layers; ++number) {
         const Layer& layer = b.layer[number];
-        float *keys = memory[2 * number], *values = memory[2 * number + 1];
+        T *keys = memory[2 * number], *values = memory[2 * number + 1];
         rms_norm(layer.norm1, b.eps, x, s.y.data(), rows, b.dim);
-        linear(layer.q, s.y.data(), s.q.data(), rows, s.parts.data());
-        linear(layer.k, s.y.data(), s.k.data(), rows, s.parts.data());
-        linear(layer.v, s.y.data(), s.v.data(), rows, s.parts.data());
+        linear(layer.q, s.y.data(), s.q.data(), rows, s.parts);
+        linear(layer.k, s.y.data(), s.k.data(), rows, s.parts);
+        linear(layer.v, s.y.data(), s.v.data(), rows, s.parts);
 #pragma omp for collapse(2) schedule(static)
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t h = 0; h < b.kv_heads; ++h) {
@@ -412,12 +575,12 @@ void run(const Body& b, float* x, int64_t rows, const int64_t* places, int64_t c
                     attend(turned, keys + first, values + first, &s.o[at], places[r] + 1, stride, b.width);
                 }
             }
-        linear(layer.o, s.o.data(), x, rows, s.parts.data(), true);
+        linear(layer.o, s.o.data(), x, rows, s.parts, true);
         rms_norm(layer.norm2, b.eps, x, s.y.data(), rows, b.dim);
-        linear(layer.gate, s.y.data(), s.gate.data(), rows, s.parts.data());
-        linear(layer.up, s.y.data(), s.up.data(), rows, s.parts.data());
+        linear(layer.gate, s.y.data(), s.gate.data(), rows, s.parts);
+        linear(layer.up, s.y.data(), s.up.data(), rows, s.parts);
         gated(s.gate.data(), s.up.data(), rows, b.hidden);
-        linear(layer.down, s.gate.data(), x, rows, s.parts.data(), true);
+        linear(layer.down, s.gate.data(), x, rows, s.parts, true);
     }
 }
 
@@ -480,12 +643,16 @@ int64_t choose(std::vector<float>& logits, const float* noise, const Sampling& h
 
 }  // namespace
 
+// half: whether memory is in bfloat16.
 extern "C" void feed(const Body* body, float* x, float* h, int64_t rows, const int64_t* places, int64_t columns,
-                     float* const* memory, int threads) {
+                     void* const* memory, int half, int threads) {
     Scratch scratch(*body, rows);
 #pragma omp parallel num_threads(threads)
     {
-        run(*body, x, rows, places, columns, memory, scratch);
+        if (half)
+            run(*body, x, rows, places, columns, (Bfloat16* const*)memory, scratch);
+        else
+            run(*body, x, rows, places, columns, (float* const*)memory, scratch);
         rms_norm(body->norm, body->eps, x, h, rows, body->dim);
     }
 }
@@ -505,11 +672,11 @@ extern "C" void draw(const Head* head, const float* h, int64_t rows, const float
     std::vector<int64_t> places(rows);
 #pragma omp parallel num_threads(threads)
     {
-        if (head->enter.weight) linear(head->enter, h, x.data(), rows, scratch.parts.data());
+        if (head->enter.weight) linear(head->enter, h, x.data(), rows, scratch.parts);
         for (int64_t k = 0; k < K; ++k) {
             run(body, x.data(), rows, places.data(), K, memory.data(), scratch);
             rms_norm(body.norm, body.eps, x.data(), scratch.y.data(), rows, body.dim);
-            linear(head->outputs[k], scratch.y.data(), logits.data(), rows, scratch.parts.data());
+            linear(head->outputs[k], scratch.y.data(), logits.data(), rows, scratch.parts);
 #pragma omp for schedule(static)
             for (int64_t r = 0; r < images; ++r) {
                 std::vector<float> guided(&logits[r * V], &logits[r * V] + V);
@@ -534,16 +701,16 @@ extern "C" void draw(const Head* head, const float* h, int64_t rows, const float
 extern "C" void embed(const Embedding* e, const float* x, float* y, int64_t rows, int64_t place, int64_t columns,
                       float* keys, float* values, int threads) {
     int64_t in = e->q.in, inner = e->q.out, width = inner / e->heads, hidden = e->w0.out, dim = e->first.out;
-    std::vector<uint16_t> parts(3 * 16 * std::max({in, inner, hidden, dim}));
+    Parts parts(std::max({in, inner, hidden, dim}));
     std::vector<float> normed(rows * std::max(in, inner)), q(rows * inner), k(q.size()), v(q.size()), o(q.size());
     std::vector<float> sum(q.size()), gate(rows * hidden), up(gate.size()), mixed(rows * dim);
     float scale = 1 / std::sqrt(float(width));
 #pragma omp parallel num_threads(threads)
     {
         layer_norm(e->norm1, x, normed.data(), rows, in);
-        linear(e->q, normed.data(), q.data(), rows, parts.data());
-        linear(e->k, normed.data(), k.data(), rows, parts.data());
-        linear(e->v, normed.data(), v.data(), rows, parts.data());
+        linear(e->q, normed.data(), q.data(), rows, parts);
+        linear(e->k, normed.data(), k.data(), rows, parts);
+        linear(e->v, normed.data(), v.data(), rows, parts);
 #pragma omp for collapse(2) schedule(static)
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t h = 0; h < e->heads; ++h) {
@@ -554,18 +721,18 @@ extern "C" void embed(const Embedding* e, const float* x, float* y, int64_t rows
                 attend(&q[at], keys + first, values + first, &o[at], place + 1, inner, width);
             }
         layer_norm(e->norm3, x, normed.data(), rows, in);
-        linear(e->across, normed.data(), sum.data(), rows, parts.data());
-        linear(e->out, o.data(), sum.data(), rows, parts.data(), true);
+        linear(e->across, normed.data(), sum.data(), rows, parts);
+        linear(e->out, o.data(), sum.data(), rows, parts, true);
         layer_norm(e->norm2, sum.data(), normed.data(), rows, inner);
         layer_norm(e->norm, normed.data(), normed.data(), rows, inner);
-        linear(e->w0, normed.data(), gate.data(), rows, parts.data());
-        linear(e->w1, normed.data(), up.data(), rows, parts.data());
+        linear(e->w0, normed.data(), gate.data(), rows, parts);
+        linear(e->w1, normed.data(), up.data(), rows, parts);
         gelu_gated(gate.data(), up.data(), rows * hidden);
-        linear(e->w2, gate.data(), sum.data(), rows, parts.data(), true);
+        linear(e->w2, gate.data(), sum.data(), rows, parts, true);
         layer_norm(e->last, sum.data(), normed.data(), rows, inner);
-        linear(e->first, normed.data(), mixed.data(), rows, parts.data());
+        linear(e->first, normed.data(), mixed.data(), rows, parts);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows * dim; ++i) mixed[i] *= 0.5f * (1 + std::erf(mixed[i] * 0.70710678f));
-        linear(e->second, mixed.data(), y, rows, parts.data());
+        linear(e->second, mixed.data(), y, rows, parts);
     }
 }

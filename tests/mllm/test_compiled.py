@@ -8,6 +8,7 @@ from mllm import compiled
 from mllm.codes import CODE_EMBEDDINGS
 from mllm.compiled import compiled_backbone, compiled_embedding, compiled_head, library
 from mllm.generate import sample_codes
+from mllm.quantize import KINDS, Int8Linear, int4_block, quantize
 from mllm.stream import Stream
 
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
@@ -65,6 +66,38 @@ def test_hidden_states_are_those_of_the_eager_step(make_tiny_model, make, rows):
     for x_BD in torch.randn(4, rows, 32, generator=torch.Generator().manual_seed(0)):
         fast.feed(x_BD), eager.feed(x_BD)
         torch.testing.assert_close(fast.h_BD, eager.h_BD, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(int4_block() is None, reason="torch lays out 4 bits in its own way")
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_quantized_hidden_states_are_those_of_the_eager_step(make_tiny_model, kind, dtype, tolerance):
+    """In bfloat16 to its rounding. Layers of 96 outputs are no whole number of torch's blocks of 4 bits."""
+    model, processor = make_tiny_model()
+    for layer in model.backbone.layers:
+        layer.mlp.gate_proj, layer.mlp.up_proj = nn.Linear(32, 96), nn.Linear(32, 96)
+        layer.mlp.down_proj = nn.Linear(96, 32)
+    model.backbone.config.intermediate_size = 96
+    for linear in (module for module in model.backbone.modules() if isinstance(module, nn.Linear)):
+        nn.init.normal_(linear.weight, std=0.2)  # so that layers count
+    quantize(model, kind).to(dtype)
+    for rows in (1, 2, 5, 21):
+        samples = [processor.encode_drawing(PROMPTS[row % 3]) for row in range(rows)]
+        fast, eager = (Stream(model, samples, processor, compile=compile) for compile in (True, False))
+        assert fast._step is compiled_backbone(model.backbone) is not None
+        for x_BD in torch.randn(3, rows, 32, generator=torch.Generator().manual_seed(0)).to(dtype):
+            fast.feed(x_BD), eager.feed(x_BD)
+            assert fast.h_BD.dtype == dtype
+            torch.testing.assert_close(fast.h_BD, eager.h_BD, atol=tolerance, rtol=tolerance)
+
+
+def test_changed_quantized_weights_are_noticed(make_tiny_model):
+    model, _ = make_tiny_model()
+    before = compiled_backbone(quantize(model, "int8").backbone)
+    assert compiled_backbone(model.backbone) is before
+    next(module for module in model.backbone.modules() if isinstance(module, Int8Linear)).weight_OI.zero_()
+    assert compiled_backbone(model.backbone) is not before
 
 
 @pytest.mark.parametrize("make", [lambda make, kind: make(kind), _exact_in_bfloat16], ids=["float32", "bfloat16"])

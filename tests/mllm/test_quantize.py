@@ -26,6 +26,17 @@ def test_a_layer_is_near_its_own(kind, bias):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_any_number_of_blocks_of_outputs(kind):
+    """Torch lays out 4 bits in blocks, and parts of blocks in another way."""
+    torch.manual_seed(0)
+    for outputs in (16, 48, 64, 80):
+        linear, x = nn.Linear(64, outputs).bfloat16(), torch.randn(5, 64).bfloat16()
+        y, expected = KINDS[kind](linear)(x).float(), linear(x).float()
+        assert y.shape == (5, outputs)
+        assert (y - expected).norm() / expected.norm() < ERROR[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_quantized_model_draws_and_answers(make_tiny_model, kind):
     model, processor = make_tiny_model()
     tokenizer = {name: x.clone() for name, x in model.image_tokenizer.state_dict().items()}
