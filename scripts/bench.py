@@ -225,7 +225,8 @@ def bench_step(args: argparse.Namespace, batch: int) -> list[Figure]:
         ours(), baseline()  # to warm up
         amounts = {"tokens/s": batch * args.tokens}
         figures += compare(f"step, {form}, batch {batch}", ours, baseline, amounts, args.repeats)
-        plain.append((figures[-1].value, step))
+        if form not in KINDS:
+            plain.append((figures[-1].value, step))
         figures += roofline(figures[-1], batch, *step_costs(model, batch, columns))[: 1 if form in KINDS else 2]
     return figures
 
