@@ -257,22 +257,26 @@ inline void nibbles(const Matrix& m, int64_t n, const float* x, float* y, bool a
     auto w = static_cast<const int8_t*>(m.weight) + n / 2 * m.in;
     Lanes sums[R][2 * G] = {};
     for (int64_t d = 0; d < m.in / DEPTH; ++d) {
-        Lanes scale[2 * G], zero[2 * G];
-        for (int b = 0; b < 2 * G; ++b) {
-            Words both = scales_zeros(m, n + b * LANES, d);
-            scale[b] = lower(both), zero[b] = upper(both);
-        }
-        for (int64_t i = d * DEPTH; i < (d + 1) * DEPTH; ++i)
+        Lanes some[R][2 * G] = {};
+        for (int64_t i = d * DEPTH; i < (d + 1) * DEPTH; ++i) {
+            __builtin_prefetch(w + i * G * LANES + 2048);
             for (int g = 0; g < G; ++g) {
-                __builtin_prefetch(w + (i * G + g) * LANES + 2048);
-                Ints ids = ints(w + (i * G + g) * LANES);
-                Lanes low = lanes((ids & 15) - 8) * scale[g] + zero[g];
-                Lanes high = lanes((ids >> 4 & 15) - 8) * scale[G + g] + zero[G + g];
+                Ints both = ints(w + (i * G + g) * LANES) ^ 0x88;  // 4 bits of id - 8 and their sign
+                Lanes low = lanes(both << 28 >> 28), high = lanes(both << 24 >> 28);
                 for (int r = 0; r < R; ++r) {
-                    sums[r][g] += low * x[r * m.in + i];
-                    sums[r][G + g] += high * x[r * m.in + i];
+                    some[r][g] += low * x[r * m.in + i];
+                    some[r][G + g] += high * x[r * m.in + i];
                 }
             }
+        }
+        for (int r = 0; r < R; ++r) {
+            const float* from = x + r * m.in + d * DEPTH;
+            float total = sum(lanes(from) + lanes(from + LANES));
+            for (int b = 0; b < 2 * G; ++b) {
+                Words both = scales_zeros(m, n + b * LANES, d);
+                sums[r][b] += some[r][b] * lower(both) + total * upper(both);
+            }
+        }
     }
     for (int r = 0; r < R; ++r)
         for (int b = 0; b < 2 * G; ++b)
