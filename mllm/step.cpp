@@ -2,7 +2,8 @@
 //
 // Why not an operation at a time: a step of a small model is hundreds of them, and calling each costs more than its
 // arithmetic. Structures mirror those of compiled.py. All tensors are contiguous; activations are float32, keys and
-// values float32 or bfloat16. Rows of a batch never meet, so a row's numbers depend on the others only by the order of additions.
+// values float32 or bfloat16. Rows of a batch never meet, so a row's numbers depend on the others only by the order of
+// additions.
 
 #include <algorithm>
 #include <cmath>
@@ -25,8 +26,8 @@ enum Kind : int64_t {
     FLOAT32,   // [out, in]
     BFLOAT16,  // in tiles of 16 x 32: [out / 16, in / 32, 16 pairs of inputs, 16 outputs, 2]
     INT8,      // [out, in], times a scale for each output
-    // 4 bits, as torch lays them out: [blocks of outputs, in, half a block], where a byte holds the id of an output and,
-    // in its high bits, the id of the one half a block on. Each is (id - 8) * scale + zero, with pairs of scale and zero
+    // 4 bits, as torch lays them out: [blocks of outputs, in, half a block], where a byte holds the id of an output
+    // and, in its high bits, the id of the one half a block on. Each is (id - 8) * scale + zero, with pairs of these
     // in bfloat16, [in / 32, outputs]. Outputs are padded to whole blocks of 64.
     INT4_BY_32,
     INT4_BY_64,
