@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mllm import Mllm, Processor, generate_images
-from mllm.generate import CFG_SCALE, start_drawing
+from mllm.generate import CFG_SCALE, DRAWING_TEMPERATURE, start_drawing
 from tokenizer.transform import load_image
 
 from .geneval import NOT_DRAWN, PNG_KEY, load_records
@@ -33,7 +33,7 @@ class Settings:
     images_per_prompt: int = 4
     seed: int = 0
     cfg_scale: float = CFG_SCALE
-    temperature: float = 1.0
+    temperature: float = DRAWING_TEMPERATURE
     top_k: int = 0
     top_p: float = 1.0
     candidates: int = 1

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from PIL import Image
 
-from .generate import CFG_SCALE, Messages, Spelled, candidate_generators, start_drawing
+from .generate import CFG_SCALE, DRAWING_TEMPERATURE, Messages, Spelled, candidate_generators, start_drawing
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor, as_codes
 from .sampling import Picker, check_sampling
@@ -31,7 +31,7 @@ from .verify import best
 
 Owner: TypeAlias = "tuple[Task, bool]"  # of a row: its task, and whether it is the unconditional half
 FOR_CHATS = 8  # one row of so many is not for drawings: they are long, and somebody waits for the words of a chat
-DRAWING_OPTIONS = {"cfg_scale": CFG_SCALE, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+DRAWING_OPTIONS = {"cfg_scale": CFG_SCALE, "temperature": DRAWING_TEMPERATURE, "top_k": 0, "top_p": 1.0}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Drawing:
     prompt: str
     seed: int = 0
     cfg_scale: float = CFG_SCALE
-    temperature: float = 1.0
+    temperature: float = DRAWING_TEMPERATURE
     top_k: int = 0
     top_p: float = 1.0
     candidates: int = 1

@@ -19,7 +19,9 @@ from .verify import best
 
 Messages = Sequence[dict[str, Any]]
 
-CFG_SCALE = 3.0  # guidance of drawings, where a caller does not choose
+# Guidance and temperature of drawings, where a caller does not choose.
+CFG_SCALE = 3.0
+DRAWING_TEMPERATURE = 0.8
 
 
 def code_steps(
@@ -106,15 +108,17 @@ def generate_images(
     cfg_scale: float = CFG_SCALE,
     progress: Callable[[int], None] | None = None,
     candidates: int = 1,
+    temperature: float = DRAWING_TEMPERATURE,
     **options: Any,
 ) -> list[Image.Image]:
     """One image a prompt, as one batch. An image depends on its prompt and seed, not on the batch around it.
 
     `seeds` is one for each prompt, or the first of a row. Of so many `candidates`, the first of which is the image
     without any others, the model keeps the one that, read by itself, fits the prompt best (`verify.fit`). `progress` is
-    called with the number of positions done, of `processor.num_positions`. `options` of `sample_codes`: temperature,
-    top_k, top_p, cfg_interval, code_context, and compile (False: operation by operation, to the same codes).
+    called with the number of positions done, of `processor.num_positions`. `options` of `sample_codes`: top_k,
+    top_p, cfg_interval, code_context, and compile (False: operation by operation, to the same codes).
     """
+    options["temperature"] = temperature
     check_sampling(cfg_scale, candidates=candidates, **options)
     starts = [start for prompt in prompts for start in [start_drawing(model, processor, prompt)] * candidates]
     seeds = list(range(seeds, seeds + len(prompts))) if isinstance(seeds, int) else list(seeds)
@@ -260,7 +264,7 @@ def generate_text(
     cfg_interval, code_context); candidates are held against the words of the last message.
     """
     check_sampling(temperature=temperature, top_p=top_p)
-    options = {"cfg_scale": CFG_SCALE, "candidates": 1, **(drawing or {})}
+    options = {"cfg_scale": CFG_SCALE, "temperature": DRAWING_TEMPERATURE, "candidates": 1, **(drawing or {})}
     check_sampling(**options)
     candidates = options.pop("candidates")
     sample = processor.encode(messages)

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from mllm import Mllm, Processor
     from tokenizer import ImageTokenizer
 
-# Guidance of drawings, where a script is not told another: mllm.generate's, without its import, for which --help would
-# wait seconds. A test compares the two.
+# Of drawings, where a script is not told others: mllm.generate's, without its import, for which --help would wait
+# seconds. A test compares them.
 CFG_SCALE = 3.0
+DRAWING_TEMPERATURE = 0.8
 
 
 QUANTIZATIONS = ("int8", "int4")  # as mllm.quantize has them, for --help

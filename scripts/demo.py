@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 QUESTIONS_PER_IMAGE = 4
 CANDIDATES = 8  # drawings of a prompt, of which the model keeps one
-TEMPERATURE = 0.8  # as in the scores of the README
 # Prompts of GenEval, two for each of its skills.
 PROMPTS = {
     "a photo of a giraffe": "one object",
@@ -146,7 +145,6 @@ def draw_all(model: Mllm, processor: Processor, seed: int, cfg_scale: float) -> 
                 seeds=seed + index,
                 cfg_scale=cfg_scale,
                 candidates=CANDIDATES,
-                temperature=TEMPERATURE,
                 progress=lambda done, index=index: bar(index + done / processor.num_positions),
             )
     return [

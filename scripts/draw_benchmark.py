@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder
-from scripts._load import CFG_SCALE, check_sampling, load_model
+from scripts._load import CFG_SCALE, DRAWING_TEMPERATURE, check_sampling, load_model
 
 # torch and transformers are imported inside functions: --help should not wait for them.
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=int, metavar="N", help="at most so many prompts, evenly over all")
     add("--seed", type=int, default=0, help="changes every image (default: %(default)s)")
     add("--cfg-scale", type=float, default=CFG_SCALE, help="guidance; 1 is none (default: %(default)s)")
-    add("--temperature", type=float, default=1.0, help="0: the most likely codes (default: %(default)s)")
+    add("--temperature", type=float, default=DRAWING_TEMPERATURE, help="0: the most likely (default: %(default)s)")
     add("--top-k", type=int, default=0, help="draw from the k likeliest; 0: from all (default: %(default)s)")
     add("--top-p", type=float, default=1.0, help="draw from this much probability (default: %(default)s)")
     add("--candidates", type=int, default=1, help="for an image; the model keeps its favourite (default: %(default)s)")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from scripts._bar import drawing_bar
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder, save_png
-from scripts._load import CFG_SCALE, QUANTIZATIONS, check_sampling, load_model
+from scripts._load import CFG_SCALE, DRAWING_TEMPERATURE, QUANTIZATIONS, check_sampling, load_model
 
 # torch, transformers and rich are imported inside functions: they take seconds, in which wrong options should
 # already be told and Ctrl-C be heard.
@@ -178,7 +178,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
     add("--cfg-scale", type=float, default=CFG_SCALE, help="guidance; 1 is none (default: %(default)s)")
     add("--cfg-interval", type=float, nargs=2, default=[0.0, 1.0], metavar=("A", "B"), help="part of it with guidance")
-    add("--temperature", type=float, default=1.0, help="0: the most likely codes (default: %(default)s)")
+    add("--temperature", type=float, default=DRAWING_TEMPERATURE, help="0: the most likely (default: %(default)s)")
     add("--top-k", type=int, default=0, help="draw from the k likeliest; 0: from all (default: %(default)s)")
     add("--top-p", type=float, default=1.0, help="draw from this much probability (default: %(default)s)")
     add("--candidates", type=int, default=1, help="for an image; the model keeps its favourite (default: %(default)s)")

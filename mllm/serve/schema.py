@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from ..engine import Handle
-from ..generate import CFG_SCALE
+from ..generate import CFG_SCALE, DRAWING_TEMPERATURE
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow's names; others, as EPS, start programs or have odd readers
 IMAGE_URL = rf"^(data:image/({'|'.join(FORMATS).lower()});base64,[A-Za-z0-9+/]+=*|https?://.+)$"
@@ -157,7 +157,7 @@ class ImageRequest(Strict):
     size: str | None = Field("auto", description="auto, or what the model draws, such as 128x128")
     seed: Seed | None = Field(None, description="of the first image, the next has the next; None: another each time")
     guidance: Guidance | None = Field(CFG_SCALE, description="1: none")
-    temperature: Temperature | None = 1.0
+    temperature: Temperature | None = DRAWING_TEMPERATURE
     top_p: TopP | None = 1.0
     candidates: Annotated[int, Field(ge=1)] | None = Field(
         1, description="drawings for each image, of which the model keeps the one that it finds to fit best"

@@ -84,6 +84,7 @@ def test_help_shows_the_docstring_and_needs_no_torch(name):
 
 def test_what_help_says_of_the_model_is_told_without_torch():
     assert _load.CFG_SCALE == generate.CFG_SCALE
+    assert _load.DRAWING_TEMPERATURE == generate.DRAWING_TEMPERATURE
     assert list(_load.QUANTIZATIONS) == list(quantize.KINDS)
 
 
