@@ -33,13 +33,21 @@ def _answered(prompt: str, codes_LK: torch.Tensor) -> list[dict]:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": prompt}]
 
 
+def reread(model: MllmForConditionalGeneration, codes_NLK: torch.Tensor) -> torch.Tensor:
+    """The codes of the drawn images' pixels, as somebody else would see them: to the model that drew it, what decodes
+    to a blob is likely all the same."""
+    pixels_N3HW = model.image_tokenizer.decode_pixels(codes_NLK.to(model.device)).clamp(-1, 1)
+    return model.image_tokenizer.encode(pixels_N3HW)
+
+
+@torch.no_grad()
 def best(
     model: MllmForConditionalGeneration, processor: MllmProcessor, prompts: Sequence[str], codes_NLK: torch.Tensor
 ) -> torch.Tensor:
-    """Of equally many drawings of each prompt, one after the other, the one that fits it best, each."""
+    """Of equally many drawings of each prompt, one after the other, the one whose pixels fit it best, each."""
     chosen = []
     for prompt, codes_CLK in zip(prompts, codes_NLK.chunk(len(prompts)), strict=True):
         # Prompt by prompt: in a batch of another size rounding could turn a tie.
-        place = fit(model, processor, prompt, codes_CLK).argmax()
+        place = fit(model, processor, prompt, reread(model, codes_CLK)).argmax()
         chosen.append(codes_CLK[place])
     return torch.stack(chosen)

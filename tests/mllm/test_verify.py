@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mllm import generate_images, generate_text
-from mllm.generate import candidate_generators, plan_drawings, sample_codes, start_drawing
+from mllm.generate import DRAWING_TEMPERATURE, candidate_generators, plan_drawings, sample_codes, start_drawing
 from mllm.verify import ASKED_FOR_PROMPT, best, fit
 
 PROMPT = "a photo of a red dog"
@@ -12,8 +12,9 @@ PROMPT = "a photo of a red dog"
 
 def _candidates(model, processor, prompt=PROMPT, seed=3, count=4):
     generators = candidate_generators(seed, count)
-    starts = plan_drawings(model, processor, [start_drawing(model, processor, prompt)] * count, generators)
-    return sample_codes(model, processor, starts, generators, 3.0)
+    starts = [start_drawing(model, processor, prompt)] * count
+    samples = plan_drawings(model, processor, starts, generators, DRAWING_TEMPERATURE)
+    return sample_codes(model, processor, samples, generators, 3.0, temperature=DRAWING_TEMPERATURE)
 
 
 def test_fit_is_the_probability_of_the_prompt_as_an_answer(tiny_model):
@@ -28,10 +29,15 @@ def test_fit_is_the_probability_of_the_prompt_as_an_answer(tiny_model):
     torch.testing.assert_close(fit(model, processor, PROMPT, codes_NLK)[1], expected)
 
 
+def _seen_fit(model, processor, codes_1LK):
+    [image] = model.decode_image_tokens(codes_1LK)
+    return fit(model, processor, PROMPT, model.image_tokenizer.encode([image])).item()
+
+
 def test_of_the_candidates_the_one_that_fits_best_is_kept(tiny_model):
     model, processor = tiny_model
     codes_NLK = _candidates(model, processor)
-    fits = [fit(model, processor, PROMPT, codes_LK[None]).item() for codes_LK in codes_NLK]
+    fits = [_seen_fit(model, processor, codes_LK[None]) for codes_LK in codes_NLK]
     assert len(set(fits)) == 4
     kept = codes_NLK[fits.index(max(fits))]
     assert torch.equal(best(model, processor, [PROMPT], codes_NLK)[0], kept)
@@ -88,10 +94,10 @@ def test_a_chat_chooses_among_its_drawings_by_the_last_message(make_tiny_model):
 
     hook = model.lm_head.register_forward_hook(draw_at_once)
     messages = [{"role": "user", "content": PROMPT}]
-    pieces = generate_text(model, processor, messages, max_new_tokens=1, drawing={"candidates": 3, "cfg_scale": 2.0})
+    pieces = generate_text(model, processor, messages, max_new_tokens=1, drawing={"candidates": 3, "temperature": 1.0})
     images = [piece for piece in pieces if not isinstance(piece, str)]
     sample = processor.encode(messages)
     sample.add([processor.boi_id])
-    codes_NLK = sample_codes(model, processor, [sample] * 3, candidate_generators(0, 3), 2.0)
-    kept = codes_NLK[fit(model, processor, PROMPT, codes_NLK).argmax()]
+    codes_NLK = sample_codes(model, processor, [sample] * 3, candidate_generators(0, 3), 3.0)
+    kept = max(codes_NLK, key=lambda codes_LK: _seen_fit(model, processor, codes_LK[None]))
     assert [image.tobytes() for image in images] == [model.decode_image_tokens(kept[None])[0].tobytes()]

@@ -52,7 +52,7 @@ def test_images_grid_and_metadata(draw, tiny_model):
     names = [f"000{index}.png" for index in range(6)]
     assert sorted(file.name for file in folder.iterdir()) == [*names, "grid.png", "metadata.jsonl"]
     hash = {"model_hash": tiny_model[0].weights_hash()}
-    settings = {"cfg_scale": 2.0, "temperature": 1.0, "top_k": 5, "top_p": 0.9, "code_context": "exact", **hash}
+    settings = {"cfg_scale": 2.0, "temperature": 0.8, "top_k": 5, "top_p": 0.9, "code_context": "exact", **hash}
     settings |= {"cfg_interval": [0.0, 1.0], "candidates": 1}
     assert lines(folder) == [
         {"file": name, "prompt": prompt, "seed": 7 + index, **settings}
