@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # Of drawings, where a script is not told others: mllm.generate's, without its import, for which --help would wait
 # seconds. A test compares them.
-CFG_SCALE = 3.0
-DRAWING_TEMPERATURE = 0.8
+CFG_SCALE = 2.0
+DRAWING_TEMPERATURE = 0.5
 
 
 QUANTIZATIONS = ("int8", "int4")  # as mllm.quantize has them, for --help

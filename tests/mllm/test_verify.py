@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from mllm import generate_images, generate_text
-from mllm.generate import DRAWING_TEMPERATURE, candidate_generators, plan_drawings, sample_codes, start_drawing
+from mllm.generate import (
+    CFG_SCALE,
+    DRAWING_TEMPERATURE,
+    candidate_generators,
+    plan_drawings,
+    sample_codes,
+    start_drawing,
+)
 from mllm.verify import ASKED_FOR_PROMPT, best, fit
 
 PROMPT = "a photo of a red dog"
@@ -14,7 +21,7 @@ def _candidates(model, processor, prompt=PROMPT, seed=3, count=4):
     generators = candidate_generators(seed, count)
     starts = [start_drawing(model, processor, prompt)] * count
     samples = plan_drawings(model, processor, starts, generators, DRAWING_TEMPERATURE)
-    return sample_codes(model, processor, samples, generators, 3.0, temperature=DRAWING_TEMPERATURE)
+    return sample_codes(model, processor, samples, generators, CFG_SCALE, temperature=DRAWING_TEMPERATURE)
 
 
 def test_fit_is_the_probability_of_the_prompt_as_an_answer(tiny_model):
@@ -98,6 +105,6 @@ def test_a_chat_chooses_among_its_drawings_by_the_last_message(make_tiny_model):
     images = [piece for piece in pieces if not isinstance(piece, str)]
     sample = processor.encode(messages)
     sample.add([processor.boi_id])
-    codes_NLK = sample_codes(model, processor, [sample] * 3, candidate_generators(0, 3), 3.0)
+    codes_NLK = sample_codes(model, processor, [sample] * 3, candidate_generators(0, 3), CFG_SCALE)
     kept = max(codes_NLK, key=lambda codes_LK: _seen_fit(model, processor, codes_LK[None]))
     assert [image.tobytes() for image in images] == [model.decode_image_tokens(kept[None])[0].tobytes()]

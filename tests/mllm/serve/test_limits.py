@@ -140,7 +140,7 @@ def test_two_hundred_requests_that_are_refused(served):
             wrong.append((answered.status, path, str(body)[:200]))
     assert not wrong
     assert served.post(CHAT, {"messages": about("hi"), "max_tokens": 1}).status == 200
-    assert served.engine.running == served.engine.waiting == served.gate.inside == 0
+    until(lambda: served.engine.running == served.engine.waiting == served.gate.inside == 0)
 
 
 def _say(url: str, sent: bytes, leave: bool = False) -> bytes:
