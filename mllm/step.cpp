@@ -93,6 +93,7 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef int8_t Bytes __attribute__((vector_size(LANES)));
 typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 struct Bfloat16 {
     uint16_t bits;
@@ -132,6 +133,10 @@ inline Ints ints(const int8_t* from) {
 
 inline Lanes lanes(const int8_t* from) { return lanes(ints(from)); }
 
+inline Lanes lanes(const Bfloat16* from) {
+    return (Lanes)(__builtin_convertvector(load<Halves>(from), Words) << 16);
+}
+
 // The two halves of each word, as numbers of bfloat16.
 inline Lanes lower(const Words& both) { return (Lanes)(both << 16); }
 inline Lanes upper(const Words& both) { return (Lanes)(both & 0xffff0000u); }
@@ -153,21 +158,22 @@ inline Lanes exponential(Lanes x) {
     return e * (Lanes)((__builtin_convertvector(n, Ints) + 127) << 23);
 }
 
-// N outputs of R rows: each weight is read once for all rows, each input once for all outputs.
+// N outputs of R rows: each weight is read once for all rows, each input once for all outputs. The weights of an output
+// begin `stride` after those of the one before it.
 template <int N, int R, class T>
-inline void tile(const T* w, const float* x, int64_t in, float (&sums)[N][R]) {
+inline void tile(const T* w, const float* x, int64_t in, int64_t stride, float (&sums)[N][R]) {
     Lanes many[N][R] = {};
     int64_t i = 0;
     for (; i + LANES <= in; i += LANES)
         for (int n = 0; n < N; ++n) {
-            __builtin_prefetch(w + (n + N) * in + i);  // the processor's own does not go on to the next page
-            Lanes a = lanes(w + n * in + i);
+            __builtin_prefetch(w + (n + N) * stride + i);  // the processor's own does not go on to the next page
+            Lanes a = lanes(w + n * stride + i);
             for (int r = 0; r < R; ++r) many[n][r] += a * lanes(x + r * in + i);
         }
     for (int n = 0; n < N; ++n)
         for (int r = 0; r < R; ++r) {
             sums[n][r] = sum(many[n][r]);
-            for (int64_t j = i; j < in; ++j) sums[n][r] += w[n * in + j] * x[r * in + j];
+            for (int64_t j = i; j < in; ++j) sums[n][r] += w[n * stride + j] * x[r * in + j];
         }
 }
 
@@ -180,7 +186,7 @@ template <class T, int N, int R>
 inline int64_t outputs(const Matrix& m, const float* x, float* y, int64_t n, int64_t r, bool add) {
     float sums[N][R];
     auto scales = static_cast<const float*>(m.scales);
-    tile<N, R>(static_cast<const T*>(m.weight) + n * m.in, x + r * m.in, m.in, sums);
+    tile<N, R>(static_cast<const T*>(m.weight) + n * m.in, x + r * m.in, m.in, m.in, sums);
     for (int i = 0; i < N; ++i)
         for (int j = 0; j < R; ++j) {
             float value = sums[i][j] * (scales ? scales[n + i] : 1) + (m.bias ? m.bias[n + i] : 0);
@@ -318,16 +324,13 @@ void split(const float* x, Parts& parts, int64_t rows, int64_t in) {
         for (int64_t r = 0; r < rows; ++r) {
             const float* from = x + r * in + block * DEPTH;
             parts.totals[block * rows + r] = sum(lanes(from) + lanes(from + LANES));
-            for (int64_t i = 0; i < DEPTH; ++i) {
-                float rest = from[i];
+            for (int64_t i = 0; i < DEPTH; i += LANES) {
+                Lanes rest = lanes(from + i);
                 for (int part = 0; part < 3; ++part) {
-                    uint32_t bits;
-                    std::memcpy(&bits, &rest, sizeof bits);
-                    bits &= 0xffff0000u;
-                    float taken;
-                    std::memcpy(&taken, &bits, sizeof taken);
-                    parts.x[((block * 3 + part) * rows + r) * DEPTH + i] = bits >> 16;
-                    rest -= taken;
+                    Words bits = (Words)rest & 0xffff0000u;
+                    Halves taken = __builtin_convertvector(bits >> 16, Halves);
+                    std::memcpy(&parts.x[((block * 3 + part) * rows + r) * DEPTH + i], &taken, sizeof taken);
+                    rest -= (Lanes)bits;
                 }
             }
         }
@@ -359,9 +362,13 @@ void unpack_bytes(const Matrix& m, int64_t n, int64_t i, uint32_t* tile) {
     }
 }
 
-// Where the tile is, or is now.
+// Where the tile is, or is now. Where tiles lie in memory, the units would wait for each: the next one is asked for.
 inline const void* tile_of(const Matrix& m, int64_t n, int64_t d, uint32_t* memory) {
-    if (m.kind == BFLOAT16) return static_cast<const uint16_t*>(m.weight) + n * m.in + d * LANES * DEPTH;
+    if (m.kind == BFLOAT16) {
+        auto tile = static_cast<const uint16_t*>(m.weight) + n * m.in + d * LANES * DEPTH;
+        for (int line = 0; line < LANES; ++line) __builtin_prefetch(tile + LANES * DEPTH + line * DEPTH);
+        return tile;
+    }
     (m.kind == INT8 ? unpack_bytes : unpack)(m, n, d * DEPTH, memory);
     return memory;
 }
@@ -492,29 +499,47 @@ void exponentials(float* x, int64_t count, float most) {
     for (; i < count; ++i) x[i] = std::exp(x[i] - most);
 }
 
+// q k for C columns, `stride` numbers apart.
+template <int C, class T>
+inline void score(const float* q, const T* k, float* p, int64_t stride, int64_t width) {
+    float sums[C][1];
+    tile<C, 1>(k, q, width, stride, sums);
+    for (int c = 0; c < C; ++c) p[c] = sums[c][0];
+}
+
+// o += p v for C columns.
+template <int C, class T>
+inline void blend(const float* p, const T* v, float* o, int64_t stride, int64_t width) {
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        Lanes total = lanes(o + i);
+        for (int c = 0; c < C; ++c) {
+            __builtin_prefetch(v + (c + C) * stride + i);
+            total += p[c] * lanes(v + c * stride + i);
+        }
+        store(total, o + i);
+    }
+    for (; i < width; ++i)
+        for (int c = 0; c < C; ++c) o[i] += p[c] * v[c * stride + i];
+}
+
 // o = softmax(q k) v over `count` columns, `stride` numbers apart.
 template <class T>
 void attend(const float* q, const T* k, const T* v, float* o, int64_t count, int64_t stride, int64_t width) {
+    constexpr int C = 8;
     thread_local std::vector<float> weights;
     weights.resize(count);
-    float* p = weights.data();
-    float largest = -INFINITY, total = 0;
-    for (int64_t t = 0; t < count; ++t) {
-        float score = 0;
-#pragma omp simd reduction(+ : score)
-        for (int64_t i = 0; i < width; ++i) score += q[i] * k[t * stride + i];
-        p[t] = score;
-        largest = std::max(largest, score);
-    }
-    exponentials(p, count, largest);
+    float *p = weights.data(), total = 0;
+    int64_t t = 0;
+    for (; t + C <= count; t += C) score<C>(q, k + t * stride, p + t, stride, width);
+    for (; t < count; ++t) score<1>(q, k + t * stride, p + t, stride, width);
+    exponentials(p, count, *std::max_element(p, p + count));
 #pragma omp simd reduction(+ : total)
     for (int64_t t = 0; t < count; ++t) total += p[t];
+    for (int64_t t = 0; t < count; ++t) p[t] /= total;
     std::fill(o, o + width, 0.0f);
-    for (int64_t t = 0; t < count; ++t) {
-        float weight = p[t] / total;
-#pragma omp simd
-        for (int64_t i = 0; i < width; ++i) o[i] += weight * v[t * stride + i];
-    }
+    for (t = 0; t + C <= count; t += C) blend<C>(p + t, v + t * stride, o, stride, width);
+    for (; t < count; ++t) blend<1>(p + t, v + t * stride, o, stride, width);
 }
 
 // gate becomes silu(gate) * up.
