@@ -27,7 +27,8 @@ from .folders import find_model, loading
 class MllmOutput(ModelOutput):
     """Losses are sums over `text_count` text targets and `code_count` codes, so that a trainer can divide by counts
     of all its ranks and micro-batches; `loss` is the mean of this batch alone. `text_losses` and `code_losses` [P, K]
-    are those of each target, to look at: without gradient, and without z-loss."""
+    are those of each target, to look at: without gradient, and without z-loss. With a `code_share`, the codes' losses
+    are of the drawn positions, times how many positions each stands for: sums and counts estimate those of all."""
 
     loss: torch.Tensor | None = None
     text_loss: torch.Tensor | None = None
@@ -122,12 +123,14 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         code_weight: float = 1.0,
+        code_share: float = 1.0,
         pixels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> MllmOutput:
         """With `labels` [B, T] (-100: ignored), losses; without, `logits` [B, T, S] of the last `logits_to_keep`
         positions (0: all). `codes` are codes_NLK, or come from `pixels` [N, 3, H, W]; `is_target` [N] says which images
-        are to be drawn, not read."""
+        are to be drawn, not read. `code_share`: of the positions that carry loss, those whose codes the head predicts,
+        drawn by torch's generator."""
         if pixels is not None:
             codes = self.image_tokenizer.encode(pixels)
         if inputs_embeds is None:
@@ -145,9 +148,10 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits = self.lm_head(h_BTD[:, -logits_to_keep:])
             return MllmOutput(logits=logits, past_key_values=output.past_key_values)
         text_losses = self.text_losses(h_BTD, labels)
-        code_loss, code_losses_PK = self.code_loss(h_BTD, input_ids, codes, is_target)
+        code_loss, code_losses_PK = self.code_loss(h_BTD, input_ids, codes, is_target, code_share)
         text_loss = text_losses.sum()
-        counts = [torch.tensor(losses.numel(), device=losses.device) for losses in (text_losses, code_losses_PK)]
+        n_codes = 0 if codes is None or is_target is None else int(is_target.sum()) * codes[0].numel()
+        counts = [torch.tensor(count, device=h_BTD.device) for count in (text_losses.numel(), n_codes)]
         return MllmOutput(
             loss=(text_loss + code_weight * code_loss) / sum(counts).clamp(min=1),
             text_loss=text_loss,
@@ -177,8 +181,10 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ids_BT: torch.Tensor,
         codes_NLK: torch.Tensor | None,
         is_target_N: torch.Tensor | None,
+        share: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy sum over the codes of target images, with z-loss; and each one's alone, [P, K].
+        """Cross-entropy sum over the codes of target images, with z-loss; and each one's alone, [P, K]. Of a `share` of
+        the positions, drawn by torch's generator without replacement, in whose place it stands: right on average.
 
         The hidden state one position before a placeholder predicts it, the first from the begin-of-image id.
         """
@@ -191,13 +197,17 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         slots_BT = (ids_BT == self.config.image_token_id)[:, 1:]
         h_PD = h_BTD[:, :-1][slots_BT][wanted_NL.flatten()]
         codes_PK = codes_NLK[wanted_NL]
+        scale = 1.0
+        if share < 1:
+            drawn = torch.randperm(len(codes_PK))[: max(1, round(share * len(codes_PK)))].to(h_PD.device)
+            scale, h_PD, codes_PK = len(codes_PK) / len(drawn), h_PD[drawn], codes_PK[drawn]
         logits_PKV = self.code_head(h_PD, codes_PK).float()
         losses_PK = F.cross_entropy(logits_PKV.flatten(0, 1), codes_PK.flatten(), reduction="none").view_as(codes_PK)
         loss = losses_PK.sum()
         if self.config.code_z_loss:
             # UniTok's form: of the largest logit, not of the log-partition function (PaLM, arXiv 2204.02311).
             loss = loss + self.config.code_z_loss * logits_PKV.amax(-1).square().sum()
-        return loss, losses_PK
+        return scale * loss, scale * losses_PK
 
     def decode_image_tokens(self, codes_NLK: torch.Tensor) -> list:
         """codes_NLK -> PIL images."""

@@ -310,7 +310,8 @@ class DeepSpeedConfig:
 
 @dataclass
 class TrainConfig:
-    """A run of `scripts.train`."""
+    """A run of `scripts.train`. Codes count `code_weight` times as much as words. The code head predicts the codes of a
+    `code_share` of the positions to draw, others in each update; their losses stand for those of all."""
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -318,9 +319,12 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     deepspeed: DeepSpeedConfig | None = None
     code_weight: float = 1.0
+    code_share: float = 1.0
     prompts: list[PromptConfig] = field(default_factory=list)
 
     def __post_init__(self):
+        if not 0 < self.code_share <= 1:
+            raise ValueError(f"recipe, code_share: {self.code_share} is outside (0, 1]")
         if self.run.sample_every and not self.prompts:
             raise ValueError("recipe, run.sample_every: there are no `prompts` to draw or to answer")
         if self.deepspeed and self.optim.muon:

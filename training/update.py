@@ -36,7 +36,7 @@ def train_step(engine: TorchEngine, micro_batches: Sequence[Batch], config: Trai
     sums = torch.zeros(len(KINDS) + 1 + model.config.image_tokenizer["num_codebooks"], dtype=torch.double)
     guards = torch.zeros(2, dtype=torch.double)
     for place, batch in enumerate(micro_batches):
-        output = engine.forward(**inputs_of(batch, device))
+        output = engine.forward(**inputs_of(batch, device), code_share=config.code_share)
         loss = weight / config.code_weight * output.text_loss + weight * output.code_loss
         if isinstance(output, TunedOutput):
             loss = loss + output.guard_loss / n_images

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from data_recipes.scenes import captions, layout, questions
 from mllm import Mllm, generate_images
+from mllm.model import MllmOutput
 from mllm.templates import IGNORED, join
 from mllm.verify import ASKED_FOR_PROMPT
 from tokenizer import SIZES, ImageTokenizer
@@ -41,7 +43,7 @@ from training.optim import freeze, make_optimizer, schedule, set_lr
 from training.report import plot_run
 from training.tokenizer_train import train_tokenizer
 from training.train import train
-from training.update import train_step
+from training.update import inputs_of, train_step
 
 SHAPES = ScenesConfig(artwork="shapes")
 BACKBONE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -120,11 +122,13 @@ def test_resuming_the_image_tokenizer_is_invisible(tmp_path, text_folder):
     assert len(_losses(whole)) == 6 and _losses(parts) == _losses(whole)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_the_language_model_is_invisible(tmp_path, text_folder, codes_folder, image_tokenizer, workers):
+@pytest.mark.parametrize(("workers", "share"), [(0, 0.5), (2, 1.0)])
+def test_resuming_the_language_model_is_invisible(tmp_path, text_folder, codes_folder, image_tokenizer, workers, share):
     whole = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "whole", workers=workers)
+    whole.code_share = share
     train(whole)
     parts = _config(tmp_path, text_folder, codes_folder, image_tokenizer, "parts", workers=workers)
+    parts.code_share = share
     _stop_after(parts, 3, train)
     folder = train(parts)
     assert len(_losses(whole)) == 6 and _losses(parts) == _losses(whole)
@@ -197,6 +201,45 @@ def test_the_update_does_not_depend_on_how_samples_are_split(make_tiny_model, co
         gradients.append((report["loss"], report["grad_norm"]))
     assert gradients[1] == pytest.approx(gradients[0], rel=1e-5)
     assert gradients[2] == pytest.approx(gradients[0], rel=1e-5)
+
+
+def test_the_codes_of_a_share_of_the_positions_stand_for_all(make_tiny_model):
+    model, processor = make_tiny_model()
+    model.config.code_z_loss = 0.1
+    codes_NLK = torch.randint(0, 16, (3, 4, 2), generator=torch.Generator().manual_seed(1))
+    samples = [processor.encode_drawing("a dog", codes_LK) for codes_LK in codes_NLK]
+    inputs = inputs_of(processor.collate(samples), torch.device("cpu"))
+
+    def run(**share: float) -> tuple[MllmOutput, torch.Tensor]:
+        model.zero_grad()
+        output = model(**inputs, **share)
+        output.code_loss.backward()
+        return output, model.code_head.layers[0].qkv.weight.grad.clone()
+
+    def one_loss() -> float:
+        with torch.no_grad():
+            return model.code_loss(h_BTD, inputs["input_ids"], inputs["codes"], inputs["is_target"], 0.25)[0].item()
+
+    (every, gradient), (same, unchanged) = run(), run(code_share=1.0)
+    assert torch.equal(every.code_loss, same.code_loss) and torch.equal(gradient, unchanged)
+    # A draw and what it leaves out, each scaled to all 12 positions, average to all of them.
+    chosen = torch.randperm(12, generator=torch.Generator().manual_seed(2))
+    halves = []
+    for order in (chosen, chosen.flip(0)):
+        with patch("torch.randperm", lambda count, order=order: order):
+            halves.append(run(code_share=0.5))
+    (one, one_gradient), (other, other_gradient) = halves
+    assert one.code_losses.shape == (6, 2) and one.code_count == every.code_count == 24
+    whole, parts = every.code_loss.item(), [one.code_loss.item(), other.code_loss.item()]
+    assert parts[0] != pytest.approx(whole, rel=1e-4) and sum(parts) / 2 == pytest.approx(whole, rel=1e-5)
+    torch.testing.assert_close((one_gradient + other_gradient) / 2, gradient, rtol=1e-4, atol=1e-6)
+    # Every position is drawn as often as any other, and the generator alone says which.
+    h_BTD = model.backbone(inputs_embeds=model.embed(inputs["input_ids"], inputs["codes"])).last_hidden_state
+    torch.manual_seed(0)
+    sums = [one_loss() for _ in range(200)]
+    assert sum(sums) / 200 == pytest.approx(whole, rel=0.02)
+    torch.manual_seed(0)
+    assert one_loss() == sums[0] != sums[1]
 
 
 def test_a_tiny_model_overfits_two_images_and_draws_each_by_its_prompt(make_tiny_model):
