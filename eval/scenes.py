@@ -21,7 +21,6 @@ from PIL import Image
 
 from data_recipes.scenes import CLASSES, GENEVAL, QUESTIONS, World, a, expressible, held_out, questions
 from mllm import Mllm, Processor, generate_images, generate_text, generate_texts
-from mllm.text import contrastive_ids
 from tokenizer.weights import weights_hash
 
 from .detector import Detector
@@ -29,6 +28,7 @@ from .drawing import Picture, Settings, draw, geneval_pictures, in_batches, spre
 from .geneval import Prompt, judge_images, judge_prompt, load_records, summary
 from .image_metrics import psnr
 from .pieces import claim, digest, finish, work_json, write_json, write_whole
+from .zero_shot import text_reader
 
 SCENES = 600  # for questions and for the tokenizer, when no limit is given
 SPEED_PROMPT, SPEED_QUESTION = "a photo of a red car", "what is this?"
@@ -204,7 +204,8 @@ def verdicts(subject: Subject, out: Path, prompt: Sequence[Picture], refused: di
 
 def measure_tokenizer(subject: Subject, settings: Settings, out: Path) -> dict[str, Any] | None:
     """Mean PSNR in dB, share of the entries used by each sub-codebook, and zero-shot class accuracy: the share of
-    single-object scenes whose class name, of all, is nearest in the contrastive branch."""
+    single-object scenes whose class name, of all, is nearest in the contrastive branch. No such accuracy for a model
+    whose text tokenizer is not the one that this branch was trained with, such as a pretrained backbone's."""
     names_CE = class_features(subject)
     pieces = by_scenes(
         out / "pieces" / "tokenizer", settings, lambda seeds: reconstructed(subject, seeds, names_CE), "tokenizer"
@@ -213,37 +214,44 @@ def measure_tokenizer(subject: Subject, settings: Settings, out: Path) -> dict[s
         return None
     used = [set().union(*entries) for entries in zip(*(piece["used"] for piece in pieces), strict=True)]
     size = subject.model.image_tokenizer.config.codebook_size
+    found = [value for piece in pieces for value in piece["zero_shot"]]
     return {
         "psnr": mean([value for piece in pieces for value in piece["psnr"]]),
         "usage": {str(k): len(entries) / size for k, entries in enumerate(used)},
-        "zero_shot": mean([value for piece in pieces for value in piece["zero_shot"]]),
+        **({"zero_shot": mean(found)} if found else {}),
     }
 
 
 @torch.inference_mode()
-def class_features(subject: Subject) -> torch.Tensor:
-    """names_CE: one description of each class."""
+def class_features(subject: Subject) -> torch.Tensor | None:
+    """names_CE: one description of each class; None when the text tower does not read the model's text tokenizer."""
     image_tokenizer, captions = subject.model.image_tokenizer, [f"a photo of {a(name)}" for name in CLASSES]
-    config = image_tokenizer.config
-    ids_CT = contrastive_ids(subject.processor.tokenizer, captions, config.text_context, config.text_vocab_size)
-    return image_tokenizer.text_features(ids_CT.to(image_tokenizer.device))
+    try:
+        read_texts = text_reader(image_tokenizer.config, subject.processor.tokenizer)
+    except ValueError:
+        return None
+    return image_tokenizer.text_features(read_texts(captions).to(image_tokenizer.device))
 
 
 @torch.inference_mode()
-def reconstructed(subject: Subject, seeds: range, names_CE: torch.Tensor) -> dict[str, list]:
+def reconstructed(subject: Subject, seeds: range, names_CE: torch.Tensor | None) -> dict[str, list]:
     """{"psnr" of each scene, "used": entries of each sub-codebook, "zero_shot": is the class found}."""
     image_tokenizer, world = subject.model.image_tokenizer, subject.world
     images = [world.render(world.scene(seed, "held_out")) for seed in seeds]
     codes_NLK = image_tokenizer.encode(images)
-    single = [world.scene(seed, "held_out", "single_object") for seed in seeds]
-    nearest = image_tokenizer.image_features([world.render(scene) for scene in single]) @ names_CE.T
     return {
         "psnr": list(map(psnr, images, image_tokenizer.decode(codes_NLK))),
         "used": [column.unique().tolist() for column in codes_NLK.flatten(0, 1).unbind(1)],
-        "zero_shot": [
-            CLASSES[i] == scene.things[0].name for i, scene in zip(nearest.argmax(1).tolist(), single, strict=True)
-        ],
+        "zero_shot": [] if names_CE is None else classified(subject, seeds, names_CE),
     }
+
+
+def classified(subject: Subject, seeds: range, names_CE: torch.Tensor) -> list[bool]:
+    """Of scenes with a single object, whether its class is the nearest."""
+    world = subject.world
+    single = [world.scene(seed, "held_out", "single_object") for seed in seeds]
+    nearest = subject.model.image_tokenizer.image_features([world.render(scene) for scene in single]) @ names_CE.T
+    return [CLASSES[i] == scene.things[0].name for i, scene in zip(nearest.argmax(1).tolist(), single, strict=True)]
 
 
 # ---- speed

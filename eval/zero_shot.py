@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data_recipes.images import ImageSource
 from data_recipes.scenes import CAPTION_FORMS, CLASSES, a
@@ -98,8 +98,7 @@ def read_lines(file: Path) -> list[str]:
 def load_text_reader(config: ImageTokenizerConfig, name: str | Path) -> TextReader:
     """With the text tokenizer in the folder `name`, or OpenAI's where the text tower has its size. Raises ValueError
     when there is none, or another one than the text tower was trained with."""
-    size = config.text_vocab_size
-    if size == CLIP_VOCABULARY:
+    if config.text_vocab_size == CLIP_VOCABULARY:
         try:
             from open_clip.tokenizer import SimpleTokenizer
         except ImportError as error:
@@ -109,10 +108,18 @@ def load_text_reader(config: ImageTokenizerConfig, name: str | Path) -> TextRead
         text_tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # transformers raises whatever a folder without one leads to
         raise ValueError(f"{name} holds no text tokenizer: name its folder with --text-tokenizer") from error
+    try:
+        return text_reader(config, text_tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}: name the folder of its own with --text-tokenizer") from error
+
+
+def text_reader(config: ImageTokenizerConfig, text_tokenizer: PreTrainedTokenizerBase) -> TextReader:
+    """Raises ValueError for another text tokenizer than the text tower was trained with."""
+    size = config.text_vocab_size
     if len(text_tokenizer) + 1 != size:  # the last entry ends a text
         raise ValueError(
-            f"the text tokenizer of {name} has {len(text_tokenizer)} entries, the text tower was trained with "
-            f"{size - 1}: name the folder of its own with --text-tokenizer"
+            f"the text tokenizer has {len(text_tokenizer)} entries, the text tower was trained with {size - 1}"
         )
     return partial(contrastive_ids, text_tokenizer, context=config.text_context, vocab_size=size)
 

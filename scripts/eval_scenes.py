@@ -41,6 +41,8 @@ def print_report(results: dict[str, Any]) -> None:
         if not line.name.startswith("drawing.") or line.goal:
             table.add_row(line.name, f"{line.value:.3f}", line.goal, mark(line))
     Console().print(table)
+    if "tokenizer" in results and "zero_shot" not in results["tokenizer"]["scores"]:
+        print("no zero-shot accuracy: the image tokenizer's text tower does not read this model's text tokenizer")
     if "drawing" in results:
         scores = results["drawing"]["scores"]
         table = Table("GenEval", *DRAWN.values())

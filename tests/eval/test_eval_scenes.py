@@ -1,5 +1,6 @@
 """The scenes report: every part runs on a tiny model, goes on where it stopped, and never mixes two runs."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -153,6 +154,18 @@ def test_tokenizer_part(subject, tmp_path):
     assert all(0 < value <= 1 for value in scores["usage"].values())
     assert 0 < scores["psnr"] < 60
     assert 0 <= scores["zero_shot"] <= 1
+
+
+def test_a_text_tokenizer_that_the_text_tower_does_not_read_leaves_zero_shot_out(subject, tmp_path, capsys):
+    """As a pretrained backbone's, which is many times as large."""
+    processor = copy.deepcopy(subject.processor)
+    processor.tokenizer.add_tokens([f"word{number}" for number in range(8)])
+    results = evaluate_scenes(subject._replace(processor=processor), SMALL, tmp_path / "larger", ["tokenizer"])
+    assert set(results["tokenizer"]["scores"]) == {"psnr", "usage"}
+    print_report(results)
+    assert "no zero-shot accuracy: the image tokenizer's text tower does not read" in capsys.readouterr().out
+    print_report(evaluate_scenes(subject, SMALL, tmp_path / "own", ["tokenizer"]))
+    assert "no zero-shot" not in capsys.readouterr().out
 
 
 def test_speed_part(subject, tmp_path, monkeypatch):
