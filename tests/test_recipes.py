@@ -1,5 +1,6 @@
 """Every recipe in the repository loads, and a mistake in one is refused by name."""
 
+import json
 import re
 from pathlib import Path
 
@@ -108,3 +109,12 @@ def test_a_source_can_be_added_on_the_command_line():
     config = load("training/stages/mixed.yaml", "data.sources.chats={weight: 1, shards: ['codes/chats/*.tar']}")
     assert config.data.sources["chats"].shards == ["codes/chats/*.tar"]
     assert set(config.data.sources) == {"scenes", "chats"}
+
+
+def test_what_goes_on_with_scenes_keeps_its_layouts():
+    """A model that plans its drawings, and is trained on drawings without plans, forgets to."""
+    plans = json.loads((ROOT / "checkpoints" / "scenes" / "config.json").read_text())["plan_length"] > 0
+    recipes = [load(recipe) for recipe in RECIPES if not Path(recipe).name.startswith(("tokenizer", "decoder"))]
+    going_on = [config for config in recipes if config.model.init_from == "scenes"]
+    assert going_on
+    assert all(source.scenes.layouts == plans for config in going_on for source in config.data.sources.values())
