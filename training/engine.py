@@ -126,10 +126,24 @@ class ZeroEngine(TorchEngine):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        with self.zero.GatheredParameters(list(self.model.parameters()), enabled=self.stage == 3):
+        with self.zero.GatheredParameters(list(self.model.parameters()), enabled=self.stage == 3), self._alone():
             inside, self.model.image_tokenizer = self.model.image_tokenizer, self.image_tokenizer
             yield
             self.model.image_tokenizer = inside
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Stage 3's hooks taken out of the model: after a module they give its weights back, and before its next use
+        wait for ranks that are not there."""
+        if self.stage < 3:
+            yield
+            return
+        offload = self.optimizer.parameter_offload
+        for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+            hook.remove()
+        offload.forward_hooks, offload.backward_hooks = [], []
+        yield
+        offload._register_deepspeed_module(self.model)
 
     def weights(self) -> dict[str, torch.Tensor]:
         if self.stage < 3:

@@ -73,13 +73,15 @@ def test_options_change_no_loss(tmp_path, stage, words):
     "stage", [pytest.param([], id="torch"), *STAGES[1:3], pytest.param(["deepspeed.stage=3"], id="3")]
 )
 def test_ranks_without_images_keep_up(tmp_path, stage):
-    """One rank has text alone, the other one drawings alone, in every update; most of the backbone is frozen."""
+    """One rank has text alone, the other one drawings alone, in every update; most of the backbone is frozen. After
+    each update, rank 0 draws and answers alone."""
     write_shard(tmp_path / "text" / "0.tar", {f"{number}": talk("who?", f"number {number}") for number in range(8)})
     sources = f"{{text: {{shards: ['{tmp_path}/text/*.tar']}}, scenes: {{scenes: {{draw: 1, answer: 0}}}}}}"
     trainable = "model.trainable=[backbone.layers.1, lm_head, code_embed, code_head]"
     words = [f"data.sources={sources}", trainable, "run.global_batch_size=2", "run.batch_size=1", "run.save_every=1"]
     one = Run(tmp_path, "one", *words).to(3, 1)
-    two = Run(tmp_path, "two", *words, *stage).to(3, 2)
+    two = Run(tmp_path, "two", *words, *stage, "run.sample_every=1").to(3, 2)
+    assert len(list((two.path / "pictures").iterdir())) == len(list((two.path / "texts").iterdir())) == 3
     assert two.losses == pytest.approx(one.losses, rel=1e-4)
     before, after = two.weights(2), two.weights(3)
     moved = {name for name in after if not torch.equal(before[name], after[name])}
