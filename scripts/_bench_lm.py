@@ -25,12 +25,13 @@ from training.config import MixConfig, TrainConfig, load_config
 from training.data import answering_sample, drawing_sample, scene_seed
 from training.device import pick_device
 from training.engine import TorchEngine
+from training.mixture import divide
 from training.train import PADDED_TO, build_model, prepare
 from training.update import train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE, RANKS_RECIPE = ROOT / "training" / "stages" / "mixed.yaml", ROOT / "data_recipes" / "debug.yaml"
-PACK = 256  # positions of a row
+PACK = 384  # positions of a row: several samples, the longest of them with one or two more
 RELEASED = "unitok-base"  # image tokenizers for photographs; that of `scenes` is too small to matter here
 LARGE_VOCABULARY = 32_000  # of most pretrained backbones
 WIDTH = 768  # of the backbone that several processes train
@@ -59,7 +60,7 @@ class Pair:
 
 class Updates:
     """The model of `scenes` from the same random weights, with an image tokenizer of some `size`, trained on the same
-    scenes, in batches of one form."""
+    scenes in one form: an update is the recipe's, of `accumulate` batches."""
 
     def __init__(self, batch: int, *words: str, images: str = "codes", size: str = "scenes"):
         fixed = [TEXT_TOKENIZER, *PLAIN, f"run.batch_size={batch}", f"model.image_tokenizer=new:{size}"]
@@ -69,21 +70,24 @@ class Updates:
         model, self.processor, _ = build_model(config.model)
         prepare(model, config, device)
         self.engine, self.config = TorchEngine(model, config, device), config
-        self.samples = sequences(self.processor, model, batch, images)
+        mix = config.data.sources["scenes"].scenes
+        self.samples = sequences(self.processor, model, mix, batch * config.run.accumulate, images)
 
     def tokens(self) -> int:
         return sum(len(sample.ids) for sample in self.samples)
 
     def update(self) -> float:
-        batch = self.processor.collate(
-            self.samples, self.engine.image_tokenizer, pack=self.config.data.pack, multiple=PADDED_TO
-        )
-        return train_step(self.engine, [batch], self.config)()["loss"]
+        run, pack = self.config.run, self.config.data.pack
+        batches = [
+            self.processor.collate(part, self.engine.image_tokenizer, pack=pack, multiple=PADDED_TO)
+            for part in divide(self.samples, run.batch_size, run.accumulate, pack)
+        ]
+        return train_step(self.engine, batches, self.config)()["loss"]
 
 
-def sequences(processor, model: Mllm, count: int, images: str) -> list[Sample]:
-    """Drawings and answers as the recipe mixes them, with images as `codes` or `pixels`."""
-    world, mix, rng, made = World("shapes"), MixConfig(draw=0.7, answer=0.3), Random(0), []
+def sequences(processor, model: Mllm, mix: MixConfig, count: int, images: str) -> list[Sample]:
+    """Drawings and answers as a recipe mixes them, with images as `codes` or `pixels`."""
+    world, rng, made = World("shapes"), Random(0), []
     sizes = model.image_tokenizer.config
     for number in range(count):
         scene = world.scene(scene_seed("train", number), "train")
@@ -97,17 +101,24 @@ def sequences(processor, model: Mllm, count: int, images: str) -> list[Sample]:
 def pairs(batch: int) -> list[Callable[[], Pair]]:
     """What makes each comparison: one at a time, as models take memory. Raises ValueError, when made, for a pair with
     different losses."""
-    return [lambda make=make: checked(make(batch)) for make in (packed, codes, labelled, compiled)]
+    return [lambda make=make: checked(make(batch)) for make in (packed, unsorted, codes, labelled, compiled)]
 
 
-def packed(batch: int) -> Pair:
-    ours, plain = Updates(batch, f"data.pack={PACK}", f"data.max_length={PACK}"), Updates(batch)
-    return Pair(f"packed / padded, batch {batch}", ours.update, plain.update, {"real tokens/s": ours.tokens()})
+def packed(batch: int, *words: str, name: str = "packed / padded") -> Pair:
+    """Micro-batches as in training: the padded ones hold samples of about the same length."""
+    ours, plain = Updates(batch, f"data.pack={PACK}", f"data.max_length={PACK}", *words), Updates(batch, *words)
+    return Pair(f"{name}, batch {batch}", ours.update, plain.update, {"real tokens/s": ours.tokens()})
+
+
+def unsorted(batch: int) -> Pair:
+    """One micro-batch has all lengths, as any has without `accumulate`."""
+    return packed(batch, "run.accumulate=1", name="packed / padded, all lengths")
 
 
 def codes(batch: int) -> Pair:
     ours, plain = (Updates(batch, images=images, size=RELEASED) for images in ("codes", "pixels"))
-    return Pair(f"codes / pixels of {RELEASED}, batch {batch}", ours.update, plain.update, {"samples/s": batch})
+    name = f"codes / pixels of {RELEASED}, batch {batch}"
+    return Pair(name, ours.update, plain.update, {"samples/s": len(ours.samples)})
 
 
 def labelled(batch: int) -> Pair:
@@ -118,12 +129,14 @@ def labelled(batch: int) -> Pair:
         with logits_everywhere():
             return plain.update()
 
-    return Pair(f"logits at labels / everywhere, batch {batch}", ours.update, everywhere, {"samples/s": batch})
+    name = f"logits at labels / everywhere, batch {batch}"
+    return Pair(name, ours.update, everywhere, {"samples/s": len(ours.samples)})
 
 
 def compiled(batch: int) -> Pair:
     ours, plain = Updates(batch, "run.compile=true", "run.precision=bf16"), Updates(batch)
-    return Pair(f"compiled bf16 / eager fp32, batch {batch}", ours.update, plain.update, {"samples/s": batch}, 2e-2)
+    name = f"compiled bf16 / eager fp32, batch {batch}"
+    return Pair(name, ours.update, plain.update, {"samples/s": len(ours.samples)}, 2e-2)
 
 
 def checked(pair: Pair, steps: int = 2) -> Pair:

@@ -284,9 +284,14 @@ class MixtureUpdates(Dataset):
         first = self.seen + update * self.samples + self.rank * size
         found = [self.mixture.sample(position) for position in range(first, first + size)]
         problems = [problem for _, problems in found for problem in problems]
-        samples = sorted((sample for sample, _ in found if sample is not None), key=lambda sample: len(sample.ids))
-        if self.mixture.config.pack:  # all lengths in each, so that rows become full and micro-batches equally long
-            parts = [samples[part :: self.accumulate] for part in range(self.accumulate)]
-        else:
-            parts = [samples[part : part + self.batch_size] for part in range(0, size, self.batch_size)]
+        samples = [sample for sample, _ in found if sample is not None]
+        parts = divide(samples, self.batch_size, self.accumulate, self.mixture.config.pack)
         return Update(parts, problems, complete=len(samples) == size)
+
+
+def divide(samples: Sequence[Sample], batch_size: int, accumulate: int, pack: int) -> list[list[Sample]]:
+    """A rank's samples of an update as `accumulate` micro-batches, such that each needs little padding."""
+    ordered = sorted(samples, key=lambda sample: len(sample.ids))
+    if pack:  # all lengths in each, so that rows become full and micro-batches equally long
+        return [ordered[part::accumulate] for part in range(accumulate)]
+    return [ordered[first : first + batch_size] for first in range(0, accumulate * batch_size, batch_size)]

@@ -111,7 +111,7 @@ def test_update(figures, monkeypatch):
     monkeypatch.setattr(_bench_lm, "RELEASED", "tiny")
     monkeypatch.setattr(_bench_lm, "WIDTH", 64)
     told = {figure["name"]: figure for figure in figures("update", "--shape", "scenes", "--batch", 4)["figures"]}
-    assert len(told) == 7
+    assert len(told) == 8
     assert told["logits at labels / everywhere"]["ratio"] > 1 and all(one["ratio"] > 0 for one in told.values())
 
 
