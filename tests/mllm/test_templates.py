@@ -183,7 +183,7 @@ def test_answers_and_drawings(model, processor):
     answers = generate_texts(model, processor, [[_user(PICTURE, "a dog?")], [_user("hi")]], max_new_tokens=5)
     assert answers[0] == generate_texts(model, processor, [[_user(PICTURE, "a dog?")]], max_new_tokens=5)[0]
     exact, again, published = (
-        generate_images(model, processor, ["a dog"], temperature=0, code_context=context)[0].tobytes()
+        generate_images(model, processor, ["a dog"], cfg_scale=3.0, temperature=0, code_context=context)[0].tobytes()
         for context in ("exact", "exact", "published")
     )
     assert exact == again != published
