@@ -142,8 +142,10 @@ class ZeroEngine(TorchEngine):
         for hook in [*offload.forward_hooks, *offload.backward_hooks]:
             hook.remove()
         offload.forward_hooks, offload.backward_hooks = [], []
-        yield
-        offload._register_deepspeed_module(self.model)
+        try:
+            yield
+        finally:
+            offload._register_deepspeed_module(self.model)
 
     def weights(self) -> dict[str, torch.Tensor]:
         if self.stage < 3:
