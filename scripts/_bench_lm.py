@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from data_recipes.scenes import World
 from mllm import Mllm
 from mllm.templates import Sample
-from scripts._bench_load import peak_gb
 from tokenizer.transform import to_pixels
 from training.config import MixConfig, TrainConfig, load_config
 from training.data import answering_sample, drawing_sample, scene_seed
 from training.device import pick_device
 from training.engine import TorchEngine
+from training.metrics import peak_memory
 from training.mixture import divide
 from training.train import PADDED_TO, build_model, prepare
 from training.update import train_step
@@ -225,8 +225,8 @@ def told(command: Sequence[str], environment: Mapping[str, str]) -> str:
 
 if __name__ == "__main__":
     updates = Updates(int(sys.argv[2]), f"model.backbone.vocab_size={LARGE_VOCABULARY}")
-    before = peak_gb()
+    before = peak_memory(torch.device("cpu"))
     with logits_everywhere() if sys.argv[1] == "everywhere" else nullcontext():
         for _ in range(2):  # the first makes the optimizer's state
             updates.update()
-    print(peak_gb() - before)
+    print((peak_memory(torch.device("cpu")) - before) / 2**30)

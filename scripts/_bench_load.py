@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from resource import RUSAGE_SELF, getpagesize, getrusage
+from resource import getpagesize
 
 
 def measure_load(model: str) -> dict[str, float]:
@@ -18,15 +18,17 @@ def measure_load(model: str) -> dict[str, float]:
 
 
 def main(name: str) -> None:
+    import torch
     from safetensors.torch import load_file
 
     from mllm import Mllm, Processor  # noqa: F401 - their imports are no part of loading
     from mllm.folders import find_model
     from scripts._load import load_model
+    from training.metrics import peak_memory
 
     before, start = resident_gb(), time.perf_counter()
     model, _ = load_model(name)
-    seconds, peak = time.perf_counter() - start, peak_gb() - before
+    seconds, peak = time.perf_counter() - start, peak_memory(torch.device("cpu")) / 2**30 - before
     weights = sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers())) / 2**30
     start = time.perf_counter()
     for file in Path(find_model(name)).glob("*.safetensors"):
@@ -34,11 +36,6 @@ def main(name: str) -> None:
             tensor.sum()  # files are mapped, and read when they are used
     told = {"seconds": seconds, "peak_gb": peak, "weights_gb": weights, "read_seconds": time.perf_counter() - start}
     print(json.dumps(told))
-
-
-def peak_gb() -> float:
-    """The most memory this process has held."""
-    return getrusage(RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def resident_gb() -> float:

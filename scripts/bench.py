@@ -54,7 +54,7 @@ from mllm.quantize import KINDS, quantize
 from mllm.sampling import Pick, Picker
 from mllm.stream import Stream
 from scripts._bench_lm import measure_logits, measure_ranks, measure_zero, pairs
-from scripts._bench_load import measure_load, peak_gb
+from scripts._bench_load import measure_load
 from scripts._bench_reference import (
     GUIDANCE,
     SAMPLING,
@@ -71,6 +71,7 @@ from scripts._files import finished
 from scripts._load import load_image_tokenizer, load_model
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 from tokenizer.transform import to_images
+from training.metrics import peak_memory
 
 # Width and layers; "7b-layers" is two of a 7B model's, to fit anywhere.
 BACKBONES = {"tiny": (64, 2), "w320": (320, 6), "w576": (576, 30), "w2048": (2048, 16)}
@@ -525,7 +526,7 @@ def print_table(figures: Sequence[Figure]) -> None:
         )
         table.add_row(figure.name, figure.unit, *values, f"{figure.ratio:.2f}")
     Console().print(table)
-    print(f"peak memory: {peak_memory():.2f} GB")
+    print(f"peak memory: {peak_memory(torch.device(device())) / 2**30:.2f} GB")
 
 
 def plot(figures: Sequence[Figure], file: Path) -> None:
@@ -544,15 +545,10 @@ def plot(figures: Sequence[Figure], file: Path) -> None:
         canvas.savefig(part, format="png", dpi=120)
 
 
-def peak_memory() -> float:
-    """GB: of the GPU where there is one, else of this process."""
-    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else peak_gb()
-
-
 def report(args: argparse.Namespace, figures: Sequence[Figure]) -> dict[str, Any]:
     settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot")}
     settings |= {"device": device(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    settings |= {"peak_memory_gb": peak_memory()}
+    settings |= {"peak_memory_gb": peak_memory(torch.device(device())) / 2**30}
     if args.command == "generate":
         settings |= {"cfg_scale": GUIDANCE, **SAMPLING}
     return {"settings": settings, "figures": [asdict(figure) for figure in figures]}

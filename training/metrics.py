@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import resource
 import signal
 import sys
@@ -192,7 +193,10 @@ def peak_memory(device: torch.device) -> int:
     """Bytes that this process had at most: on the GPU, or altogether."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not ru_maxrss, which on Linux begins with the most that the parent process held.
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def ignore_stop_signals(_worker: int) -> None:
