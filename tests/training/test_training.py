@@ -427,3 +427,9 @@ def test_an_image_tokenizer_of_the_same_codes_can_be_exported_instead(
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(ValueError, match="is no run: it has no metrics.jsonl"):
         plot_run(tmp_path, tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_an_impossible_code_share_is_refused(share):
+    with pytest.raises(ValueError, match=rf"code_share: {share} is outside \(0, 1\]"):
+        TrainConfig(code_share=share)
