@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -530,23 +531,23 @@ def ask_count(scene: Scene, rng: random.Random) -> Asked:
 
 
 def ask_color(scene: Scene, rng: random.Random) -> Asked:
-    thing = rng.choice(scene.things)
-    if thing.color:
-        many = scene.skill == "counting"
-        yield "color", f"are the {plural(thing.name)}" if many else f"is the {thing.name}", thing.color
+    for thing in {t.name: t for t in scene.things}.values():
+        if thing.color:
+            many = scene.skill == "counting"
+            yield "color", f"are the {plural(thing.name)}" if many else f"is the {thing.name}", thing.color
 
 
 def ask_where(scene: Scene, rng: random.Random) -> Asked:
-    if scene.skill == "counting":
-        return
+    """Of two things about each: who is asked about one only learns to describe the picture, whatever is asked."""
     if len(scene.things) == 1:
-        name, answer = scene.things[0].name, side_of(scene)
-    else:
-        first, second = rng.sample(scene.things, 2)
-        word = relation(first, second)
-        name, answer = first.name, word and f"{word} the {second.name}"
-    if answer:
-        yield "where", f"the {name}", answer
+        side = side_of(scene)
+        if side:
+            yield "where", f"the {scene.things[0].name}", side
+    elif scene.skill != "counting":
+        for thing, other in permutations(scene.things):
+            word = relation(thing, other)
+            if word:
+                yield "where", f"the {thing.name}", f"{word} the {other.name}"
 
 
 def ask_exists(scene: Scene, rng: random.Random) -> Asked:
