@@ -1,5 +1,6 @@
 """The language model's training loop: a mixture of sequences in, a model folder out."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -101,6 +102,7 @@ def prepare(model: Mllm, config: TrainConfig, device: torch.device) -> None:
 
 def compile_layers(model: Mllm) -> None:
     """Compile layer by layer: one small graph serves all layers, and batches of any length."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of nvcc where there is no GPU
     for layer in [*model.backbone.layers, *getattr(model.code_head, "layers", [])]:
         layer.compile(dynamic=True)
 
