@@ -28,7 +28,7 @@ from .drawing import Picture, Settings, draw, geneval_pictures, in_batches, spre
 from .geneval import Prompt, judge_images, judge_prompt, load_records, summary
 from .image_metrics import psnr
 from .pieces import claim, digest, finish, work_json, write_json, write_whole
-from .zero_shot import text_reader
+from .zero_shot import reads, text_reader
 
 SCENES = 600  # for questions and for the tokenizer, when no limit is given
 SPEED_PROMPT, SPEED_QUESTION = "a photo of a red car", "what is this?"
@@ -226,10 +226,10 @@ def measure_tokenizer(subject: Subject, settings: Settings, out: Path) -> dict[s
 def class_features(subject: Subject) -> torch.Tensor | None:
     """names_CE: one description of each class; None when the text tower does not read the model's text tokenizer."""
     image_tokenizer, captions = subject.model.image_tokenizer, [f"a photo of {a(name)}" for name in CLASSES]
-    try:
-        read_texts = text_reader(image_tokenizer.config, subject.processor.tokenizer)
-    except ValueError:
+    config, text_tokenizer = image_tokenizer.config, subject.processor.tokenizer
+    if not reads(config, text_tokenizer):
         return None
+    read_texts = text_reader(config, text_tokenizer)
     return image_tokenizer.text_features(read_texts(captions).to(image_tokenizer.device))
 
 

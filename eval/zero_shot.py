@@ -114,10 +114,15 @@ def load_text_reader(config: ImageTokenizerConfig, name: str | Path) -> TextRead
         raise ValueError(f"{name}: {error}: name the folder of its own with --text-tokenizer") from error
 
 
+def reads(config: ImageTokenizerConfig, text_tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Is it as large as the text tokenizer that the text tower was trained with?"""
+    return len(text_tokenizer) + 1 == config.text_vocab_size  # the last entry ends a text
+
+
 def text_reader(config: ImageTokenizerConfig, text_tokenizer: PreTrainedTokenizerBase) -> TextReader:
     """Raises ValueError for another text tokenizer than the text tower was trained with."""
     size = config.text_vocab_size
-    if len(text_tokenizer) + 1 != size:  # the last entry ends a text
+    if not reads(config, text_tokenizer):
         raise ValueError(
             f"the text tokenizer has {len(text_tokenizer)} entries, the text tower was trained with {size - 1}"
         )

@@ -12,11 +12,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from tokenizer import ImageTokenizerConfig
-
 from .folders import find_model, loading
 from .templates import IGNORED, TEMPLATES, Sample
-from .text import contrastive_ids
 
 
 @dataclass
@@ -69,10 +66,6 @@ class MllmProcessor(ProcessorMixin):
         folder = find_model(name)
         with loading(folder):
             return super().from_pretrained(folder, *args, **kwargs)
-
-    def contrastive_ids(self, texts: Sequence[str], sizes: ImageTokenizerConfig) -> torch.Tensor:
-        """ids_NT for `ImageTokenizer.text_features`."""
-        return contrastive_ids(self.tokenizer, texts, sizes.text_context, sizes.text_vocab_size)
 
     def encode(self, messages: Sequence[dict[str, Any]], open_answer: bool = True) -> Sample:
         """A chat as one sequence; assistant turns are targets. `open_answer` ends it where the next answer begins.
