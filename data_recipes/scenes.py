@@ -447,6 +447,7 @@ ASKED_FOR_LAYOUT = (
     "list all things and their boxes.",
     "say where each thing is.",
 )
+ASKED_FOR_BOX = ("locate the {}.", "where exactly is the {}?", "give the box of the {}.", "find the {}.")
 
 
 def layout(scene: Scene) -> str:
@@ -575,6 +576,18 @@ QUESTIONS = {
     "exists": ask_exists,
     "describe": ask_describe,
 }
+
+
+def layout_questions(scene: Scene, rng: random.Random) -> list[Question]:
+    """One about all things and their boxes and, of two things, one about the box of each: what a name in a question
+    refers to is learned from these, long before it is from "left of"."""
+    asked = [Question("layout", rng.choice(ASKED_FOR_LAYOUT), layout(scene))]
+    if len({thing.name for thing in scene.things}) > 1:
+        asked += [
+            Question("box", rng.choice(ASKED_FOR_BOX).format(thing.name), hundredths(thing, scene.size))
+            for thing in scene.things
+        ]
+    return asked
 
 
 def questions(scene: Scene, rng: random.Random) -> list[Question]:

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from data_recipes.scenes import ASKED_FOR_LAYOUT, Question, Scene, World, layout, questions, some_caption
+from data_recipes.scenes import Question, Scene, World, layout, layout_questions, questions, some_caption
 from mllm.processor import MllmProcessor
 from mllm.templates import Sample, join
 from mllm.verify import ASKED_FOR_PROMPT
@@ -120,7 +120,7 @@ def answering_sample(
     if rng.random() < config.chats:
         return processor.encode(_chat(part, asked[: config.questions_per_image]), open_answer=False)
     if config.layouts:
-        asked.append(Question("layout", rng.choice(ASKED_FOR_LAYOUT), layout(scene)))
+        asked += layout_questions(scene, rng)
     asked.append(Question("prompt", ASKED_FOR_PROMPT, some_caption(scene, rng)))
     return join([processor.encode(_chat(part, [one]), open_answer=False) for one in asked])
 

@@ -29,6 +29,7 @@ from data_recipes.scenes import (
     held_out,
     is_held_out,
     layout,
+    layout_questions,
     noun,
     plural,
     questions,
@@ -264,6 +265,17 @@ def test_where_of_a_single_thing_is_clearly_off_centre(world):
                 axis = {"on the left": -dx, "on the right": dx, "at the top": -dy, "at the bottom": dy}
                 assert axis[question.answer] >= 16
                 assert min(abs(dx), abs(dy)) <= 8
+
+
+def test_of_two_things_the_box_of_each_is_asked_for(world):
+    for seed in range(30):
+        scene = world.scene(seed)
+        about_all, *about_one = layout_questions(scene, random.Random(seed))
+        assert about_all.answer == layout(scene)
+        pair = len({thing.name for thing in scene.things}) == 2
+        assert len(about_one) == (2 if pair else 0)
+        for question, thing in zip(about_one, scene.things, strict=False):
+            assert thing.name in question.text and f"{thing.name} {question.answer}" in layout(scene)
 
 
 def test_a_layout_gives_every_thing_and_its_box_in_reading_order(world):
