@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
@@ -38,3 +39,11 @@ def loading(name: str | Path) -> Iterator[None]:
     except (OSError, SafetensorError, HFValidationError, json.JSONDecodeError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"cannot load model {str(name)!r}: {reason}") from error
+
+
+def unread(files: Sequence[str]) -> dict[str, Any] | None:
+    """By name, the tensors of safetensors files (None for others), each read when it is sliced."""
+    if not all(file.endswith(".safetensors") for file in files):
+        return None
+    opened = [safe_open(file, "pt", backend="pread") for file in files]
+    return {key: file.get_slice(key) for file in opened for key in file.keys()}  # noqa: SIM118 - no mapping

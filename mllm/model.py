@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
 from tokenizer import ImageTokenizer
@@ -20,7 +21,7 @@ from tokenizer.weights import weights_hash
 
 from .codes import CODE_EMBEDDINGS, CODE_HEADS
 from .config import MllmConfig
-from .folders import find_model, loading
+from .folders import find_model, loading, unread
 
 
 @dataclass
@@ -82,6 +83,14 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if wrong:
             raise ValueError(f"{name}: weights and config disagree on {len(wrong)} tensors, e.g. {sorted(wrong)[0]}")
         return model
+
+    @staticmethod
+    def _load_pretrained_model(model: Any, state_dict: dict | None, checkpoint_files: Any, *args: Any, **kwargs: Any):
+        """transformers would map files into memory: weights that change precision would be held in both, and a file
+        that is replaced meanwhile would end the process."""
+        if state_dict is None and not is_deepspeed_zero3_enabled():
+            state_dict = unread(checkpoint_files)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         # The image tokenizer initialises itself, by its own paper's rules.
