@@ -87,7 +87,8 @@ def quantize(model: "MllmForConditionalGeneration", kind: str) -> "MllmForCondit
     if model.device.type != "cpu":
         raise ValueError(f"quantization {kind} runs on a CPU, the model is on {model.device}")
     for part in (model.backbone, model.lm_head, model.code_embed, model.code_head):
-        part.bfloat16()
+        for weight in part.parameters():  # buffers stay: in bfloat16, angles of rotary embeddings drift
+            weight.data = weight.data.bfloat16()
     for module in list(model.backbone.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):

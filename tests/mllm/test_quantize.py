@@ -40,10 +40,12 @@ def test_any_number_of_blocks_of_outputs(kind):
 def test_a_quantized_model_draws_and_answers(make_tiny_model, kind):
     model, processor = make_tiny_model()
     tokenizer = {name: x.clone() for name, x in model.image_tokenizer.state_dict().items()}
+    frequencies = model.backbone.rotary_emb.inv_freq.clone()
     assert quantize(model, kind) is model
     inside = [type(module) for module in model.backbone.layers.modules() if hasattr(module, "bias")]
     assert inside.count(KINDS[kind]) == 2 * 7 and nn.Linear not in inside
     assert model.lm_head.weight.dtype == model.code_head.outputs[0].weight.dtype == torch.bfloat16
+    assert torch.equal(model.backbone.rotary_emb.inv_freq, frequencies)
     assert all(torch.equal(x, tokenizer[name]) for name, x in model.image_tokenizer.state_dict().items())
     first, again = (generate_images(model, processor, ["a dog", "a cat"], seeds=3) for _ in range(2))
     assert [image.tobytes() for image in first] == [image.tobytes() for image in again]
