@@ -5,6 +5,7 @@ heads are in bfloat16, the image tokenizer stays as it is.
 Shapes: R rows of inputs, I inputs, O outputs, G groups of 32 inputs.
 """
 
+import ctypes
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,15 @@ def quantize(model: "MllmForConditionalGeneration", kind: str) -> "MllmForCondit
             if isinstance(child, nn.Linear):
                 check_size(child, kind)
                 setattr(module, name, KINDS[kind](child))
+    return_memory()
     return model
+
+
+def return_memory() -> None:
+    """glibc keeps what was freed between what is still in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def check_size(linear: nn.Linear, kind: str) -> None:

@@ -43,7 +43,8 @@ def load_model(name: str, quantization: str | None = None) -> tuple[Mllm, Proces
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        model, processor = Mllm.from_pretrained(name), Processor.from_pretrained(name)
+        dtype = "bfloat16" if quantization else "auto"  # what is quantized is never held in float32
+        model, processor = Mllm.from_pretrained(name, dtype=dtype), Processor.from_pretrained(name)
         model = model.to(device()).eval()
         if quantization:
             from mllm.quantize import quantize

@@ -6,7 +6,7 @@ python -m scripts.bench generate --shape w320 --batch 1 8 --positions 32 --json
 python -m scripts.bench answer --model scenes --tokens 64
 python -m scripts.bench step --shape w576 --tokens 16
 python -m scripts.bench prefill --shape 7b-layers --tokens 256
-python -m scripts.bench load --model scenes
+python -m scripts.bench load --shape w576 --form int8
 python -m scripts.bench train --shape scenes --batch 32
 python -m scripts.bench update --shape scenes --batch 8
 
@@ -14,7 +14,8 @@ encode: pixels to codes. decode: codes to PIL images. generate: prompts to the c
 These three run against the loops of the reference implementation; answer, a question about an image to text,
 against transformers' own `generate` on the same backbone; step, one position of the backbone, with weights as
 they are and in bfloat16 against transformers' own step, quantized against the fastest of these; prefill, a prompt
-of --tokens, against the matrix throughput of this machine; load, weights to a model, against only reading them;
+of --tokens, against the matrix throughput of this machine; load, files to weights of a --form, against only reading
+the files, its memory against the weights alone, libraries first without and then with what they take once in a process;
 train, an update of the image tokenizer in bfloat16, against a loop in float32 over one codebook after the other;
 update, one of a new language model as large as that of scenes, each thing that makes it fast or small against doing
 without: packed rows, extracted codes, logits at labels only, compiled bfloat16, two processes, ZeRO-3.
@@ -38,17 +39,20 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
 
 from mllm import Mllm, MllmConfig, Processor
 from mllm.codes import DepthHead
 from mllm.compiled import exact
+from mllm.folders import find_model
 from mllm.generate import check_length, sample_codes, text_steps
 from mllm.quantize import KINDS, quantize
 from mllm.sampling import Pick, Picker
@@ -76,6 +80,7 @@ from training.metrics import peak_memory
 # Width and layers; "7b-layers" is two of a 7B model's, to fit anywhere.
 BACKBONES = {"tiny": (64, 2), "w320": (320, 6), "w576": (576, 30), "w2048": (2048, 16)}
 BACKBONES |= {"7b-layers": (4096, 2), "7b": (4096, 32)}
+FORMS = ("float32", "bfloat16", *KINDS)
 TOLERANCE = 1e-4  # of pixels, relative to the largest; float32 leaves 1e-5
 NEAR_TIE = 1e-4  # between the best entry and the second: rounding may swap them
 
@@ -218,7 +223,7 @@ def bench_step(args: argparse.Namespace, batch: int) -> list[Figure]:
     columns = sum(len(one.ids) for one in samples) + batch * args.tokens // 2
     figures: list[Figure] = []
     plain: list[tuple[float, Callable]] = []  # rates and steps of what is not quantized
-    for form in ("float32", "bfloat16", *KINDS):
+    for form in FORMS:
         model = in_form(whole, form)
         step = our_step(model, processor, samples, x_BD)
         other = max(plain, key=lambda pair: pair[0])[1] if form in KINDS else their_step(model, x_BD)
@@ -276,18 +281,35 @@ def bench_prefill(args: argparse.Namespace, batch: int) -> list[Figure]:
 
 
 def bench_load(args: argparse.Namespace, batch: int) -> list[Figure]:
-    if args.shape:
-        raise ValueError("load reads files: give --model, not --shape")
-    runs = [measure_load(args.model) for _ in range(args.repeats)]
+    form = args.form or "float32"
+    with TemporaryDirectory() as scratch:
+        first = stored(smallest(), Path(scratch) / "first")
+        folder = find_model(args.model) if args.model else stored(new_model(args.shape), Path(scratch) / args.shape)
+        runs = [measure_load(folder, first, form) for _ in range(args.repeats)]
+    for run in runs:
+        run["peak_once_gb"] = run["peak_gb"] + run["once_gb"]
     middle = {name: median(run[name] for run in runs) for name in runs[0]}
     spreads = {name: spread([run[name] for run in runs]) for name in runs[0]}
     return [
         Figure(name, middle[mine], unit, middle[least], middle[least] / middle[mine], spreads[mine], spreads[least])
         for name, mine, unit, least in [
-            ("load", "seconds", "s", "read_seconds"),
-            ("load, peak memory", "peak_gb", "GB", "weights_gb"),
+            (f"load, {form}", "seconds", "s", "read_seconds"),
+            (f"load, {form}, memory held", "held_gb", "GB", "weights_gb"),
+            (f"load, {form}, peak memory", "peak_gb", "GB", "weights_gb"),
+            (f"load, {form}, peak memory with the libraries'", "peak_once_gb", "GB", "weights_gb"),
         ]
     ]
+
+
+def stored(parts: tuple[Mllm, Processor], folder: Path) -> str:
+    """The folder, with a model as released ones are stored: all but the image tokenizer in bfloat16."""
+    model, processor = parts
+    for part in (model.config, processor):
+        part.save_pretrained(folder)
+    weights = model.state_dict()
+    weights |= {name: x.bfloat16() for name, x in weights.items() if not name.startswith("image_tokenizer.")}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
 
 
 def bench_train(args: argparse.Namespace, batch: int) -> list[Figure]:
@@ -405,11 +427,13 @@ def get_image_tokenizer(model: str | None, shape: str | None) -> ImageTokenizer:
 
 @cache
 def get_model(model: str | None, shape: str | None) -> tuple[Mllm, Processor]:
-    """For a shape: a Llama of that width, the reference's code embedding (all of it) and code head (three more layers
+    return load_model(model) if model else new_model(shape)
+
+
+def new_model(shape: str) -> tuple[Mllm, Processor]:
+    """A Llama of that width, the reference's code embedding (all of it) and code head (three more layers
     of the same Llama, one output of 4096 for eight sub-codebooks). The image tokenizer, which plays no part, is small.
     """
-    if model:
-        return load_model(model)
     width, layers = known(BACKBONES, shape)
     text = {"text_width": 16, "text_heads": 1, "text_layers": 1, "text_vocab_size": 8}
     sizes = ImageTokenizerConfig(depth=1, conv_widths=(16, 16), conv_depths=(1, 1), **text)
@@ -435,6 +459,15 @@ def get_model(model: str | None, shape: str | None) -> tuple[Mllm, Processor]:
     for part in (model.backbone, model.code_embed, model.code_head, model.lm_head):
         part.bfloat16().float()
     return model.to(device()), processor
+
+
+def smallest() -> tuple[Mllm, Processor]:
+    """A model that is loaded for what comes with it."""
+    processor = Processor(Processor.from_pretrained("scenes").tokenizer)
+    text = {"vocab_size": len(processor.tokenizer), "hidden_size": 64, "intermediate_size": 64}
+    text |= {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    sizes, head = SIZES["tiny"].to_dict(), {"layers": 1, "heads": 1}
+    return Mllm(MllmConfig(text_config=text, image_tokenizer=sizes, code_head_args=head)), processor
 
 
 def known(shapes: dict[str, Any], name: str) -> Any:
@@ -566,6 +599,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--repeats", type=int, default=5, help="timed runs of each way (default: %(default)s)")
     add("--tokens", type=int, default=64, help="length of an answer or prompt, or steps (default: %(default)s)")
     add("--positions", type=int, help="generate: only so many positions of each image (default: all)")
+    add("--form", choices=FORMS, help="load: of the language model's weights (default: float32)")
     add("--plot", type=Path, metavar="FILE", help="draw the ratios into this PNG")
     add("--json", action="store_true", help="print one JSON object in place of the table")
     args = parser.parse_args(argv)
@@ -575,6 +609,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             raise ValueError(f"--{name} {value} is below 1")
     if args.positions and args.command != "generate":
         raise ValueError(f"--positions is for generate, not for {args.command}")
+    if args.form and args.command != "load":
+        raise ValueError(f"--form is for load, not for {args.command}")
     return args
 
 

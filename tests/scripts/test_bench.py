@@ -94,10 +94,23 @@ def test_the_plot(run, tmp_path):
 
 
 def test_load(figures, tiny_folder):
-    seconds, memory = figures("load", "--model", tiny_folder)["figures"]
+    seconds, held, peak, libraries = figures("load", "--model", tiny_folder)["figures"]
     size = sum(file.stat().st_size for file in tiny_folder.glob("*.safetensors")) / 2**30
-    assert seconds["unit"] == "s" and 0 < seconds["baseline"] < seconds["value"] and memory["value"] > 0
-    assert memory["unit"] == "GB" and memory["baseline"] == pytest.approx(size, rel=0.1)
+    assert seconds["unit"] == "s" and 0 < seconds["baseline"] < seconds["value"]
+    assert libraries["value"] > peak["value"] > 0
+    for memory in (held, peak, libraries):
+        assert memory["unit"] == "GB" and memory["baseline"] == pytest.approx(size, rel=0.1)
+
+
+@pytest.mark.slow
+def test_load_of_a_shape_in_another_form(run):
+    ended = run(main, "load", "--shape", "tiny", "--form", "int8", "--repeats", 1, "--json")
+    assert (ended.status, ended.err) == (0, "")
+    told = json.loads(ended.out)["figures"]
+    assert [figure["name"] for figure in told[:2]] == ["load, int8", "load, int8, memory held"]
+    model = bench.in_form(bench.new_model("tiny")[0], "int8")
+    size = sum(weight.nbytes for weight in (*model.parameters(), *model.buffers())) / 2**30
+    assert told[1]["baseline"] == pytest.approx(size, rel=0.01)
 
 
 def test_train(figures):
@@ -241,7 +254,7 @@ def test_the_reference_draws_from_what_our_filter_keeps():
         (["generate", "--shape", "tiny", "--positions", "257"], "--positions 257: an image of this model has 256"),
         (["answer", "--shape", "tiny", "--tokens", "0"], "--tokens 0 is below 1"),
         (["update", "--shape", "tiny"], "as large as that of scenes: give --shape scenes"),
-        (["load", "--shape", "tiny"], "load reads files: give --model, not --shape"),
+        (["step", "--shape", "tiny", "--form", "int8"], "--form is for load, not for step"),
         (["load", "--model", "no_such_model"], "unknown model 'no_such_model'"),
         (["encode", "--shape", "tiny", "--positions", "3"], "--positions is for generate, not for encode"),
     ],
