@@ -90,12 +90,12 @@ def quantize(model: "MllmForConditionalGeneration", kind: str) -> "MllmForCondit
     for part in (model.backbone, model.lm_head, model.code_embed, model.code_head):
         for weight in part.parameters():  # buffers stay: in bfloat16, angles of rotary embeddings drift
             weight.data = weight.data.bfloat16()
-    for module in list(model.backbone.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                check_size(child, kind)
-                setattr(module, name, KINDS[kind](child))
-    return_memory()
+    names = [name for name, module in model.backbone.named_modules() if isinstance(module, nn.Linear)]
+    for name in names:  # not the modules, which the list would keep
+        linear = model.backbone.get_submodule(name)
+        check_size(linear, kind)
+        model.backbone.set_submodule(name, KINDS[kind](linear))
+        return_memory()
     return model
 
 

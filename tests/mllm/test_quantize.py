@@ -1,11 +1,13 @@
 """Quantized models: layers near their own, fewer bytes, the same calls."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 from mllm import generate_images, generate_texts
-from mllm.quantize import KINDS, quantize
+from mllm.quantize import KINDS, Int8Linear, quantize
 
 BYTES = {"int8": 1, "int4": 0.5 + 4 / 32}  # of a weight; int4 with a scale and a zero for 32 of them
 ERROR = {"int8": 0.01, "int4": 0.12}  # relative, of normal weights: half a step of 127 at 4 sigma, of 15 at 2 sigma
@@ -51,6 +53,20 @@ def test_a_quantized_model_draws_and_answers(make_tiny_model, kind):
     assert [image.tobytes() for image in first] == [image.tobytes() for image in again]
     chat = [{"role": "user", "content": [{"type": "image", "image": first[0]}, {"type": "text", "text": "what?"}]}]
     assert len(generate_texts(model, processor, [chat], max_new_tokens=3)) == 1
+
+
+def test_layers_that_are_quantized_are_not_kept(make_tiny_model, monkeypatch):
+    model, _ = make_tiny_model()
+    layers = [weakref.ref(layer) for layer in model.backbone.modules() if isinstance(layer, nn.Linear)]
+    left = []
+
+    def int8(linear):
+        left.append(sum(layer() is not None for layer in layers))
+        return Int8Linear(linear)
+
+    monkeypatch.setitem(KINDS, "int8", int8)
+    quantize(model, "int8")
+    assert len(left) == 2 * 7 and left[-1] == 1 and left == sorted(left, reverse=True)
 
 
 def test_what_cannot_be_quantized_is_named(make_tiny_model):
