@@ -562,18 +562,24 @@ def print_table(figures: Sequence[Figure]) -> None:
     print(f"peak memory: {peak_memory(torch.device(device())) / 2**30:.2f} GB")
 
 
-def plot(figures: Sequence[Figure], file: Path) -> None:
+def plot(figures: Sequence[Figure], title: str, file: Path) -> None:
     """A bar for each ratio; those of the roofline, which are fractions of a limit, are hatched."""
     from matplotlib.figure import Figure as Canvas
 
     ratios = {figure.name: figure.ratio for figure in figures}
-    canvas = Canvas(figsize=(8, 0.8 + 0.32 * len(ratios)), layout="constrained")
-    axes = canvas.add_subplot()
-    hatches = ["//" if ", of " in name else "" for name in ratios]
-    axes.bar_label(axes.barh([*ratios], [*ratios.values()], hatch=hatches, color="#4c78a8"), fmt="%.2f", padding=3)
-    axes.axvline(1, color="black", linewidth=0.8)
+    fractions = [", of " in name for name in ratios]
+    canvas = Canvas(figsize=(8, 1.3 + 0.36 * len(ratios)), layout="constrained")
+    canvas.suptitle(title)
+    axes = canvas.add_subplot(xlim=(0, 1.12 * max(1, *ratios.values())))
+    colors = ["#b9c9dd" if fraction else "#4c78a8" for fraction in fractions]
+    hatches = ["//" if fraction else "" for fraction in fractions]
+    bars = axes.barh([*ratios], [*ratios.values()], height=0.65, color=colors, edgecolor="white", hatch=hatches)
+    labels = [f"{x:.0%}" if y else f"{x:.1f} x" for x, y in zip(ratios.values(), fractions, strict=True)]
+    axes.axvline(1, color="black", linewidth=0.8, zorder=0)
+    axes.bar_label(bars, labels, padding=3, bbox={"color": "white", "pad": 1})
+    axes.spines[["top", "right"]].set_visible(False)
     axes.invert_yaxis()
-    axes.set_xlabel("ratio to the baseline; hatched: fraction of what the machine does")
+    axes.set_xlabel("times the baseline (line)" + "; hatched: part of the machine's own" * any(fractions))
     with finished(file) as part:
         canvas.savefig(part, format="png", dpi=120)
 
@@ -621,7 +627,8 @@ def main(argv: list[str] | None = None) -> None:
         with Console(stderr=True).status(f"{args.command}, batch {batch}"):
             figures += BENCHES[args.command](args, batch)
     if args.plot:
-        plot(figures, args.plot)
+        threads = f"{torch.get_num_threads()} threads" if device() == "cpu" else device()
+        plot(figures, f"{args.command}, {args.model or args.shape}, {threads}, against the baseline", args.plot)
     if args.json:
         print(json.dumps(report(args, figures), indent=2))
     else:
