@@ -49,6 +49,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
 
+from eval.pieces import device
 from mllm import Mllm, MllmConfig, Processor
 from mllm.codes import DepthHead
 from mllm.compiled import exact
@@ -241,8 +242,8 @@ def in_form(model: Mllm, form: str) -> Mllm:
     model = deepcopy(model)
     if form in KINDS:
         return quantize(model, form)
-    for part in (model.backbone, model.code_embed):
-        part.to(getattr(torch, form))
+    for weight in [*model.backbone.parameters(), *model.code_embed.parameters()]:
+        weight.data = weight.data.to(getattr(torch, form))  # buffers stay, as when a model is loaded so
     return model
 
 
@@ -476,10 +477,6 @@ def known(shapes: dict[str, Any], name: str) -> Any:
     return shapes[name]
 
 
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 # ---- the same result, then the time
 
 
@@ -559,7 +556,7 @@ def print_table(figures: Sequence[Figure]) -> None:
         )
         table.add_row(figure.name, figure.unit, *values, f"{figure.ratio:.2f}")
     Console().print(table)
-    print(f"peak memory: {peak_memory(torch.device(device())) / 2**30:.2f} GB")
+    print(f"peak memory: {peak_memory(device()) / 2**30:.2f} GB")
 
 
 def plot(figures: Sequence[Figure], title: str, file: Path) -> None:
@@ -586,8 +583,8 @@ def plot(figures: Sequence[Figure], title: str, file: Path) -> None:
 
 def report(args: argparse.Namespace, figures: Sequence[Figure]) -> dict[str, Any]:
     settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot")}
-    settings |= {"device": device(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    settings |= {"peak_memory_gb": peak_memory(torch.device(device())) / 2**30}
+    settings |= {"device": device().type, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    settings |= {"peak_memory_gb": peak_memory(device()) / 2**30}
     if args.command == "generate":
         settings |= {"cfg_scale": GUIDANCE, **SAMPLING}
     return {"settings": settings, "figures": [asdict(figure) for figure in figures]}
@@ -627,7 +624,7 @@ def main(argv: list[str] | None = None) -> None:
         with Console(stderr=True).status(f"{args.command}, batch {batch}"):
             figures += BENCHES[args.command](args, batch)
     if args.plot:
-        threads = f"{torch.get_num_threads()} threads" if device() == "cpu" else device()
+        threads = f"{torch.get_num_threads()} threads" if device().type == "cpu" else device().type
         plot(figures, f"{args.command}, {args.model or args.shape}, {threads}, against the baseline", args.plot)
     if args.json:
         print(json.dumps(report(args, figures), indent=2))
