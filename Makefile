@@ -19,10 +19,9 @@ demo: $(RUN)
 test test-slow: export HF_HUB_OFFLINE := 1
 test test-slow: export OMP_NUM_THREADS := 1
 
-# A file's tests share their models, so they run in one process.
 # The tests of the page need a browser (apt install chromium): without one, test names them as skipped, and test-slow fails.
 test: $(DEV)
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(VENV)/bin/python -m pytest
 
 test-slow: $(DEV)
 	$(VENV)/bin/python -m pytest -m slow
