@@ -124,6 +124,14 @@ def test_cancelling_frees_the_place(talkative):
     assert (engine.running, engine.waiting) == (0, 0)
 
 
+def outcome(handle):
+    """What it drew, or why not."""
+    try:
+        return handle.result(WAIT)[0]
+    except RuntimeError as error:
+        return str(error)
+
+
 def test_a_request_that_fails_leaves_the_others(tiny_model, monkeypatch):
     model, processor = tiny_model
     decode = model.decode_image_tokens
@@ -136,10 +144,9 @@ def test_a_request_that_fails_leaves_the_others(tiny_model, monkeypatch):
 
     monkeypatch.setattr(model, "decode_image_tokens", decode_or_fail)
     with Engine(model, processor) as engine:
-        broken, whole = engine.submit(Drawing("a dog", candidates=3)), engine.submit(Drawing("a cat", candidates=2))
-        with pytest.raises(RuntimeError, match="out of paper"):
-            broken.result(WAIT)
-        assert isinstance(whole.result(WAIT)[0], Image.Image)
+        handles = engine.submit(Drawing("a dog", candidates=3)), engine.submit(Drawing("a cat", candidates=2))
+        outcomes = [outcome(handle) for handle in handles]  # either may be decoded first
+    assert "out of paper" in outcomes and any(isinstance(one, Image.Image) for one in outcomes)
 
 
 def test_a_step_that_fails_ends_its_batch_and_no_more(make_tiny_model):
