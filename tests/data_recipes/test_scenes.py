@@ -267,6 +267,21 @@ def test_where_of_a_single_thing_is_clearly_off_centre(world):
                 assert min(abs(dx), abs(dy)) <= 8
 
 
+def test_of_two_things_color_and_place_of_each_are_asked_for(world):
+    for seed in range(60):
+        scene = world.scene(seed, skill=("position", "color_attr")[seed % 2])
+        asked = questions(scene, random.Random(seed))
+        first, second = scene.things
+        colors = [(first.color, first.name), (second.color, second.name)] if first.color else []
+        found = [q for q in asked if q.kind == "color"]
+        assert [q.answer for q in found] == [color for color, _ in colors]
+        assert all(name in q.text for q, (_, name) in zip(found, colors, strict=True))
+        word, places = relation(first, second), [q for q in asked if q.kind == "where"]
+        answers = [f"{word} the {second.name}", f"{MIRROR[word]} the {first.name}"] if word else []
+        assert [q.answer for q in places] == answers
+        assert all(t.name in q.text for q, t in zip(places, scene.things, strict=False))
+
+
 def test_of_two_things_the_box_of_each_is_asked_for(world):
     for seed in range(30):
         scene = world.scene(seed)
