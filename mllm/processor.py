@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .folders import find_model, loading
 from .templates import IGNORED, TEMPLATES, Sample
+from .text import text_ids
 
 
 @dataclass
@@ -83,6 +84,16 @@ class MllmProcessor(ProcessorMixin):
     def encode_planning(self, prompt: str) -> Sample:
         """A prompt up to where the model may write before it draws."""
         return self._template.planning(prompt)
+
+    def encode_image(self, image: Any) -> Sample:
+        """An image alone, between its marks, and nothing to predict."""
+        sample = Sample()
+        self._template.add_marked_image(sample, image, target=False)
+        return sample
+
+    def word_ids(self, word: str) -> list[int]:
+        """Ids of a word as it stands inside a sentence."""
+        return text_ids(self.tokenizer, f" {word}")
 
     def decode(self, ids: Sequence[int] | torch.Tensor, **kwargs: Any) -> str:
         """The text among the ids."""

@@ -19,6 +19,7 @@ from .config import ModelConfig
 from .lora import add_lora, load_adapter, merged, train_adapters
 from .optim import freeze
 from .tune import TunedMllm, settle
+from .words import WordsMllm
 
 NEW = "new:"  # before the size of an image tokenizer
 
@@ -68,7 +69,7 @@ def weights_to_save(weights: Mapping[str, torch.Tensor], config: ModelConfig) ->
 
 
 def _kind(config: ModelConfig) -> type[Mllm]:
-    return TunedMllm if config.tune else Mllm
+    return TunedMllm if config.tune else WordsMllm if config.words else Mllm
 
 
 def _load(folder: str | Path, config: ModelConfig, is_checkpoint: bool) -> Start:

@@ -224,7 +224,8 @@ class TuneConfig(ReconstructionConfig):
 class ModelConfig:
     """What a language-model run starts from: either `init_from`, or the parts of a new model. Its `image_tokenizer` is
     a folder, a shipped model's, or a new one ("new:" and a size); its `backbone` is a config of transformers, or names
-    pretrained weights (see backbones.py), which bring their own text tokenizer. `plan_length`: see `MllmConfig`."""
+    pretrained weights (see backbones.py), which bring their own text tokenizer. `plan_length`: see `MllmConfig`. With
+    `words`, the code embedding alone trains, towards words of what each position of scenes shows (see words.py)."""
 
     init_from: str | None = None
     image_tokenizer: str | None = None
@@ -235,6 +236,7 @@ class ModelConfig:
     code_head_args: dict[str, Any] = field(default_factory=dict)
     plan_length: int | None = None
     trainable: list[str] = field(default_factory=lambda: [""])
+    words: bool = False
     lora: LoraConfig | None = None
     tune: TuneConfig | None = None
 
@@ -331,6 +333,8 @@ class TrainConfig:
             raise ValueError("recipe, optim.muon: Muon needs whole matrices; leave out deepspeed, or optim.muon")
         if self.deepspeed and self.deepspeed.stage == 3 and self.run.compile:
             raise ValueError("recipe, run.compile: not with deepspeed.stage 3, whose weights come and go in between")
+        if self.model.words and (self.model.lora or self.model.tune or self.model.trainable != ["code_embed"]):
+            raise ValueError("recipe, model.words: give model.trainable: [code_embed], and no lora or tune")
 
 
 def load_config(kind: type[ConfigType], path: str | Path, overrides: Sequence[str] = ()) -> ConfigType:

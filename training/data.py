@@ -3,6 +3,7 @@
 Shapes: N images, L positions, K sub-codebooks.
 """
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from .config import MixConfig, ScenesConfig
 
 CHUNK = 2048  # scenes in one file of codes
 ENCODED_TOGETHER = 32
+LABELLED_BACKGROUND = 0.3
 RENDERED = 1_000_000  # scenes in an epoch without codes
 
 
@@ -123,6 +125,23 @@ def answering_sample(
         asked += layout_questions(scene, rng)
     asked.append(Question("prompt", ASKED_FOR_PROMPT, some_caption(scene, rng)))
     return join([processor.encode(_chat(part, [one]), open_answer=False) for one in asked])
+
+
+def words_sample(
+    processor: MllmProcessor, scene: Scene, image: torch.Tensor, config: MixConfig, rng: random.Random
+) -> Sample:
+    """Image (codes_LK or pixels), each position of which is labelled with a token of what is at its middle: of the
+    thing's name or colour. Of the background, most of what there is, only a share has a label."""
+    sample = processor.encode_image(image)
+    side = math.isqrt(processor.num_positions)
+    for place in range(processor.num_positions):
+        y, x = ((number + 0.5) * scene.size / side for number in divmod(place, side))
+        thing = next((t for t in scene.things if t.box[0] <= x < t.box[2] and t.box[1] <= y < t.box[3]), None)
+        if thing is None and rng.random() > LABELLED_BACKGROUND:
+            continue
+        word = rng.choice([thing.name, thing.color or thing.name]) if thing else "background"
+        sample.labels[1 + place] = rng.choice(processor.word_ids(word))
+    return sample
 
 
 def _chat(part: dict, asked: Sequence[Question]) -> list[dict]:

@@ -27,7 +27,7 @@ from tokenizer.transform import read_image, to_pixels
 from tokenizer.weights import codes_hash
 
 from .config import MixConfig, MixtureConfig
-from .data import CodedScenes, RenderedScenes, answering_sample, drawing_sample
+from .data import CodedScenes, RenderedScenes, answering_sample, drawing_sample, words_sample
 
 LONGEST_CYCLE = 1_000_000
 
@@ -173,19 +173,27 @@ class MessageShards(Source):
 
 
 class ScenesSource(Source):
-    """Scenes to draw and to answer about: by their codes, or without any, by their pixels."""
+    """Scenes to draw and to answer about, or to name position by position (`words`): by their codes, or without any, by
+    their pixels."""
 
-    def __init__(self, config: MixConfig, processor: MllmProcessor, image_tokenizer: ImageTokenizer, seed: int):
+    def __init__(
+        self,
+        config: MixConfig,
+        processor: MllmProcessor,
+        image_tokenizer: ImageTokenizer,
+        seed: int,
+        words: bool,
+    ):
         self.config, self.processor, self.seed = config, processor, seed
         if config.codes:
             self.scenes = CodedScenes(config.scenes, config.codes)
         else:
             self.scenes = RenderedScenes(config.scenes, image_tokenizer)
-        self.tasks = Cycle({"draw": config.draw, "answer": config.answer}, seed)
+        self.tasks = Cycle({"words": 1} if words else {"draw": config.draw, "answer": config.answer}, seed)
         self.order = Shuffled([len(self.scenes)], seed)
 
     def sample(self, number: int) -> Sample:
-        make = {"draw": drawing_sample, "answer": answering_sample}[self.tasks[number][0]]
+        make = {"draw": drawing_sample, "answer": answering_sample, "words": words_sample}[self.tasks[number][0]]
         scene, image = self.scenes[self.order[number]]
         return make(self.processor, scene, image, self.config, random.Random(f"{self.seed} {number}"))
 
@@ -203,15 +211,16 @@ class Mixture:
         image_tokenizer: ImageTokenizer,
         seed: int,
         tuned: bool = False,
+        words: bool = False,
     ):
         """Raises ValueError for sources that are not there, and for codes that are not this image tokenizer's; for any
-        codes, if it is `tuned`."""
+        codes, if it is `tuned`; for shards, if positions are to be given `words`."""
         if not config.sources:
             raise ValueError("data.sources is empty: give each source a name, and shards or scenes")
         if config.pack and config.pack < config.max_length:
             raise ValueError(f"data.pack {config.pack} is below data.max_length {config.max_length}")
         self.config, self.processor, self.image_tokenizer = config, processor, image_tokenizer
-        self.form = ImageForm(image_tokenizer, processor.preparation, tuned)
+        self.form, self.words = ImageForm(image_tokenizer, processor.preparation, tuned), words
         self.cycle = Cycle({name: source.weight for name, source in config.sources.items()}, seed)
         self.sources = {name: self._open(name, seed + place) for place, name in enumerate(config.sources)}
 
@@ -220,11 +229,13 @@ class Mixture:
         if bool(source.shards) == bool(source.scenes):
             raise ValueError(f"data.sources.{name}: give shards or scenes, and not both")
         if source.scenes:
-            scenes = ScenesSource(source.scenes, self.processor, self.image_tokenizer, seed)
+            scenes = ScenesSource(source.scenes, self.processor, self.image_tokenizer, seed, self.words)
             mismatch = self.form.mismatch(scenes.scenes.codes_of) if source.scenes.codes else ""
             if mismatch:
                 raise ValueError(f"{source.scenes.codes}: {mismatch}")
             return scenes
+        if self.words:
+            raise ValueError(f"data.sources.{name}: model.words needs scenes; shards do not say what stands where")
         shards = MessageShards(source.shards, self.processor, self.form, length, seed, source.caption_dropout)
         shards.check_codes()
         return shards

@@ -68,19 +68,20 @@ def preview_lines(mixture: Mixture) -> list[str]:
     return [f"sample {place}: {line}" for place, line in enumerate(shown)]
 
 
-def first_loss_line(report: Report, before: Report | None, model: Mllm, is_new: bool) -> str:
+def first_loss_line(report: Report, before: Report | None, model: Mllm, loaded: Sequence[str]) -> str:
     """The first loss of this process beside what it should be near: the last one `before`, or that of a uniform guess,
-    ln V, for a new model."""
+    ln V, where what predicts is new."""
     if before:
         return f"first loss after resuming {report['loss']:.4g}, the last one before {before['loss']:.4g}"
     sizes = {
-        "text_loss": model.config.text_config.vocab_size,
-        "code_loss": model.config.image_tokenizer["codebook_size"],
+        "text_loss": ("lm_head", model.config.text_config.vocab_size),
+        "code_loss": ("code_head", model.config.image_tokenizer["codebook_size"]),
     }
     parts, far = [], False
-    for name, size in sizes.items():
+    for name, (head, size) in sizes.items():
         if report[name]:
             parts.append(f"{name} {report[name]:.4g} (ln {size} = {math.log(size):.4g})")
-            far |= abs(report[name] / math.log(size) - 1) > FAR
-    warning = "; WARNING: a new model should begin near ln V" if far and is_new else ""
+            is_new = not head.startswith(tuple(loaded))
+            far |= is_new and abs(report[name] / math.log(size) - 1) > FAR
+    warning = "; WARNING: a new head should begin near ln V" if far else ""
     return f"first {', '.join(parts)}{warning}"

@@ -41,8 +41,8 @@ def train(config: TrainConfig) -> Path:
     with in_parts:
         model, processor, loaded = build_model(config.model, checkpoint)
     prepare(model, config, device)
-    tuned = config.model.tune is not None
-    mixture = Mixture(config.data, processor, model.image_tokenizer, config.run.seed, tuned)
+    tuned, words = config.model.tune is not None, config.model.words
+    mixture = Mixture(config.data, processor, model.image_tokenizer, config.run.seed, tuned, words)
     conversations(config.prompts)  # an image that is not there stops the run here, not at its first samples
     talk(parameter_lines(model, loaded), source_lines(mixture), preview_lines(mixture))
     speed = Speed(model, device, world)
@@ -63,7 +63,7 @@ def train(config: TrainConfig) -> Path:
         if metrics:
             metrics.log(step, {**report(), **rates, **speed.measure(tokens, data.samples)})
             if step == first + 1:
-                talk([first_loss_line(report(), metrics.before, model, is_new="" not in loaded)])
+                talk([first_loss_line(report(), metrics.before, model, loaded)])
         if config.prompts and config.run.sample_every and due(step, config.run.sample_every, steps):
             show_samples(engine, processor, config.prompts, metrics, step)
         if last or step % config.run.save_every == 0:

@@ -82,16 +82,18 @@ def test_a_source_without_loss_is_refused(tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("losses", "before", "shown", "warned"),
+    ("losses", "before", "loaded", "shown", "warned"),
     [
-        ({"text_loss": 6.7, "code_loss": 2.8}, None, "first text_loss 6.7", False),
-        ({"text_loss": 9.7, "code_loss": 2.8}, None, "first text_loss 9.7", True),
-        ({"text_loss": 6.7, "code_loss": 0.0}, None, "(ln 768 = 6.644)", False),
-        ({"loss": 3.0}, {"loss": 3.1}, "after resuming 3, the last one before 3.1", False),
+        ({"text_loss": 6.7, "code_loss": 2.8}, None, (), "first text_loss 6.7", False),
+        ({"text_loss": 9.7, "code_loss": 2.8}, None, (), "first text_loss 9.7", True),
+        ({"text_loss": 1.7, "code_loss": 2.8}, None, ("backbone", "lm_head"), "first text_loss 1.7", False),
+        ({"text_loss": 1.7, "code_loss": 9.8}, None, ("backbone", "lm_head"), "code_loss 9.8", True),
+        ({"text_loss": 6.7, "code_loss": 0.0}, None, (), "(ln 768 = 6.644)", False),
+        ({"loss": 3.0}, {"loss": 3.1}, ("",), "after resuming 3, the last one before 3.1", False),
     ],
 )
-def test_the_first_loss_is_shown_beside_what_it_should_be(tiny_model, losses, before, shown, warned):
-    line = first_loss_line(losses, before, tiny_model[0], is_new=True)
+def test_the_first_loss_is_shown_beside_what_it_should_be(tiny_model, losses, before, loaded, shown, warned):
+    line = first_loss_line(losses, before, tiny_model[0], loaded)
     assert shown in line and ("WARNING" in line) == warned
 
 
