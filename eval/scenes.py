@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,18 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from data_recipes.scenes import CLASSES, GENEVAL, QUESTIONS, World, a, expressible, held_out, questions
+from data_recipes.scenes import (
+    CLASSES,
+    FORMS,
+    FREE_FORMS,
+    GENEVAL,
+    QUESTIONS,
+    World,
+    a,
+    expressible,
+    held_out,
+    questions,
+)
 from mllm import Mllm, Processor, generate_images, generate_text, generate_texts
 from tokenizer.weights import weights_hash
 
@@ -99,28 +110,35 @@ def mean(values: Sequence[float]) -> float:
 # ---- questions
 
 
-def answer_questions(subject: Subject, settings: Settings, out: Path) -> dict[str, float] | None:
-    """Share of answers that match exactly, overall and by kind; greedy. Rows in questions.jsonl."""
+def answer_questions(
+    subject: Subject, settings: Settings, out: Path, part: str = "questions", forms: Mapping[str, str] = FORMS
+) -> dict[str, float] | None:
+    """Share of answers that match exactly, overall and by kind; greedy. Rows in `part`.jsonl."""
 
     def answers(seeds: range) -> list[dict]:
-        batches = in_batches(list(asked(subject.world, seeds)), settings.batch_size)
+        batches = in_batches(list(asked(subject.world, seeds, forms)), settings.batch_size)
         return [row for batch in batches for row in answered(subject, batch)]
 
-    pieces = by_scenes(out / "pieces" / "questions", settings, answers, "questions")
+    pieces = by_scenes(out / "pieces" / part, settings, answers, part)
     if pieces is None:
         return None
     rows = [row for piece in pieces for row in piece]
-    write_rows(out / "questions.jsonl", rows)
+    write_rows(out / f"{part}.jsonl", rows)
     kinds = [kind for kind in QUESTIONS if any(row["kind"] == kind for row in rows)]
     scores = {kind: mean([row["correct"] for row in rows if row["kind"] == kind]) for kind in kinds}
     return {"overall": mean([row["correct"] for row in rows]), **scores}
 
 
-def asked(world: World, seeds: Iterable[int]) -> Iterator[tuple]:
+def answer_freely_worded(subject: Subject, settings: Settings, out: Path) -> dict[str, float] | None:
+    """The same of the same questions, worded as none was in training."""
+    return answer_questions(subject, settings, out, "free_wording", FREE_FORMS)
+
+
+def asked(world: World, seeds: Iterable[int], forms: Mapping[str, str] = FORMS) -> Iterator[tuple]:
     """(scene seed, number, question)."""
     for seed in seeds:
         scene = world.scene(seed, "held_out")
-        for number, question in enumerate(questions(scene, random.Random(f"questions {seed}"))):
+        for number, question in enumerate(questions(scene, random.Random(f"questions {seed}"), forms)):
             yield seed, number, question
 
 
@@ -300,6 +318,7 @@ def seconds_to_first_byte(name: str, image: Path) -> float:
 PARTS = {
     "speed": measure_speed,
     "questions": answer_questions,
+    "free_wording": answer_freely_worded,
     "drawing": judge_drawings,
     "tokenizer": measure_tokenizer,
 }

@@ -75,7 +75,7 @@ def write_results(file: Path, subject: Subject, results: dict[str, Any], argv: l
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--detector", type=Path, default=SCENES_DETECTOR, help="folder (default: %(default)s)")
-    parser.add_argument("--parts", help="of speed,questions,drawing,tokenizer (default: all)")
+    parser.add_argument("--parts", help="of speed,questions,free_wording,drawing,tokenizer (default: all)")
     parser.add_argument("--images-per-prompt", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--quantize", choices=QUANTIZATIONS, help="weights of the language model, on a CPU")
     add_drawing_options(parser)

@@ -55,6 +55,13 @@ def test_questions_are_scored_by_kind_and_asked_once(subject, tmp_path, monkeypa
     assert evaluate_scenes(subject, SMALL, tmp_path, ["questions"])["questions"]["scores"] == first
 
 
+def test_freely_worded_questions_are_the_same_in_other_words(subject, tmp_path):
+    evaluate_scenes(subject, SMALL, tmp_path, ["questions", "free_wording"])
+    plain, free = (read_rows(tmp_path / f"{part}.jsonl") for part in ("questions", "free_wording"))
+    assert [(row["scene"], row["kind"]) for row in plain] == [(row["scene"], row["kind"]) for row in free]
+    assert not {row["question"] for row in plain} & {row["question"] for row in free}
+
+
 def test_right_answers_score_one(subject, tmp_path, monkeypatch):
     order = iter([question.answer for _, _, question in scenes.asked(subject.world, range(3))])
     monkeypatch.setattr(scenes, "generate_texts", lambda model, processor, talks: [f" {next(order)}\n" for _ in talks])
@@ -84,7 +91,7 @@ def test_a_stopped_run_goes_on(subject, tmp_path, monkeypatch):
     assert [talk[0]["content"][1]["text"] for batch in calls for talk in batch] == last
 
 
-PARTS = ["questions", "drawing", "tokenizer"]
+PARTS = ["questions", "free_wording", "drawing", "tokenizer"]
 
 
 def test_two_processes_have_the_numbers_of_one(subject, tmp_path, monkeypatch):
@@ -95,7 +102,7 @@ def test_two_processes_have_the_numbers_of_one(subject, tmp_path, monkeypatch):
     assert len(list((tmp_path / "two").rglob("samples/*.png"))) == 2  # one prompt of three
     monkeypatch.setenv("RANK", "0")
     assert evaluate_scenes(subject, SMALL, tmp_path / "two", PARTS) == one
-    for name in ("questions.jsonl", "results.jsonl"):
+    for name in ("questions.jsonl", "free_wording.jsonl", "results.jsonl"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
 
 
@@ -197,7 +204,7 @@ def test_parts_add_up_and_are_written_with_their_goals(subject, tmp_path, capsys
 
 
 def test_an_unknown_part_names_the_known_ones(subject, tmp_path):
-    with pytest.raises(ValueError, match="unknown part 'speeed'; known: speed, questions, drawing, tokenizer"):
+    with pytest.raises(ValueError, match="unknown part 'speeed'; known: speed, questions, free_wording, drawing"):
         evaluate_scenes(subject, SMALL, tmp_path, ["speeed"])
 
 
