@@ -486,7 +486,7 @@ FREE_FORMS = {
     "what else": "apart from {}, which object appears? | besides {}, what am I looking at? | what keeps {} company?",
     "what color": "tell me which object has been painted {}. | can you identify the {} item? | which one looks {}?",
     "count": "please tell me the number of {}. | can you count the {} for me? | what is the total number of {}?",
-    "color": "tell me, which hue {}? | in which shade {} painted? | I wonder, what color {} exactly?",
+    "color": "tell me, which hue {}? | would you know which color {}? | I wonder, what color {}?",
     "where": "tell me the place of {}. | can you say where {} has been put? | in which part of the photo is {}?",
     "exists": "would you say that this photo contains {}? | am I looking at {}? | can {} be seen anywhere?",
     "describe": "tell me what this photo contains. | please sum up what you see. | how would you title this photo?",
