@@ -218,9 +218,7 @@ def answer_of(question, scene):
     if question.kind == "exists":
         words = next(text.split(f" {article} ", 1)[1] for article in ("an", "a") if f" {article} " in text)
         return "yes" if describes(words.removesuffix(" here").removesuffix(" be seen anywhere"), things) else "no"
-    named = [
-        t for t in things if text.endswith((f"the {t.name}", f"the {plural(t.name)}")) or f"the {t.name} is" in text
-    ]
+    named = [t for t in things if re.search(rf"the ({t.name}|{plural(t.name)})\b", text)]
     if question.kind == "color":
         return named[0].color
     if question.kind == "where" and len(things) == 2:
