@@ -145,7 +145,7 @@ def draw(
 ) -> dict[str, str]:
     """Draw this process's share of what is missing; `note` goes into every PNG. -> {file: why the model cannot draw
     it}, of all, which not_drawn.json holds, too."""
-    refused = refusals(model, processor, pictures)
+    refused = refusals(model, processor, pictures, settings.candidates)
     if refused:
         write_json(folder / NOT_DRAWN, refused)
     numbers = set(share(sorted({picture.number for picture in pictures})))
@@ -164,12 +164,12 @@ def draw(
     return refused
 
 
-def refusals(model: Mllm, processor: Processor, pictures: Sequence[Picture]) -> dict[str, str]:
+def refusals(model: Mllm, processor: Processor, pictures: Sequence[Picture], candidates: int) -> dict[str, str]:
     """{file: reason} of the prompts that are empty, no Unicode, or longer than the model reads."""
     refused = {}
     for picture in pictures:
         try:
-            start_drawing(model, processor, picture.prompt)
+            start_drawing(model, processor, picture.prompt, candidates)
         except ValueError as error:
             refused[picture.file] = str(error)
     return refused

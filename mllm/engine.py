@@ -187,7 +187,7 @@ class Task:
         if isinstance(request, Drawing):
             self.generator = self.draw_generator
             self.drawing = {name: getattr(request, name) for name in DRAWING_OPTIONS}
-            self.sample = start_drawing(model, processor, request.prompt)
+            self.sample = start_drawing(model, processor, request.prompt, request.candidates)
         else:
             if request.max_new_tokens < 1:
                 raise ValueError(f"max_new_tokens {request.max_new_tokens} is below 1")

@@ -15,7 +15,7 @@ from .processor import MllmProcessor, as_codes
 from .sampling import Pick, Picker, check_sampling
 from .stream import Stream, check_length
 from .templates import IGNORED, Sample
-from .verify import best
+from .verify import best, check_readable
 
 Messages = Sequence[dict[str, Any]]
 
@@ -120,7 +120,8 @@ def generate_images(
     """
     options["temperature"] = temperature
     check_sampling(cfg_scale, candidates=candidates, **options)
-    starts = [start for prompt in prompts for start in [start_drawing(model, processor, prompt)] * candidates]
+    begun = [start_drawing(model, processor, prompt, candidates) for prompt in prompts]
+    starts = [start for start in begun for _ in range(candidates)]
     seeds = list(range(seeds, seeds + len(prompts))) if isinstance(seeds, int) else list(seeds)
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds")
@@ -165,12 +166,16 @@ def plan_drawings(
     ]
 
 
-def start_drawing(model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str) -> Sample:
+def start_drawing(
+    model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str, candidates: int = 1
+) -> Sample:
     """What is read of a prompt before the model plans or draws. Raises ValueError for an empty prompt, and for one that
-    is too long."""
+    is too long to be drawn, or to choose among `candidates`."""
     prompt, plans = check_prompt(model, prompt), model.config.plan_length
     sample = processor.encode_planning(prompt) if plans else processor.encode_drawing(prompt)
     check_length(model, processor, sample, plans + processor.num_positions)
+    if candidates > 1:
+        check_readable(model, processor, prompt)
     return sample
 
 

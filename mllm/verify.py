@@ -19,16 +19,21 @@ def fit(
     model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str, codes_NLK: torch.Tensor
 ) -> torch.Tensor:
     """[N], the log-probability that the model, shown each image and asked for a prompt, answers with this one: the
-    score of arXiv 2306.01879, by the model that drew. Raises ValueError for a prompt that leaves no room for it."""
+    score of arXiv 2306.01879, by the model that drew. Raises as `check_readable`."""
+    check_readable(model, processor, prompt)
     chats = [processor.encode(_answered(prompt.strip(), codes_LK), open_answer=False) for codes_LK in codes_NLK]
-    check_length(model, processor, chats[0], room=0)
     batch = processor.collate(chats)
     ids_NT, labels_NT = batch.input_ids.to(model.device), batch.labels.to(model.device)
     h_NTD = model.backbone(inputs_embeds=model.embed(ids_NT, codes_NLK)).last_hidden_state
     return -model.text_losses(h_NTD, labels_NT).view(len(chats), -1).sum(1)
 
 
-def _answered(prompt: str, codes_LK: torch.Tensor) -> list[dict]:
+def check_readable(model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str) -> None:
+    """Raises ValueError for a prompt that the model could draw, but not give as its answer to the drawing."""
+    check_length(model, processor, processor.encode(_answered(prompt.strip(), None), open_answer=False), room=0)
+
+
+def _answered(prompt: str, codes_LK: torch.Tensor | None) -> list[dict]:
     asked = [{"type": "image", "image": codes_LK}, {"type": "text", "text": ASKED_FOR_PROMPT}]
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": prompt}]
 

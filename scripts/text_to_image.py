@@ -49,13 +49,13 @@ def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
     return prompts
 
 
-def check_lengths(model: Mllm, processor: Processor, prompts: Sequence[str]) -> None:
+def check_lengths(model: Mllm, processor: Processor, prompts: Sequence[str], candidates: int) -> None:
     """Refuse a prompt that does not fit before any is drawn."""
     from mllm.generate import start_drawing
 
     for place, prompt in enumerate(prompts, 1):
         try:
-            start_drawing(model, processor, prompt)
+            start_drawing(model, processor, prompt, candidates)
         except ValueError as error:
             raise ValueError(f"prompt {place} ({prompt[:20]!r}...) is too long: {error}") from error
 
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     sampling = {name: getattr(args, name) for name in SAMPLING}
     check_sampling(args.seed, **sampling)
     model, processor = load_model(args.model, args.quantize)
-    check_lengths(model, processor, prompts)
+    check_lengths(model, processor, prompts, args.candidates)
     with stop_at_once():  # reads whole weights
         settings = {**sampling, "model_hash": model.weights_hash()}
     records = plan(prompts, args.n, args.seed, settings)

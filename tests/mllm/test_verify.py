@@ -88,8 +88,13 @@ def test_a_prompt_that_leaves_no_room_for_itself_as_an_answer_is_refused(tiny_mo
     room = model.config.text_config.max_position_embeddings - processor.num_positions
     prompt = "a " * (room - len(processor.encode_drawing("a").ids))
     codes_NLK = torch.zeros(2, processor.num_positions, model.config.image_tokenizer["num_codebooks"]).long()
-    with pytest.raises(ValueError, match="but the model reads 256: shorten the text"):
-        fit(model, processor, prompt, codes_NLK)
+    start_drawing(model, processor, prompt)
+    for choose in (
+        lambda: fit(model, processor, prompt, codes_NLK),
+        lambda: start_drawing(model, processor, prompt, candidates=2),  # before anything is drawn
+    ):
+        with pytest.raises(ValueError, match="but the model reads 256: shorten the text"):
+            choose()
 
 
 def test_a_chat_chooses_among_its_drawings_by_the_last_message(make_tiny_model):
