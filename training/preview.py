@@ -32,16 +32,18 @@ class Stretch(NamedTuple):
 
 
 def stretches(processor: MllmProcessor, sample: Sample) -> list[Stretch]:
-    """A sample cut where its loss begins or ends, and around images."""
+    """A sample cut where its loss begins or ends, and around images, each followed by its positions' words, if any."""
     images = iter(zip(sample.images, sample.is_target, strict=True))
     pairs, found = zip(sample.ids, sample.labels, strict=True), []
-    for (is_image, has_loss), run in groupby(pairs, lambda pair: (pair[0] == processor.image_id, pair[1] != IGNORED)):
-        ids = [id for id, _ in run]
+    for is_image, run in groupby(pairs, lambda pair: pair[0] == processor.image_id):
+        run = list(run)
         if is_image:
-            shown = islice(images, len(ids) // processor.num_positions)
+            shown = islice(images, len(run) // processor.num_positions)
             found += [Stretch(is_target, image=image) for image, is_target in shown]
-        else:
-            found.append(Stretch(has_loss, processor.tokenizer.decode(ids, skip_special_tokens=False)))
+            run = [(label, label) for _, label in run if label != IGNORED]
+        for has_loss, part in groupby(run, lambda pair: pair[1] != IGNORED):
+            text = processor.tokenizer.decode([id for id, _ in part], skip_special_tokens=False)
+            found.append(Stretch(has_loss, text))
     return found
 
 

@@ -21,6 +21,7 @@ from training.config import (
 )
 from training.data import words_sample
 from training.mixture import Mixture
+from training.preview import preview_line
 from training.train import train
 from training.words import WordsMllm
 
@@ -58,6 +59,8 @@ def test_positions_are_labelled_with_words_of_what_is_there(make_tiny_model):
             left, top, right, bottom = (side / 64 - 0.5 for side in thing.box)
             inside = left <= x < right and top <= y < bottom
             assert labels[y, x].item() in (of_thing if inside else background)
+    words = processor.tokenizer.decode([label for label in sample.labels if label != IGNORED])
+    assert preview_line(processor, sample) == f"<boi> (4 codes) «{words}» <eoi>"
 
 
 def test_embeddings_come_to_lie_at_their_words(folder):
