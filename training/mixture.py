@@ -182,7 +182,7 @@ class ScenesSource(Source):
         processor: MllmProcessor,
         image_tokenizer: ImageTokenizer,
         seed: int,
-        words: bool,
+        words: bool = False,
     ):
         self.config, self.processor, self.seed = config, processor, seed
         if config.codes:

@@ -141,10 +141,10 @@ def test_only_missing_drawings_are_drawn_and_alone_they_are_the_same(subject, tm
 def test_prompts_that_cannot_be_drawn_count_as_wrong(subject, tmp_path, monkeypatch):
     refuse = drawing.start_drawing
 
-    def refuse_one(model, processor, prompt):
+    def refuse_one(model, processor, prompt, candidates):
         if prompt == refused:
             raise ValueError("cannot be drawn")
-        return refuse(model, processor, prompt)
+        return refuse(model, processor, prompt, candidates)
 
     refused = next(record["prompt"] for record in scenes.load_records(scenes.GENEVAL) if scenes.expressible(record))
     monkeypatch.setattr(drawing, "start_drawing", refuse_one)
