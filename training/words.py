@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from mllm import Mllm
 from mllm.model import MllmOutput
+from mllm.templates import IGNORED
 
 SHARPNESS = 10.0  # of the choice among words: cosines are multiplied by it
 LENGTH_WEIGHT = 0.1
@@ -44,10 +45,12 @@ class WordsMllm(Mllm):
         """Of each position with a word, [P]: cross-entropy of that word among all of the batch, by the cosine between
         what is embedded and the words' own embeddings; and how far it is from their mean length, squared and relative.
 
-        Both are seen from the mean of the words, which all of them share.
+        Both are seen from the mean of the words, which all of them share. Raises ValueError for fewer than two words.
         """
-        named = words != -100
+        named = words != IGNORED
         words_seen, wanted = words[named].unique(return_inverse=True)
+        if len(words_seen) < 2:
+            raise ValueError("model.words: a batch shows fewer than two words to tell apart: raise run.batch_size")
         targets = self.get_input_embeddings()(words_seen).float()
         center = targets.mean(0)
         targets, embeds_PD = targets - center, embeds_NLD.flatten(0, 1)[named].float() - center

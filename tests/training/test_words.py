@@ -93,6 +93,12 @@ def test_only_the_embedding_of_codes_trains_and_any_model_is_saved(folder):
     assert '"text_loss/answering"' in row
 
 
+def test_a_batch_of_one_word_is_named(folder):
+    model, _, _ = build_model(ModelConfig(init_from=str(folder), words=True))
+    with pytest.raises(ValueError, match="fewer than two words to tell apart: raise run.batch_size"):
+        model.word_losses(torch.zeros(1, 4, 32), torch.tensor([IGNORED, 11, 11, IGNORED]))
+
+
 def test_recipes_that_do_not_fit_are_refused(folder):
     with pytest.raises(ValueError, match="model.words: give model.trainable"):
         recipe(folder, trainable=["code_embed", "backbone"])
