@@ -474,7 +474,7 @@ class Engine:
         for options, group in in_groups(tasks, lambda task: task.drawing):
             halves = [(task, is_half) for is_half in (False, True) for task in group if task.guided or not is_half]
             pick = Picker(generators=[task.draw_generator for task in group], num_codebooks=K, **options)
-            codes_BK = self.model.code_head.sample(self._stream.h_BD[[rows[owner] for owner in halves]], pick)
+            codes_BK = self._stream.draw(pick, [rows[owner] for owner in halves])
             codes |= zip(group, codes_BK[: len(group)], strict=True)
         return codes
 

@@ -44,9 +44,9 @@ def sample(
     if temperature == 0:
         return logits_BV.argmax(-1)
     logits_BV = logits_BV.float() / temperature
+    if (top_k == 0 and top_p == 1.0) or not may_ask(logits_BV.device):
+        return sample_unasked(logits_BV, noise_BV, top_k, top_p)
     noisy_BV = logits_BV + noise_BV
-    if top_k == 0 and top_p == 1.0:
-        return noisy_BV.argmax(-1)
     p_BV = filter_logits(logits_BV, top_k).softmax(-1) if top_p < 1.0 else None
     while True:
         ids_B1 = noisy_BV.argmax(-1, keepdim=True)
@@ -58,6 +58,16 @@ def sample(
         if not outside_B1.any():
             return ids_B1[:, 0]
         noisy_BV = noisy_BV.masked_fill(outside_B1 & ~above_BV, float("-inf"))
+
+
+def sample_unasked(logits_BV: torch.Tensor, noise_BV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """The same ids; all is sorted, but nobody has to know how far a search got."""
+    return (filter_logits(logits_BV, top_k, top_p) + noise_BV).argmax(-1)
+
+
+def may_ask(device: torch.device) -> bool:
+    """Whether a value is there at once, and not only when all that was launched before is done."""
+    return device.type == "cpu"
 
 
 def gumbel(generators: Sequence[torch.Generator], size: int, device: torch.device) -> torch.Tensor:
@@ -92,14 +102,23 @@ class Picker:
         """[B, K * V], for all sub-codes of a position; greedy needs none."""
         return gumbel(self.generators, self.num_codebooks * entries, device) if self.temperature else None
 
+    @property
+    def way(self) -> tuple:
+        """All that a choice depends on, but logits and noise."""
+        return self.cfg_scale, self.temperature, self.top_k, self.top_p
+
     def __call__(self, logits_BV: torch.Tensor, k: int) -> torch.Tensor:
+        if k == 0:
+            self.noise_BN = self.draw_noise(logits_BV.shape[-1], logits_BV.device)
+        return self.choose(logits_BV, k, self.noise_BN)
+
+    def choose(self, logits_BV: torch.Tensor, k: int, noise_BN: torch.Tensor | None) -> torch.Tensor:
+        """The ids of sub-code k, by the noise of its position."""
         if self.cfg_scale != 1.0:
             cond, uncond = logits_BV.float().chunk(2)
             logits_BV = torch.lerp(uncond, cond, self.cfg_scale)
         V = logits_BV.shape[-1]
-        if k == 0:
-            self.noise_BN = self.draw_noise(V, logits_BV.device)
-        noise_BV = None if self.noise_BN is None else self.noise_BN[:, k * V : (k + 1) * V]
+        noise_BV = None if noise_BN is None else noise_BN[:, k * V : (k + 1) * V]
         ids_B = sample(logits_BV, noise_BV, self.temperature, self.top_k, self.top_p)
         return ids_B if self.cfg_scale == 1.0 else ids_B.repeat(2)
 

@@ -4,16 +4,17 @@ Rows have lengths of their own and may come and go between steps; a row's number
 Shapes: B rows, S rows there is room for, T columns, D width, H key-value heads of width d, G query heads for each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from transformers import Cache, DynamicCache
 
 from .compiled import compiled_backbone
+from .graphs import RecordedBackbone, recorded_backbone, recorded_head
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor
-from .sampling import Pick
+from .sampling import Pick, Picker
 from .templates import Sample
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2")  # whose layers `step_llama` runs; others run as transformers has them
@@ -23,10 +24,13 @@ class KeyValues(Cache):
     """Keys and values of all layers. Row b is filled up to its own length; `mask_ST`, added to scores, hides the rest.
 
     Memory doubles when a row reaches its end. As a `Cache` it takes one position of every row from any backbone.
+    `whole` shows a step all columns that there are, not only those in use; then its shapes and its memory are the same
+    for as long as `layout` is the same object.
     """
 
-    def __init__(self, like: DynamicCache):
+    def __init__(self, like: DynamicCache, whole: bool = False):
         super().__init__(layers=[])
+        self.whole = whole
         parts = [(layer.keys, layer.values) for layer in like.layers]
         self.memory = [[x.new_zeros(0, 0, x.shape[1], x.shape[3]) for x in pair] for pair in parts]  # each [S, T, H, d]
         self.mask_ST = parts[0][0].new_zeros(0, 0)
@@ -65,8 +69,8 @@ class KeyValues(Cache):
         self.lengths = [length + 1 for length in self.lengths]
 
     def put(self, layer: int, k_BHd: torch.Tensor, v_BHd: torch.Tensor) -> list[torch.Tensor]:
-        """-> keys and values of every row up to the new column, each [B, H, T, d]."""
-        B, T = len(self.lengths), max(self.lengths)
+        """-> keys and values of every row up to the new column (or all columns), each [B, H, T, d]."""
+        B, T = len(self.lengths), self._columns()
         for mine, new_BHd in zip(self.memory[layer], (k_BHd, v_BHd), strict=True):
             mine.flatten(0, 1).index_copy_(0, self.flat_B, new_BHd)
         return [mine[:B, :T].transpose(1, 2) for mine in self.memory[layer]]
@@ -78,7 +82,11 @@ class KeyValues(Cache):
 
     def mask(self) -> torch.Tensor:
         """[B, 1, 1, T], for one query a row."""
-        return self.mask_ST[: len(self.lengths), None, None, : max(self.lengths)]
+        return self.mask_ST[: len(self.lengths), None, None, : self._columns()]
+
+    def full(self) -> bool:
+        """No row has a column to hide."""
+        return not self.whole and min(self.lengths) == max(self.lengths)
 
     def update(self, k_BH1d: torch.Tensor, v_BH1d: torch.Tensor, layer_idx: int, *_, **__) -> list[torch.Tensor]:
         return self.put(layer_idx, k_BH1d[:, :, 0], v_BH1d[:, :, 0])
@@ -86,8 +94,12 @@ class KeyValues(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self.lengths) - 1
 
+    def _columns(self) -> int:
+        return self.mask_ST.shape[1] if self.whole else max(self.lengths)
+
     def _locate(self) -> None:
         """Where the next columns are: `places_B` in their rows, `flat_B` in all memory, row after row."""
+        self.layout = object()
         self.places_B = torch.tensor(self.lengths, device=self.mask_ST.device)
         self.flat_B = (
             self.places_B + torch.arange(len(self.lengths), device=self.mask_ST.device) * self.mask_ST.shape[1]
@@ -132,7 +144,8 @@ class Stream:
         self.window = getattr(model.config.text_config, "sliding_window", None)
         self._step = step_any
         if not plain and model.config.text_config.model_type in LLAMA_LIKE:
-            self._step = (compile and compiled_backbone(model.backbone)) or step_llama
+            self._step = (compile and fast_backbone(model.backbone)) or step_llama
+        self._head = recorded_head(model.code_head, model.config.image_tokenizer["codebook_size"]) if compile else None
         self.add(samples)
 
     @torch.no_grad()
@@ -150,7 +163,7 @@ class Stream:
         h_BTD = self.model.backbone(inputs_embeds=x_BTD, past_key_values=prefilled, use_cache=True).last_hidden_state
         h_BD = h_BTD[places, [length - 1 for length in lengths]]
         if self.cache is None:
-            self.cache, self.h_BD = KeyValues(prefilled), h_BD[:0]
+            self.cache, self.h_BD = KeyValues(prefilled, isinstance(self._step, RecordedBackbone)), h_BD[:0]
         self.cache.add(prefilled, places, lengths, self.room)
         self.h_BD = torch.cat([self.h_BD, h_BD])
 
@@ -163,9 +176,12 @@ class Stream:
         self.h_BD = self._step(self.model.backbone, x_BD, self.cache)
         self.cache.close()
 
-    def draw(self, pick: Pick) -> torch.Tensor:
-        """-> codes_BK of the next position, not yet fed."""
-        return self.model.code_head.sample(self.h_BD, pick, self.compile)
+    def draw(self, pick: Pick, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """-> codes_BK of the next position of these rows (None: of all), not yet fed."""
+        h_BD = self.h_BD if rows is None else self.h_BD[rows]
+        if self._head and isinstance(pick, Picker):
+            return self._head.sample(h_BD, pick)
+        return self.model.code_head.sample(h_BD, pick, self.compile)
 
     def remove(self, row: int) -> None:
         """The last row takes its place."""
@@ -173,6 +189,11 @@ class Stream:
         kept = list(range(len(self.h_BD)))
         kept[row] = kept[-1]
         self.h_BD = self.h_BD[kept[:-1]]
+
+
+def fast_backbone(backbone: torch.nn.Module) -> Callable[..., torch.Tensor] | None:
+    """`step_llama` as one function on a CPU, as a recording on a GPU, or None."""
+    return compiled_backbone(backbone) or recorded_backbone(backbone, step_llama)
 
 
 def check_length(model: MllmForConditionalGeneration, processor: MllmProcessor, sample: Sample, room: int = 1) -> None:
@@ -204,7 +225,7 @@ def step_llama(backbone: torch.nn.Module, x_BD: torch.Tensor, cache: KeyValues) 
     half = cos_B1d.shape[-1] // 2
     sin_B1d = torch.cat([-sin_B1d[..., :half], sin_B1d[..., half:]], -1)
     # Without padding the mask says nothing, and leaving it out takes a faster kernel.
-    mask = cache.mask() if min(cache.lengths) < max(cache.lengths) else None
+    mask = None if cache.full() else cache.mask()
     for number, layer in enumerate(backbone.layers):
         attention = layer.self_attn
         y_BD, d = layer.input_layernorm(x_BD), attention.head_dim

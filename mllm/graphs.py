@@ -1,0 +1,118 @@
+"""Steps as CUDA graphs. On a GPU, launching a step's hundreds of small kernels takes longer than running them; so they
+are recorded once, and launched together. What compiled.py is for a CPU; without either, steps run as they are.
+
+A recording keeps the shapes, the memory and the Python numbers of its moment. So what is recorded never asks the device
+for a value (`sampling.may_ask`) and has the same shapes at every step (`KeyValues.whole`), and it is recorded
+anew when memory moves, or rows come or go.
+Shapes: B sequences, D width, V entries, K sub-codebooks.
+"""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .compiled import FIXED_ROTARY
+from .sampling import Picker
+
+WARM_UP = 4  # calls before a recording: libraries set themselves up, and rows that come and go are not worth one
+KEPT = 8  # recordings of a head, one for each number of rows and way of sampling
+
+
+def record(
+    function: Callable[..., torch.Tensor], inputs: list[torch.Tensor]
+) -> tuple[Callable[[], None], torch.Tensor]:
+    """-> what runs the kernels of `function(*inputs)` on the memory of `inputs`, and the tensor that they fill.
+    Recording itself runs none of them."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may use the device meanwhile, as a server's that decodes images.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        output = function(*inputs)
+    return graph.replay, output
+
+
+class Recorded:
+    """A function whose kernels and memory are the same at every call. What it returns is overwritten by the next."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]):
+        self.function, self.warm_up = function, WARM_UP
+        self.replay: Callable[[], None] | None = None
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if self.replay is None and not self._record(inputs):
+            return self.function(*inputs)
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given)
+        self.replay()
+        return self.output
+
+    def _record(self, inputs: tuple[torch.Tensor, ...]) -> bool:
+        if self.warm_up:
+            self.warm_up -= 1
+            return False
+        self.inputs = [x.clone() for x in inputs]
+        try:
+            self.replay, self.output = record(self.function, self.inputs)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"generation runs without a CUDA graph, which is slower: {reason}", stacklevel=2)
+            self.warm_up = -1  # never
+        return self.replay is not None
+
+
+class RecordedBackbone:
+    """A position of every row of a stream, as `step` computes it; a recording lasts while rows and memory stay."""
+
+    def __init__(self, step: Callable[[nn.Module, torch.Tensor, Any], torch.Tensor]):
+        self.step, self.layout = step, None
+
+    def __call__(self, backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
+        if cache.layout is not self.layout:
+            self.layout, self.recorded = cache.layout, Recorded(lambda x_BD: self.step(backbone, x_BD, cache))
+        return self.recorded(x_BD)
+
+
+class RecordedHead:
+    """A code head's `sample`, with guidance and the choice of codes inside."""
+
+    def __init__(self, head: nn.Module, codebook_size: int):
+        self.head, self.codebook_size = head, codebook_size
+        self.recorded: OrderedDict[tuple, Recorded] = OrderedDict()
+
+    def sample(self, h_BD: torch.Tensor, pick: Picker) -> torch.Tensor:
+        """-> codes_BK."""
+        noise_BN = pick.draw_noise(self.codebook_size, h_BD.device)
+        way = (len(h_BD), *pick.way)
+        recorded = self.recorded.pop(way, None) or Recorded(self._sampling(pick))
+        self.recorded[way] = recorded
+        if len(self.recorded) > KEPT:
+            self.recorded.popitem(last=False)
+        return recorded(*(x for x in (h_BD, noise_BN) if x is not None)).clone()
+
+    def _sampling(self, pick: Picker) -> Callable[..., torch.Tensor]:
+        def sampling(h_BD: torch.Tensor, noise_BN: torch.Tensor | None = None) -> torch.Tensor:
+            return self.head.sample(h_BD, lambda logits_BV, k: pick.choose(logits_BV, k, noise_BN), compile=False)
+
+        return sampling
+
+
+def recorded_backbone(backbone: nn.Module, step: Callable[..., torch.Tensor]) -> RecordedBackbone | None:
+    """None where it must run as it is: on another device or several, with hooks, or with angles that depend on the
+    length of the sequence."""
+    fixed = backbone.rotary_emb.rope_type in FIXED_ROTARY
+    return RecordedBackbone(step) if fixed and recordable(backbone) else None
+
+
+def recorded_head(head: nn.Module, codebook_size: int) -> RecordedHead | None:
+    """None as above."""
+    return RecordedHead(head, codebook_size) if recordable(head) else None
+
+
+def recordable(module: nn.Module) -> bool:
+    """On one GPU, and without hooks, which are Python."""
+    devices = {weight.device for weight in module.parameters()}
+    hooked = any(inner._forward_hooks or inner._forward_pre_hooks for inner in module.modules())
+    return len(devices) == 1 and devices.pop().type == "cuda" and not hooked
