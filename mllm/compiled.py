@@ -3,8 +3,9 @@
 operation, to the same codes.
 
 Weights that are numbers of bfloat16, as those of most checkpoints, are kept as such: half the bytes, the same result.
-Those of 8 and 4 bits (quantize.py) are read where they are. Their backbone is in bfloat16, as its keys and values are;
-the step rounds nothing else, and is to that extent nearer to float32 than operation by operation.
+Those of 8 and 4 bits (quantize.py) are read where they are. Where the model is in bfloat16, as quantized ones are, so
+are what goes from one function to the next, and keys and values; inside, nothing else is rounded, which is to that
+extent nearer to float32 than operation by operation.
 """
 
 import ctypes
@@ -29,6 +30,7 @@ from .quantize import Int4Linear, Int8Linear, int4_block
 SOURCE = Path(__file__).with_name("step.cpp")
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared"]
 FLOAT32, BFLOAT16, INT8, INT4_BY_32, INT4_BY_64 = range(5)  # kinds of a Matrix
+TAKEN = {(torch.float32, "cpu"), (torch.bfloat16, "cpu")}  # forms of weights, either
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # angles do not depend on the length of the sequence
 
 
@@ -104,7 +106,7 @@ def build(file: Path) -> None:
 def exact(weight: torch.Tensor) -> bool:
     """Whether it is made of whole tiles of numbers of bfloat16."""
     whole = weight.dim() == 2 and weight.shape[0] % 16 == weight.shape[1] % 32 == 0
-    return whole and torch.equal(weight.bfloat16().float(), weight)
+    return whole and torch.equal(weight.bfloat16().float(), weight.float())
 
 
 class Packed:
@@ -130,7 +132,7 @@ class Packed:
     def _weight(self, weight_OI: torch.Tensor) -> tuple[int, int]:
         """-> kind and pointer."""
         if not exact(weight_OI):
-            return FLOAT32, self.keep(weight_OI)
+            return FLOAT32, self.vector(weight_OI)
         tiles = weight_OI.bfloat16().unflatten(1, (-1, 16, 2)).unflatten(0, (-1, 16))
         return BFLOAT16, self.keep(tiles.permute(0, 2, 3, 1, 4))
 
@@ -233,7 +235,7 @@ class CompiledHead(Packed):
 
     def sample(self, h_BD: torch.Tensor, pick: Any) -> torch.Tensor:
         """-> codes_BK, with the options and the noise of a `Picker`."""
-        h_BD, codes_BK = h_BD.contiguous(), torch.empty(len(h_BD), self.K, dtype=torch.long)
+        h_BD, codes_BK = h_BD.float().contiguous(), torch.empty(len(h_BD), self.K, dtype=torch.long)
         noise = pick.draw_noise(self.V, h_BD.device)
         how = Sampling(pick.temperature, pick.top_p, pick.cfg_scale, pick.top_k)
         h, into, noise_at = (c_void_p(None if x is None else x.data_ptr()) for x in (h_BD, codes_BK, noise))
@@ -250,7 +252,7 @@ class CompiledEmbedding(Packed):
         attention, mlp = projection.attn, projection.mlp
         q, k, v = self.matrices(attention.qkv, 3)
         q.bias, v.bias = self.vector(attention.q_bias), self.vector(attention.v_bias)
-        self.inner, self.dim = q.out, second.out_features
+        self.inner, self.dim, self.dtype = q.out, second.out_features, second.weight.dtype
         self.embedding = Embedding(
             attention.heads,
             self.layer_norm(projection.norm1),
@@ -265,7 +267,7 @@ class CompiledEmbedding(Packed):
 
     def __call__(self, features_NQ: torch.Tensor, cache: dict[str, Any]) -> torch.Tensor:
         """-> embeds_ND of the position after those in `cache`, a dict, empty at first."""
-        rows, place = len(features_NQ), cache.setdefault("place", 0)
+        features_NQ, rows, place = features_NQ.float(), len(features_NQ), cache.setdefault("place", 0)
         if place == cache.setdefault("memory", features_NQ.new_empty(2, rows, 0, self.inner)).shape[2]:
             memory = features_NQ.new_empty(2, rows, max(64, 2 * place), self.inner)
             memory[:, :, :place] = cache["memory"]
@@ -276,7 +278,7 @@ class CompiledEmbedding(Packed):
         sizes = (c_int64(size) for size in (rows, place, columns))
         library().embed(pointer(self.embedding), x, y, *sizes, k, v, threads())
         cache["place"] += 1
-        return embeds_ND
+        return embeds_ND.to(self.dtype)
 
 
 def threads() -> c_int:
@@ -287,17 +289,16 @@ _made: WeakKeyDictionary[nn.Module, tuple[Any, Packed]] = WeakKeyDictionary()
 
 
 def compiled_backbone(backbone: nn.Module) -> CompiledBackbone | None:
-    """None where it must run as it is: adapters, hooks, other precisions (or autocast) or devices, or no compiler. A
-    quantized one may be in bfloat16; one of 4 bits runs as it is where torch lays them out in its own way."""
+    """None where it must run as it is: adapters, hooks, other precisions (or autocast) or devices, or no compiler. One
+    of 4 bits runs as it is where torch lays them out in its own way; one in bfloat16 too, as it would be held twice."""
     if backbone.rotary_emb.rope_type not in FIXED_ROTARY or backbone.config.hidden_act != "silu":
         return None
     kinds = {type(module) for module in backbone.layers.modules()}
     if Int4Linear in kinds and int4_block() is None:
         return None
-    dtype = backbone.norm.weight.dtype if kinds & {Int8Linear, Int4Linear} else torch.float32
-    if dtype not in (torch.float32, torch.bfloat16):
+    if backbone.norm.weight.dtype != torch.float32 and not kinds & {Int8Linear, Int4Linear}:
         return None
-    return _compiled(backbone, CompiledBackbone, [backbone.layers, backbone.norm], dtype)
+    return _compiled(backbone, CompiledBackbone, [backbone.layers, backbone.norm])
 
 
 def compiled_head(head: nn.Module) -> CompiledHead | None:
@@ -310,14 +311,10 @@ def compiled_embedding(embedding: nn.Module) -> CompiledEmbedding | None:
     return _compiled(embedding, CompiledEmbedding, [embedding.attn_projection, embedding.mm_projector])
 
 
-def _compiled(
-    module: nn.Module,
-    make: Callable[[nn.Module], Packed],
-    parts: Sequence[nn.Module],
-    dtype: torch.dtype = torch.float32,
-) -> Any:
+def _compiled(module: nn.Module, make: Callable[[nn.Module], Packed], parts: Sequence[nn.Module]) -> Any:
     weights = [weight for part in parts for weight in part.parameters()]
-    if torch.is_autocast_enabled("cpu") or any(x.dtype != dtype or x.device.type != "cpu" for x in weights):
+    kinds = {(weight.dtype, weight.device.type) for weight in weights}
+    if torch.is_autocast_enabled("cpu") or len(kinds) > 1 or not kinds <= TAKEN:
         return None
     if any(changed(inner) for part in parts for inner in part.modules()) or library() is None:
         return None

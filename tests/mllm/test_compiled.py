@@ -1,5 +1,7 @@
 """The C++ step is the eager one: same codes from the same seeds, whatever the options; and it knows when it is not."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from mllm.codes import CODE_EMBEDDINGS
 from mllm.compiled import compiled_backbone, compiled_embedding, compiled_head, library
 from mllm.generate import sample_codes
 from mllm.quantize import KINDS, Int8Linear, int4_block, quantize
+from mllm.sampling import Picker
 from mllm.stream import Stream
 
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
@@ -113,6 +116,25 @@ def test_embeddings_are_those_of_the_eager_step(make_tiny_model, make, rows):
     assert fast["compiled"] is compiled_embedding(embedding) and not eager["compiled"]
 
 
+@torch.no_grad()
+def test_heads_and_embeddings_in_bfloat16_are_those_of_the_same_numbers_in_float32(make_tiny_model):
+    model, _ = make_tiny_model("codebook")
+    head, embedding = (deepcopy(part).bfloat16().float() for part in (model.code_head, model.code_embed))
+    h_BD = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for options in ({"temperature": 0.7}, {"top_k": 3, "top_p": 0.9}):
+
+        def pick(options=options):
+            return Picker(3.0, [torch.Generator().manual_seed(row) for row in range(3)], 2, **options)
+
+        drawn = compiled_head(model.code_head.bfloat16()).sample(h_BD, pick())
+        assert torch.equal(drawn, head.sample(h_BD.float(), pick(), compile=False))
+    fast, eager, model.code_embed = {}, {}, model.code_embed.bfloat16()
+    for codes_N1K in torch.randint(16, (5, 2, 1, 2), generator=torch.Generator().manual_seed(0)):
+        embeds_N1D = model.code_embed(codes_N1K, fast, compile=True)
+        assert fast["compiled"] and embeds_N1D.dtype == torch.bfloat16
+        torch.testing.assert_close(embeds_N1D.float(), embedding(codes_N1K, eager), atol=1e-3, rtol=1e-2)
+
+
 def test_the_head_may_have_a_width_of_its_own_and_one_output(make_tiny_model):
     model, processor = make_tiny_model()
     sizes = {"width": 16, "heads": 2, "layers": 2, "shared_output": True}
@@ -144,7 +166,7 @@ def test_what_is_not_the_models_own_runs_as_it_is(make_tiny_model):
     assert compiled_head(head)
     with torch.autocast("cpu", torch.bfloat16):
         assert compiled_head(head) is None
-    assert compiled_head(head.bfloat16()) is None
+    assert compiled_head(head.double()) is None
 
 
 def test_without_a_compiler_it_says_so_and_draws_the_same(make_tiny_model, monkeypatch, tmp_path):
