@@ -3,9 +3,9 @@
 operation, to the same codes.
 
 Weights that are numbers of bfloat16, as those of most checkpoints, are kept as such: half the bytes, the same result.
-Those of 8 and 4 bits (quantize.py) are read where they are. Where the model is in bfloat16, as quantized ones are, so
-are what goes from one function to the next, and keys and values; inside, nothing else is rounded, which is to that
-extent nearer to float32 than operation by operation.
+Those of 8 and 4 bits (quantize.py), and of a backbone in bfloat16, are read where they are. Where the model is in
+bfloat16, so are what goes from one function to the next, and keys and values; inside, nothing else is rounded, which is
+to that extent nearer to float32 than operation by operation.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ from .quantize import Int4Linear, Int8Linear, int4_block
 
 SOURCE = Path(__file__).with_name("step.cpp")
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared"]
-FLOAT32, BFLOAT16, INT8, INT4_BY_32, INT4_BY_64 = range(5)  # kinds of a Matrix
+FLOAT32, BFLOAT16, INT8, INT4_BY_32, INT4_BY_64, BFLOAT16_ROWS = range(6)  # kinds of a Matrix
 TAKEN = {(torch.float32, "cpu"), (torch.bfloat16, "cpu")}  # forms of weights, either
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # angles do not depend on the length of the sequence
 
@@ -110,7 +110,10 @@ def exact(weight: torch.Tensor) -> bool:
 
 
 class Packed:
-    """Weights of a module as step.cpp takes them. `kept` are the tensors that its pointers point into."""
+    """Weights of a module as step.cpp takes them. `kept` are the tensors that its pointers point into. Those in
+    bfloat16 are laid out anew for the matrix units, unless they are to stay `in_place`, which takes no memory."""
+
+    in_place = False
 
     def __init__(self):
         self.kept: list[Any] = []
@@ -131,6 +134,8 @@ class Packed:
 
     def _weight(self, weight_OI: torch.Tensor) -> tuple[int, int]:
         """-> kind and pointer."""
+        if self.in_place and weight_OI.dtype == torch.bfloat16:
+            return BFLOAT16_ROWS, self.keep(weight_OI)
         if not exact(weight_OI):
             return FLOAT32, self.vector(weight_OI)
         tiles = weight_OI.bfloat16().unflatten(1, (-1, 16, 2)).unflatten(0, (-1, 16))
@@ -153,6 +158,8 @@ class Packed:
 
 class CompiledBackbone(Packed):
     """`step_llama`, for the backbone that it was made of."""
+
+    in_place = True
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
@@ -290,13 +297,11 @@ _made: WeakKeyDictionary[nn.Module, tuple[Any, Packed]] = WeakKeyDictionary()
 
 def compiled_backbone(backbone: nn.Module) -> CompiledBackbone | None:
     """None where it must run as it is: adapters, hooks, other precisions (or autocast) or devices, or no compiler. One
-    of 4 bits runs as it is where torch lays them out in its own way; one in bfloat16 too, as it would be held twice."""
+    of 4 bits runs as it is where torch lays them out in its own way."""
     if backbone.rotary_emb.rope_type not in FIXED_ROTARY or backbone.config.hidden_act != "silu":
         return None
     kinds = {type(module) for module in backbone.layers.modules()}
     if Int4Linear in kinds and int4_block() is None:
-        return None
-    if backbone.norm.weight.dtype != torch.float32 and not kinds & {Int8Linear, Int4Linear}:
         return None
     return _compiled(backbone, CompiledBackbone, [backbone.layers, backbone.norm])
 

@@ -31,6 +31,7 @@ enum Kind : int64_t {
     // in bfloat16, [in / 32, outputs]. Outputs are padded to whole blocks of 64.
     INT4_BY_32,
     INT4_BY_64,
+    BFLOAT16_ROWS,  // [out, in]
 };
 
 struct Matrix {
@@ -88,6 +89,7 @@ struct Sampling {  // temperature 0: greedy; top_k 0: all
 namespace {
 
 constexpr int LANES = 16, DEPTH = 32;  // of a tile: outputs, inputs
+constexpr int64_t AHEAD = 8192;        // bytes
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
@@ -162,14 +164,22 @@ inline Lanes exponential(Lanes x) {
 // begin `stride` after those of the one before it.
 template <int N, int R, class T>
 inline void tile(const T* w, const float* x, int64_t in, int64_t stride, float (&sums)[N][R]) {
+    constexpr int64_t LINE = 64 / sizeof(T);  // of the processor's memory
+    // What is needed so much later is asked for: the processor's own foresight ends with a page.
+    const int64_t ahead = std::max<int64_t>(N * stride, AHEAD / sizeof(T));
     Lanes many[N][R] = {};
     int64_t i = 0;
-    for (; i + LANES <= in; i += LANES)
+    auto take = [&](int64_t i) {
         for (int n = 0; n < N; ++n) {
-            __builtin_prefetch(w + (n + N) * stride + i);  // the processor's own does not go on to the next page
             Lanes a = lanes(w + n * stride + i);
             for (int r = 0; r < R; ++r) many[n][r] += a * lanes(x + r * in + i);
         }
+    };
+    for (; i + LINE <= in; i += LINE) {
+        for (int n = 0; n < N; ++n) __builtin_prefetch(w + n * stride + i + ahead);
+        for (int64_t j = 0; j < LINE; j += LANES) take(i + j);
+    }
+    for (; i + LANES <= in; i += LANES) take(i);
     for (int n = 0; n < N; ++n)
         for (int r = 0; r < R; ++r) {
             sums[n][r] = sum(many[n][r]);
@@ -253,6 +263,19 @@ void product_of_tiles(const Matrix& m, const float* x, float* y, int64_t rows, b
     }
 }
 
+// Of 16 bytes, with an id of 4 bits in the low and one in the high half: the ids less 8.
+inline void halves(const int8_t* from, Lanes& low, Lanes& high) {
+    Ints both = ints(from);
+#ifdef __AVX512F__  // which looks numbers up by the lowest 4 bits
+    const Lanes numbers = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    low = (Lanes)_mm512_permutexvar_ps((__m512i)both, (__m512)numbers);
+    high = (Lanes)_mm512_permutexvar_ps((__m512i)(both >> 4), (__m512)numbers);
+#else
+    both ^= 0x88;  // 4 bits of id - 8 and their sign
+    low = lanes(both << 28 >> 28), high = lanes(both << 24 >> 28);
+#endif
+}
+
 // Scales and zeros of 16 outputs from the n-th, for the group of inputs d.
 inline Words scales_zeros(const Matrix& m, int64_t n, int64_t d) {
     return load<Words>(static_cast<const uint32_t*>(m.scales) + d * ((m.out + 63) / 64 * 64) + n);
@@ -266,10 +289,10 @@ inline void nibbles(const Matrix& m, int64_t n, const float* x, float* y, bool a
     for (int64_t d = 0; d < m.in / DEPTH; ++d) {
         Lanes some[R][2 * G] = {};
         for (int64_t i = d * DEPTH; i < (d + 1) * DEPTH; ++i) {
-            __builtin_prefetch(w + i * G * LANES + 2048);
+            __builtin_prefetch(w + i * G * LANES + AHEAD);
             for (int g = 0; g < G; ++g) {
-                Ints both = ints(w + (i * G + g) * LANES) ^ 0x88;  // 4 bits of id - 8 and their sign
-                Lanes low = lanes(both << 28 >> 28), high = lanes(both << 24 >> 28);
+                Lanes low, high;
+                halves(w + (i * G + g) * LANES, low, high);
                 for (int r = 0; r < R; ++r) {
                     some[r][g] += low * x[r * m.in + i];
                     some[r][G + g] += high * x[r * m.in + i];
@@ -446,6 +469,7 @@ void product_by_tiles(const Matrix& m, const float* x, float* y, int64_t all, bo
 
 void linear(const Matrix& m, const float* x, float* y, int64_t rows, Parts& parts, bool add = false) {
     if (m.kind == FLOAT32) return product<float>(m, x, y, rows, add);
+    if (m.kind == BFLOAT16_ROWS) return product<Bfloat16>(m, x, y, rows, add);
 #ifdef TILES
     if (rows >= FEW && have_tiles()) return product_by_tiles(m, x, y, rows, add, parts);
 #endif
