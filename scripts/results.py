@@ -37,10 +37,10 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("questions, exact match ({limit} scenes)", "questions.overall", "{:.2f}", "{:.2f}"),
+    Row("questions, exact match, {limit} of 600 scenes", "questions.overall", "{:.2f}", "{:.2f}"),
     Row("the same questions, in words that are in no training sample", "free_wording.overall", "{:.2f}"),
     Row(
-        "drawing, GenEval's rules and raw prompts, {images_per_prompt} images for each of {limit} prompts",
+        "drawing, GenEval's rules, {limit} of 457 raw prompts, {images_per_prompt} images each",
         "drawing.model.overall",
         "{:.2f}",
         "{:.2f}",
