@@ -1,5 +1,6 @@
 """What all scripts share: how they end, and that they start at once."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from mllm import generate, quantize
 from scripts import _load
-from scripts._errors import Parser, cli
+from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder, save_text
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,16 @@ def test_what_help_says_of_the_model_is_told_without_torch():
     assert _load.CFG_SCALE == generate.CFG_SCALE
     assert _load.DRAWING_TEMPERATURE == generate.DRAWING_TEMPERATURE
     assert list(_load.QUANTIZATIONS) == list(quantize.KINDS)
+
+
+def test_imports_are_not_interrupted_by_collecting_garbage():
+    with pytest.raises(ValueError), stop_at_once():
+        assert not gc.isenabled()
+        raise ValueError
+    assert gc.isenabled()
+    with stop_at_once(), stop_at_once():  # as in functions that call each other
+        pass
+    assert gc.isenabled()
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
