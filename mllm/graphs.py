@@ -7,6 +7,7 @@ anew when memory moves, or rows come or go.
 Shapes: B sequences, D width, V entries, K sub-codebooks.
 """
 
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -38,10 +39,14 @@ class Recorded:
     """A function whose kernels and memory are the same at every call. What it returns is overwritten by the next."""
 
     def __init__(self, function: Callable[..., torch.Tensor]):
-        self.function, self.warm_up = function, WARM_UP
+        self.function = function
+        self.warm_up: float = WARM_UP  # calls to come as they are
         self.replay: Callable[[], None] | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if self.warm_up:
+            self.warm_up -= 1
+            return self.function(*inputs)
         if self.replay is None and not self._record(inputs):
             return self.function(*inputs)
         for mine, given in zip(self.inputs, inputs, strict=True):
@@ -50,16 +55,14 @@ class Recorded:
         return self.output
 
     def _record(self, inputs: tuple[torch.Tensor, ...]) -> bool:
-        if self.warm_up:
-            self.warm_up -= 1
-            return False
+        """Whether it could be; if not, it is not tried again."""
         self.inputs = [x.clone() for x in inputs]
         try:
             self.replay, self.output = record(self.function, self.inputs)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             warnings.warn(f"generation runs without a CUDA graph, which is slower: {reason}", stacklevel=2)
-            self.warm_up = -1  # never
+            self.warm_up = math.inf
         return self.replay is not None
 
 

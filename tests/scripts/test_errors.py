@@ -99,6 +99,13 @@ def test_imports_are_not_interrupted_by_collecting_garbage():
     assert gc.isenabled()
 
 
+def test_leaving_does_not_collect_what_was_imported():
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
+    code += "from scripts._errors import cli; cli(lambda: 0)"
+    left = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (left.returncode, left.stdout) == (0, "True\n")
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     check_folder(tmp_path)
     check_folder(tmp_path / "new" / "newer")
