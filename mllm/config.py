@@ -17,7 +17,7 @@ class MllmConfig(PretrainedConfig):
 
     model_type = "mllm"
     sub_configs = {"text_config": AutoConfig}
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     text_config: dict | PretrainedConfig | None = None
     image_tokenizer: dict | None = None

@@ -4,7 +4,7 @@ Shapes: B sequences, T positions (text and image together), N images in a batch 
 image, K sub-codebooks, V entries each, D backbone width, P image positions that carry loss.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tokenizer import ImageTokenizer
 from tokenizer.quantizer import Quantized
@@ -23,23 +23,23 @@ from .codes import CODE_EMBEDDINGS, CODE_HEADS
 from .config import MllmConfig
 from .folders import find_model, loading, unread
 
+# What transformers calls keys and values, as argument and in outputs: `past_key_values` before 5.24, `cache` since.
+CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("past_key_values", "cache"))
+
 
 @dataclass
-class MllmOutput(ModelOutput):
+class MllmOutput(CausalLMOutputWithPast):
     """Losses are sums over `text_count` text targets and `code_count` codes, so that a trainer can divide by counts
     of all its ranks and micro-batches; `loss` is the mean of this batch alone. `text_losses` and `code_losses` [P, K]
     are those of each target, to look at: without gradient, and without z-loss. With a `code_share`, the codes' losses
     are of the drawn positions, times how many positions each stands for: sums and counts estimate those of all."""
 
-    loss: torch.Tensor | None = None
     text_loss: torch.Tensor | None = None
     text_count: torch.Tensor | None = None
     code_loss: torch.Tensor | None = None
     code_count: torch.Tensor | None = None
     text_losses: torch.Tensor | None = None
     code_losses: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Any = None
 
 
 def _choose(choices: dict, what: str, name: str):
@@ -126,7 +126,6 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         is_target: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -148,14 +147,13 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache if labels is None else False,
             **kwargs,
         )
         h_BTD = output.last_hidden_state
         if labels is None:
             logits = self.lm_head(h_BTD[:, -logits_to_keep:])
-            return MllmOutput(logits=logits, past_key_values=output.past_key_values)
+            return MllmOutput(logits=logits, **{CACHE: output.get(CACHE)})
         text_losses = self.text_losses(h_BTD, labels)
         code_loss, code_losses_PK = self.code_loss(h_BTD, input_ids, codes, is_target, code_share)
         text_loss = text_losses.sum()

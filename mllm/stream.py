@@ -12,7 +12,7 @@ from transformers import Cache, DynamicCache
 
 from .compiled import compiled_backbone
 from .graphs import RecordedBackbone, recorded_backbone, recorded_head
-from .model import MllmForConditionalGeneration
+from .model import CACHE, MllmForConditionalGeneration
 from .processor import MllmProcessor
 from .sampling import Pick, Picker
 from .templates import Sample
@@ -160,7 +160,7 @@ class Stream:
         codes = None if batch.codes is None else batch.codes.to(self.model.device)
         prefilled = DynamicCache()
         x_BTD = self.model.embed(batch.input_ids.to(self.model.device), codes)
-        h_BTD = self.model.backbone(inputs_embeds=x_BTD, past_key_values=prefilled, use_cache=True).last_hidden_state
+        h_BTD = self.model.backbone(inputs_embeds=x_BTD, use_cache=True, **{CACHE: prefilled}).last_hidden_state
         h_BD = h_BTD[places, [length - 1 for length in lengths]]
         if self.cache is None:
             self.cache, self.h_BD = KeyValues(prefilled, isinstance(self._step, RecordedBackbone)), h_BD[:0]
@@ -212,8 +212,8 @@ def step_any(backbone: torch.nn.Module, x_BD: torch.Tensor, cache: KeyValues) ->
         inputs_embeds=x_BD[:, None],
         attention_mask=cache.mask(),
         position_ids=cache.places_B[:, None],
-        past_key_values=cache,
         use_cache=True,
+        **{CACHE: cache},
     )
     return output.last_hidden_state[:, 0]
 

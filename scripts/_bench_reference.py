@@ -8,6 +8,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from mllm import Mllm
 from mllm.codes import DepthHead
+from mllm.model import CACHE
 from mllm.sampling import Pick
 from tokenizer import ImageTokenizer
 
@@ -86,7 +87,7 @@ def reference_draw(
     x_BTD = model.get_input_embeddings()(ids_BT)
     for _ in range(positions):
         places_BT = (mask_BT.cumsum(1) - 1).clamp_min(0)[:, -x_BTD.shape[1] :]
-        state = {"attention_mask": mask_BT, "position_ids": places_BT, "past_key_values": cache, "use_cache": True}
+        state = {"attention_mask": mask_BT, "position_ids": places_BT, CACHE: cache, "use_cache": True}
         h_BD = model.backbone(inputs_embeds=x_BTD, **state).last_hidden_state[:, -1]
         codes.append(reference_position(model.code_head, body, h_BD, pick))
         x_BTD = model.code_embed(codes[-1][:, None], embedded)

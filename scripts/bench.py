@@ -55,6 +55,7 @@ from mllm.codes import DepthHead
 from mllm.compiled import exact
 from mllm.folders import find_model
 from mllm.generate import check_length, sample_codes, text_steps
+from mllm.model import CACHE
 from mllm.quantize import KINDS, quantize
 from mllm.sampling import Pick, Picker
 from mllm.stream import Stream
@@ -266,8 +267,8 @@ def their_step(model: Mllm, x_BD: torch.Tensor) -> Callable:
     """Transformers' own, with its cache, after about as many positions."""
     cache, x_B1D = DynamicCache(config=model.config.text_config), x_BD[:, None].to(model.backbone.dtype)
     length = model.config.image_tokenizer_config.num_positions
-    model.backbone(inputs_embeds=x_B1D.repeat(1, length, 1), past_key_values=cache, use_cache=True)
-    return lambda: model.backbone(inputs_embeds=x_B1D, past_key_values=cache, use_cache=True)
+    model.backbone(inputs_embeds=x_B1D.repeat(1, length, 1), use_cache=True, **{CACHE: cache})
+    return lambda: model.backbone(inputs_embeds=x_B1D, use_cache=True, **{CACHE: cache})
 
 
 @torch.no_grad()

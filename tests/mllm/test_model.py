@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from mllm import Mllm, MllmConfig, MllmProcessor, Processor
+from mllm import Mllm, MllmConfig, MllmProcessor, Processor, generate_texts
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
+from mllm.model import CACHE
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 
@@ -63,6 +64,26 @@ def test_counts_are_the_targets(tiny_model):
     assert _losses(model, processor, [drawing])[1] == 3  # begin and end of image, end of turn
     assert _losses(model, processor, [text])[3] == 0
     assert _losses(model, processor, [chat])[3] == 0  # an image to read is no target
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_pass_goes_on_from_the_keys_and_values_of_another(tiny_model):
+    model, processor = tiny_model
+    ids = torch.tensor([processor.encode_drawing("a red dog").ids])
+    whole = model(input_ids=ids, use_cache=False)
+    start = model(input_ids=ids[:, :-2], use_cache=True)
+    rest = model(input_ids=ids[:, -2:], use_cache=True, **{CACHE: start[CACHE]})
+    assert CACHE not in whole
+    torch.testing.assert_close(torch.cat([start.logits, rest.logits], 1), whole.logits)
+
+
+@pytest.mark.filterwarnings("error")
+def test_generate_of_transformers_writes_what_we_do(tiny_model):
+    model, processor = tiny_model
+    chat = [{"role": "user", "content": "hello"}]
+    ids = torch.tensor([processor.encode(chat).ids])
+    written = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=processor.pad_id)
+    assert processor.decode(written[0, ids.shape[1] :]) == generate_texts(model, processor, [chat], 8)[0]
 
 
 def test_the_loss_of_a_code_does_not_see_the_code(model_and_processor):
