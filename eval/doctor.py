@@ -18,9 +18,10 @@ from PIL import Image, ImageDraw
 
 from data_recipes.artwork import find_font
 from mllm import Mllm, Processor, generate_images, generate_texts
+from mllm.decode.sampling import Picker, Sampling
+from mllm.decode.stream import Stream
+from mllm.fast import pick_kernels
 from mllm.folders import find_model
-from mllm.generate import Stream, code_steps
-from mllm.sampling import Picker
 
 from .image_metrics import psnr
 
@@ -124,11 +125,15 @@ def draw_both_ways(patient: Patient) -> tuple[torch.Tensor, torch.Tensor, torch.
     """A greedy drawing with the cache, step by step, and the same sequence in one pass without. -> hidden states_LD
     before each position from both, the codes_LK, and the logits_LKV of the one pass."""
     _, model, processor = patient
-    stream, states, codes = Stream(model, [processor.encode_drawing(PROMPT)], processor), [], []
-    for codes_BK in code_steps(stream, processor.num_positions, Picker(1.0, [], temperature=0)):
+    kernels, cache, states, codes = pick_kernels(model), {}, [], []
+    stream = Stream(model, [processor.encode_drawing(PROMPT)], processor, kernels)
+    while True:
         states.append(stream.h_BD[0])
-        codes.append(codes_BK[0])
-    codes_LK = torch.stack(codes)
+        codes.append(kernels.draw(stream.h_BD, Picker(1.0, [], sampling=Sampling(temperature=0.0))))
+        if len(codes) == processor.num_positions:
+            break
+        stream.feed(kernels.embed(codes[-1], cache))
+    codes_LK = torch.cat(codes)
     batch = processor.collate([processor.encode_drawing(PROMPT, codes_LK)])
     ids_BT = batch.input_ids.to(model.device)
     h_TD = model.backbone(inputs_embeds=model.embed(ids_BT, codes_LK[None])).last_hidden_state[0]

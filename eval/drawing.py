@@ -16,7 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mllm import Mllm, Processor, generate_images
-from mllm.generate import CFG_SCALE, DRAWING_TEMPERATURE, start_drawing
+from mllm.decode.program import start_drawing
+from mllm.decode.sampling import DrawingOptions
 from tokenizer.transform import load_image
 
 from .geneval import NOT_DRAWN, PNG_KEY, load_records
@@ -32,8 +33,8 @@ class Settings:
     limit: int | None = None
     images_per_prompt: int = 4
     seed: int = 0
-    cfg_scale: float = CFG_SCALE
-    temperature: float = DRAWING_TEMPERATURE
+    cfg_scale: float = DrawingOptions.cfg_scale
+    temperature: float = DrawingOptions.temperature
     top_k: int = 0
     top_p: float = 1.0
     candidates: int = 1

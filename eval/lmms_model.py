@@ -22,7 +22,9 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from mllm import Mllm, Processor, generate_images, generate_texts
-from mllm.generate import CFG_SCALE, check_length, check_sampling, start_drawing
+from mllm.decode.program import start_drawing
+from mllm.decode.sampling import DrawingOptions
+from mllm.decode.stream import check_length
 from mllm.templates import IGNORED
 
 from .drawing import save
@@ -74,7 +76,7 @@ class SimpleModel(lmms):
         batch_size: int | str = 1,
         mode: str = "understand",
         output_dir: str | None = None,
-        cfg_scale: float = CFG_SCALE,
+        cfg_scale: float = DrawingOptions.cfg_scale,
         device: str | None = None,
         max_batch_size: int | None = None,  # lmms-eval gives it to every model
     ):
@@ -83,7 +85,7 @@ class SimpleModel(lmms):
             raise ValueError(f"batch_size is {batch_size}; it must be a whole number, at least 1")
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
-        check_sampling(cfg_scale=cfg_scale)
+        DrawingOptions(cfg_scale=cfg_scale)
         self._rank, self._world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device = torch.device(device) if device and self._world_size == 1 else own_device()
         self.model = Mllm.from_pretrained(pretrained).to(self.device).eval()
@@ -213,7 +215,7 @@ class SimpleModel(lmms):
     def _write(self, asks: Sequence[Ask]) -> list[str]:
         _, length, temperature, top_p, until = asks[0].options
         chats, seeds = [ask.chat for ask in asks], [ask.seed for ask in asks]
-        texts = generate_texts(self.model, self.processor, chats, length, temperature, top_p, seeds)
+        texts = generate_texts(self.model, self.processor, chats, length, seeds, temperature=temperature, top_p=top_p)
         return [clean(text, until) for text in texts]
 
     def _draw(self, asks: Sequence[Ask]) -> list[str]:
@@ -221,7 +223,7 @@ class SimpleModel(lmms):
         files = [self.output_dir / "images" / f"{ask.name}_{ask.key}.png" for ask in asks]
         missing = [(file, ask) for file, ask in zip(files, asks, strict=True) if not file.exists()]
         prompts, seeds = [prompt_of(ask.chat) for _, ask in missing], [ask.seed for _, ask in missing]
-        images = generate_images(self.model, self.processor, prompts, seeds, self.cfg_scale)
+        images = generate_images(self.model, self.processor, prompts, seeds, cfg_scale=self.cfg_scale)
         for (file, ask), image in zip(missing, images, strict=True):
             save(file, image, {"prompt": prompt_of(ask.chat), "seeds": [ask.seed], "model": self.weights_hash})
         return [json.dumps({"text": "", "images": [str(file)]}) for file in files]

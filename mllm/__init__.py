@@ -3,7 +3,8 @@
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .config import MllmConfig
-from .generate import generate_images, generate_text, generate_texts
+from .decode.run import generate_images, generate_text, generate_texts
+from .decode.sampling import DrawingOptions
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor
 
@@ -16,6 +17,7 @@ Mllm = MllmForConditionalGeneration
 Processor = MllmProcessor
 
 __all__ = [
+    "DrawingOptions",
     "Mllm",
     "MllmConfig",
     "MllmForConditionalGeneration",

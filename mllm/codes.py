@@ -3,6 +3,8 @@
 Shapes: N images, L positions, K sub-codebooks, V entries each, D backbone width, P positions to predict, W head width.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -10,8 +12,8 @@ from torch import nn
 from tokenizer.projection import AttnProjection
 from tokenizer.quantizer import MultiCodebookQuantizer, Quantized
 
-from .compiled import compiled_embedding, compiled_head
-from .sampling import Pick, Picker
+Pick = Callable[[torch.Tensor, int], torch.Tensor]
+"""(logits_BV, k) -> ids_B of sub-code k: guidance and sampling live in here, heads never hear of them."""
 
 # Where an embedding is given what its codes were chosen from, `quantized`, its values are the same, and its gradient
 # goes on to the image tokenizer: through the shares of all entries in each choice, or through the features.
@@ -32,7 +34,6 @@ class CodeTables(nn.Module):
         codes_NLK: torch.Tensor,
         cache: dict | None = None,
         quantized: Quantized | None = None,
-        compile: bool = False,
     ) -> torch.Tensor:
         offsets = torch.arange(codes_NLK.shape[-1], device=codes_NLK.device) * self.codebook_size
         embeds_NLD = self.tables(codes_NLK + offsets).sum(-2)
@@ -57,7 +58,6 @@ class PlacedTables(CodeTables):
         codes_NLK: torch.Tensor,
         cache: dict | None = None,
         quantized: Quantized | None = None,
-        compile: bool = False,
     ) -> torch.Tensor:
         start = 0 if cache is None else cache.get("seen", 0)
         end = start + codes_NLK.shape[1]
@@ -70,7 +70,6 @@ class CodebookEmbedding(nn.Module):
     """UniTok's: codebook vectors, causal attention projection, LayerNorm and MLP (arXiv 2502.20321, section 4.1).
 
     Position l depends on positions <= l, so feeding an image step by step needs a `cache` (a dict, empty at first).
-    With `compile` in the first step, and one position in each, steps run as one function where they can.
     """
 
     reads_shares = False
@@ -91,19 +90,15 @@ class CodebookEmbedding(nn.Module):
         codes_NLK: torch.Tensor,
         cache: dict | None = None,
         quantized: Quantized | None = None,
-        compile: bool = False,
     ) -> torch.Tensor:
         if quantized is not None:
             return self._project(quantized.features_NLQ, None)
         if cache is None:
             return self._project(self.quantizer.decode(codes_NLK), None)
         if not cache:  # normalising the codebooks takes longer than the rest of a step
-            compiled = compiled_embedding(self) if compile and codes_NLK.shape[1] == 1 else None
-            cache.update(entries=self.quantizer.entries(), attention={}, compiled=compiled)
+            cache.update(entries=self.quantizer.entries(), attention={})
         places = torch.arange(codes_NLK.shape[-1], device=codes_NLK.device)
         features_NLQ = cache["entries"][places, codes_NLK].flatten(-2)
-        if cache["compiled"]:
-            return cache["compiled"](features_NLQ[:, 0], cache["attention"])[:, None]
         return self._project(features_NLQ, cache["attention"])
 
     def _project(self, features_NLQ: torch.Tensor, cache: dict | None) -> torch.Tensor:
@@ -194,10 +189,8 @@ class DepthHead(nn.Module):
         return torch.stack([self._output(k)(x[:, k]) for k in range(self.num_codebooks)], 1)
 
     @torch.no_grad()
-    def sample(self, h_BD: torch.Tensor, pick: Pick, compile: bool = True) -> torch.Tensor:
+    def sample(self, h_BD: torch.Tensor, pick: Pick) -> torch.Tensor:
         """One sub-code after the other, each layer keeping keys and values of the earlier ones: -> codes_BK."""
-        if compile and isinstance(pick, Picker) and (compiled := compiled_head(self)):
-            return compiled.sample(h_BD, pick)
         x_BW, codes = self.enter(h_BD), []
         rotary = self._rotary(x_BW)
         shape = len(x_BW), 2, self.layers[0].heads, self.num_codebooks, self.head_width
@@ -234,7 +227,7 @@ class ParallelHead(nn.Module):
     def forward(self, h_PD: torch.Tensor, codes_PK: torch.Tensor) -> torch.Tensor:
         return self.output(h_PD).unflatten(-1, (self.num_codebooks, -1))
 
-    def sample(self, h_BD: torch.Tensor, pick: Pick, compile: bool = True) -> torch.Tensor:
+    def sample(self, h_BD: torch.Tensor, pick: Pick) -> torch.Tensor:
         logits_BKV = self.output(h_BD).unflatten(-1, (self.num_codebooks, -1))
         return torch.stack([pick(logits_BKV[:, k], k) for k in range(self.num_codebooks)], 1)
 

@@ -49,7 +49,7 @@ def main(folder: str, first: str, form: str) -> None:
 def load(folder: str, form: str) -> Any:
     """-> a model, of which each weight has been read."""
     from mllm import Mllm, Processor
-    from mllm.quantize import KINDS
+    from mllm.fast.quantize import KINDS
     from scripts._load import load_model
 
     if form in KINDS:

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from mllm import Mllm
-from mllm.codes import DepthHead
+from mllm.codes import DepthHead, Pick
 from mllm.model import CACHE
-from mllm.sampling import Pick
 from tokenizer import ImageTokenizer
 
 GUIDANCE = 5.0

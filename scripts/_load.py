@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from mllm import Mllm, Processor
     from tokenizer import ImageTokenizer
 
-# Of drawings, where a script is not told others: mllm.generate's, without its import, for which --help would wait
+# Of drawings, where a script is not told others: `DrawingOptions`, without its import, for which --help would wait
 # seconds. A test compares them.
 CFG_SCALE = 2.0
 DRAWING_TEMPERATURE = 0.5
 
 
-QUANTIZATIONS = ("int8", "int4")  # as mllm.quantize has them, for --help
+QUANTIZATIONS = ("int8", "int4")  # as mllm.fast.quantize has them, for --help
 
 
 def check_sampling(seed: int = 0, **options: Any) -> None:
@@ -29,8 +29,8 @@ def check_sampling(seed: int = 0, **options: Any) -> None:
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed {seed} is outside 0 to 2^63 - 1")
     with stop_at_once():
-        from mllm import generate
-    generate.check_sampling(**options)
+        from mllm.decode.sampling import DrawingOptions
+    DrawingOptions(**options)
 
 
 def load_model(name: str, quantization: str | None = None) -> tuple[Mllm, Processor]:
@@ -47,7 +47,7 @@ def load_model(name: str, quantization: str | None = None) -> tuple[Mllm, Proces
         model, processor = Mllm.from_pretrained(name, dtype=dtype), Processor.from_pretrained(name)
         model = model.to(device()).eval()
         if quantization:
-            from mllm.quantize import quantize
+            from mllm.fast.quantize import quantize
 
             quantize(model, quantization)
         return model, processor

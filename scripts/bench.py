@@ -51,14 +51,16 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, P
 
 from eval.pieces import device
 from mllm import Mllm, MllmConfig, Processor
-from mllm.codes import DepthHead
-from mllm.compiled import exact
+from mllm.codes import DepthHead, Pick
+from mllm.decode.batch import Batch
+from mllm.decode.program import Steps, Track, Write
+from mllm.decode.run import run_tracks, sample_codes
+from mllm.decode.sampling import Sampling
+from mllm.decode.stream import Stream, check_length
+from mllm.fast.cpu import exact
+from mllm.fast.quantize import KINDS, quantize
 from mllm.folders import find_model
-from mllm.generate import check_length, sample_codes, text_steps
 from mllm.model import CACHE
-from mllm.quantize import KINDS, quantize
-from mllm.sampling import Pick, Picker
-from mllm.stream import Stream
 from scripts._bench_lm import measure_logits, measure_ranks, measure_zero, pairs
 from scripts._bench_load import measure_load
 from scripts._bench_reference import (
@@ -155,7 +157,7 @@ def bench_generate(args: argparse.Namespace, batch: int) -> list[Figure]:
     generators = [torch.Generator().manual_seed(row) for row in range(batch)]
 
     def ours(**sampling: Any) -> torch.Tensor:
-        return sample_codes(model, processor, samples, generators, GUIDANCE, **sampling)
+        return sample_codes(model, processor, samples, generators, cfg_scale=GUIDANCE, **sampling)
 
     def reference(pick: Pick) -> torch.Tensor:
         return reference_draw(model, body, *prompts, positions, pick)[:batch]
@@ -186,9 +188,8 @@ def bench_answer(args: argparse.Namespace, batch: int) -> list[Figure]:
     options = GenerationConfig(max_new_tokens=args.tokens, do_sample=False, pad_token_id=processor.pad_id)
 
     def ours() -> torch.Tensor:
-        stream = Stream(model, samples, processor, room=args.tokens)
-        pick = Picker(1.0, [], temperature=0)
-        return torch.tensor(list(text_steps(stream, set(), args.tokens, pick))).T
+        tracks = [Track(one, endless(args.tokens), torch.Generator(), args.tokens) for one in samples]
+        return torch.tensor(run_tracks(Batch(model, processor), tracks))
 
     def baseline(**more: Any) -> Any:
         return causal.generate(inputs_embeds=x_BTD, attention_mask=mask_BT, generation_config=options, **more)
@@ -199,6 +200,14 @@ def bench_answer(args: argparse.Namespace, batch: int) -> list[Figure]:
     figures = compare(f"answer, batch {batch}", ours, baseline, {"tokens/s": batch * args.tokens}, args.repeats)
     columns = sum(len(one.ids) for one in samples) + batch * args.tokens // 2
     return figures + roofline(figures[0], batch, *step_costs(model, batch, columns, model.lm_head))
+
+
+def endless(tokens: int) -> Steps:
+    """So many greedy ids, whatever they are."""
+    ids: list[int] = []
+    while len(ids) < tokens:
+        ids.append((yield Write(Sampling())))
+    return ids
 
 
 def question(model: Mllm, row: int) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ class Chat:
 
     def ask(self, text: str) -> Iterator[str | Path]:
         """The answer as it comes: text, and files of images. A question that fails leaves no trace."""
-        from mllm import generate_text
+        from mllm import DrawingOptions, generate_text
 
         if not text.strip():
             raise ValueError("empty prompt: ask something")
@@ -69,7 +69,7 @@ class Chat:
             temperature=args.temperature,
             top_p=args.top_p,
             seed=args.seed + len(self.messages) // 2,
-            drawing=self.drawing,
+            drawing=DrawingOptions(**self.drawing),
         )
         for piece in pieces:
             add_piece(answer, piece)

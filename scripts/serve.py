@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
             from mllm.serve.run import listen, serve
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is not installed: pip install -e ".[serve]"') from error
-        from mllm.engine import Engine
+        from mllm.decode.engine import Engine
     listener = listen(args.host, args.port)
     limits = Limits(
         body=int(args.max_body_mb * 2**20),

@@ -51,7 +51,7 @@ def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
 
 def check_lengths(model: Mllm, processor: Processor, prompts: Sequence[str], candidates: int) -> None:
     """Refuse a prompt that does not fit before any is drawn."""
-    from mllm.generate import start_drawing
+    from mllm.decode.program import start_drawing
 
     for place, prompt in enumerate(prompts, 1):
         try:

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from data_recipes.scenes import Question, Scene, World, layout, layout_questions, questions, some_caption
+from mllm.decode.rerank import ASKED_FOR_PROMPT
 from mllm.processor import MllmProcessor
 from mllm.templates import Sample, join
-from mllm.verify import ASKED_FOR_PROMPT
 from tokenizer import ImageTokenizer
 from tokenizer.transform import to_pixels
 from tokenizer.weights import codes_hash

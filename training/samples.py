@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from mllm import Processor, generate_images
-from mllm.generate import generate_texts
+from mllm.decode.run import generate_texts
 from tokenizer.transform import load_image
 
 from .config import PromptConfig

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .model import MllmForConditionalGeneration
-from .processor import MllmProcessor
+from ..model import MllmForConditionalGeneration
+from ..processor import MllmProcessor
 from .stream import check_length
 
 ASKED_FOR_PROMPT = "write a prompt for this picture."  # recipes teach the answers, see training/data.py

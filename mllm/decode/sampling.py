@@ -1,16 +1,85 @@
 """From logits to ids: filters, draws that a row makes alone whatever its batch, and guidance.
 
-Shapes: B sequences, V entries, K sub-codebooks. Under guidance a batch is doubled, [cond; uncond]; only `Picker` knows.
+Shapes: B sequences, V entries, K sub-codebooks. Under guidance rows are doubled, [conditional; unconditional].
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 Pick = Callable[[torch.Tensor, int], torch.Tensor]
 """(logits_BV, k) -> ids_B: guidance and sampling live in here, heads never hear of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How an id is chosen. `temperature` 0 takes the most likely one; `top_k` keeps so many of the most likely ones
+    (0: all), `top_p` the fewest that hold this probability. Raises ValueError, naming the option, its value and what it
+    may be."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        # `not x >= 0` is true of NaN, too.
+        if not 0 <= self.temperature < math.inf or 0 < self.temperature < 1e-3:
+            raise ValueError(
+                f"temperature {self.temperature} is neither 0 (greedy) nor at least 0.001; 1 is the model's own"
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k {self.top_k} is negative; 0 keeps all entries")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} is outside (0, 1]; 1 keeps all entries")
+
+    @property
+    def sampling(self) -> "Sampling":
+        """These three alone, of a subclass, too."""
+        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions(Sampling):
+    """How an image is drawn. The defaults of guidance and temperature are the best of a search with `scenes`.
+
+    `cfg_scale` is classifier-free guidance (arXiv 2207.12598; 1: none), applied in the part `cfg_interval` of the
+    image, from 0 to 1 (arXiv 2404.07724); outside, it costs nothing. Of so many `candidates`, the first of which is the
+    image without any others, the model keeps the one that fits the prompt best (`rerank.fit`). `code_context` "exact"
+    embeds a position in the context of the earlier ones, as in training; "published" embeds it alone, as UniTok's
+    released generation does, which makes a difference where the embedding attends (`CodebookEmbedding`).
+    """
+
+    temperature: float = 0.5
+    cfg_scale: float = 2.0
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
+    candidates: int = 1
+    code_context: str = "exact"
+
+    def __post_init__(self):
+        super().__post_init__()
+        first, end = self.cfg_interval
+        if not 1 <= self.cfg_scale < math.inf:
+            raise ValueError(f"cfg_scale {self.cfg_scale} is below 1 or no number; 1 is no guidance")
+        if not 0 <= first < end <= 1:
+            raise ValueError(f"cfg_interval {first} to {end} is no part of an image: 0 to 1 is all")
+        if self.candidates < 1:
+            raise ValueError(f"candidates {self.candidates} is below 1, the drawing that is kept")
+        if self.candidates > 1 and self.temperature == 0:
+            raise ValueError(
+                f"candidates {self.candidates} at temperature 0 would all be the same: take a temperature above 0"
+            )
+        if self.code_context not in CODE_CONTEXTS:
+            raise ValueError(f"unknown code_context {self.code_context!r}; known: {', '.join(CODE_CONTEXTS)}")
+        if self.code_context == "published" and first > 0:
+            raise ValueError("code_context 'published' needs guidance from the first position: cfg_interval from 0")
+
+    def cfg_scale_at(self, position: int, positions: int) -> float:
+        """The guidance of one of the `positions` of an image."""
+        first, end = (round(positions * part) for part in self.cfg_interval)
+        return self.cfg_scale if first <= position < end else 1.0
+
 
 CODE_CONTEXTS = ("exact", "published")
 
@@ -82,30 +151,24 @@ def gumbel(generators: Sequence[torch.Generator], size: int, device: torch.devic
 
 
 class Picker:
-    """The one place of classifier-free guidance (arXiv 2207.12598): logits = u + scale * (c - u); both halves get the
-    same ids. At scale 1 the batch is not doubled and this only samples. A position's noise is drawn at once."""
+    """Classifier-free guidance (arXiv 2207.12598), logits = u + scale * (c - u), and sampling: -> ids of the
+    conditional rows, then the same for the unconditional ones. At scale 1 rows are not doubled. A position's noise is
+    drawn at once. `fast/cpu.py` and step.cpp do the same in one function."""
 
     def __init__(
         self,
         cfg_scale: float,
         generators: Sequence[torch.Generator],
         num_codebooks: int = 1,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        sampling: Sampling = Sampling(temperature=1.0),
     ):
         self.cfg_scale, self.generators, self.num_codebooks = cfg_scale, generators, num_codebooks
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.sampling = sampling
         self.noise_BN: torch.Tensor | None = None
 
     def draw_noise(self, entries: int, device: torch.device) -> torch.Tensor | None:
         """[B, K * V], for all sub-codes of a position; greedy needs none."""
-        return gumbel(self.generators, self.num_codebooks * entries, device) if self.temperature else None
-
-    @property
-    def way(self) -> tuple:
-        """All that a choice depends on, but logits and noise."""
-        return self.cfg_scale, self.temperature, self.top_k, self.top_p
+        return gumbel(self.generators, self.num_codebooks * entries, device) if self.sampling.temperature else None
 
     def __call__(self, logits_BV: torch.Tensor, k: int) -> torch.Tensor:
         if k == 0:
@@ -119,35 +182,6 @@ class Picker:
             logits_BV = torch.lerp(uncond, cond, self.cfg_scale)
         V = logits_BV.shape[-1]
         noise_BV = None if noise_BN is None else noise_BN[:, k * V : (k + 1) * V]
-        ids_B = sample(logits_BV, noise_BV, self.temperature, self.top_k, self.top_p)
+        how = self.sampling
+        ids_B = sample(logits_BV, noise_BV, how.temperature, how.top_k, how.top_p)
         return ids_B if self.cfg_scale == 1.0 else ids_B.repeat(2)
-
-
-def check_sampling(
-    cfg_scale: float = 1.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    code_context: str = "exact",
-    cfg_interval: tuple[float, float] = (0.0, 1.0),
-    candidates: int = 1,
-    **_: Any,
-) -> None:
-    """Raises ValueError, naming the option, its value and what it may be."""
-    if code_context not in CODE_CONTEXTS:
-        raise ValueError(f"unknown code_context {code_context!r}; known: {', '.join(CODE_CONTEXTS)}")
-    # `not x >= 0` is true of NaN, too.
-    if not 0 <= temperature < math.inf or 0 < temperature < 1e-3:
-        raise ValueError(f"temperature {temperature} is neither 0 (greedy) nor at least 0.001; 1 is the model's own")
-    if not 1 <= cfg_scale < math.inf:
-        raise ValueError(f"cfg_scale {cfg_scale} is below 1 or no number; 1 is no guidance")
-    if not 0 <= cfg_interval[0] < cfg_interval[1] <= 1:
-        raise ValueError(f"cfg_interval {cfg_interval[0]} to {cfg_interval[1]} is no part of an image: 0 to 1 is all")
-    if top_k < 0:
-        raise ValueError(f"top_k {top_k} is negative; 0 keeps all entries")
-    if candidates < 1:
-        raise ValueError(f"candidates {candidates} is below 1, the drawing that is kept")
-    if candidates > 1 and temperature == 0:
-        raise ValueError(f"candidates {candidates} at temperature 0 would all be the same: take a temperature above 0")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p {top_p} is outside (0, 1]; 1 keeps all entries")

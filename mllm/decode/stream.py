@@ -4,20 +4,15 @@ Rows have lengths of their own and may come and go between steps; a row's number
 Shapes: B rows, S rows there is room for, T columns, D width, H key-value heads of width d, G query heads for each.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from transformers import Cache, DynamicCache
 
-from .compiled import compiled_backbone
-from .graphs import RecordedBackbone, recorded_backbone, recorded_head
-from .model import CACHE, MllmForConditionalGeneration
-from .processor import MllmProcessor
-from .sampling import Pick, Picker
-from .templates import Sample
-
-LLAMA_LIKE = ("llama", "mistral", "qwen2")  # whose layers `step_llama` runs; others run as transformers has them
+from ..fast import Kernels, pick_kernels
+from ..model import CACHE, MllmForConditionalGeneration
+from ..processor import MllmProcessor
+from ..templates import Sample
 
 
 class KeyValues(Cache):
@@ -125,9 +120,7 @@ class KeyValues(Cache):
 class Stream:
     """Rows under way, and the hidden states `h_BD` that predict the next position of each.
 
-    `room`: how many positions are to come, as far as known. Without `compile`, steps run operation by operation, and
-    `plain` runs the backbone as transformers has it: each slower, to the same numbers. Raises ValueError where rows
-    outgrow a sliding window.
+    `room`: how many positions are to come, as far as known. Raises ValueError where rows outgrow a sliding window.
     """
 
     def __init__(
@@ -135,21 +128,16 @@ class Stream:
         model: MllmForConditionalGeneration,
         samples: Sequence[Sample],
         processor: MllmProcessor,
+        kernels: Kernels | None = None,
         room: int = 64,
-        plain: bool = False,
-        compile: bool = True,
     ):
-        self.compile = compile and not plain
-        self.model, self.processor, self.room, self.cache = model, processor, room, None
+        self.model, self.processor, self.cache = model, processor, None
+        self.kernels = kernels or pick_kernels(model)
         self.window = getattr(model.config.text_config, "sliding_window", None)
-        self._step = step_any
-        if not plain and model.config.text_config.model_type in LLAMA_LIKE:
-            self._step = (compile and fast_backbone(model.backbone)) or step_llama
-        self._head = recorded_head(model.code_head, model.config.image_tokenizer["codebook_size"]) if compile else None
-        self.add(samples)
+        self.add(samples, room)
 
     @torch.no_grad()
-    def add(self, samples: Sequence[Sample]) -> None:
+    def add(self, samples: Sequence[Sample], room: int = 64) -> None:
         """Prefill more rows. Equal samples are read once: n images of a prompt, and their unconditional halves."""
         keys = [(*sample.ids, *map(id, sample.images)) for sample in samples]
         unique = dict(zip(keys, samples, strict=True))
@@ -163,8 +151,8 @@ class Stream:
         h_BTD = self.model.backbone(inputs_embeds=x_BTD, use_cache=True, **{CACHE: prefilled}).last_hidden_state
         h_BD = h_BTD[places, [length - 1 for length in lengths]]
         if self.cache is None:
-            self.cache, self.h_BD = KeyValues(prefilled, isinstance(self._step, RecordedBackbone)), h_BD[:0]
-        self.cache.add(prefilled, places, lengths, self.room)
+            self.cache, self.h_BD = KeyValues(prefilled, self.kernels.fixed_shapes), h_BD[:0]
+        self.cache.add(prefilled, places, lengths, room)
         self.h_BD = torch.cat([self.h_BD, h_BD])
 
     @torch.no_grad()
@@ -173,15 +161,8 @@ class Stream:
         self.cache.open()
         if self.window and max(self.cache.lengths) > self.window:
             raise ValueError(f"{max(self.cache.lengths)} positions, but this model attends to {self.window} at a time")
-        self.h_BD = self._step(self.model.backbone, x_BD, self.cache)
+        self.h_BD = self.kernels.step(x_BD, self.cache)
         self.cache.close()
-
-    def draw(self, pick: Pick, rows: Sequence[int] | None = None) -> torch.Tensor:
-        """-> codes_BK of the next position of these rows (None: of all), not yet fed."""
-        h_BD = self.h_BD if rows is None else self.h_BD[rows]
-        if self._head and isinstance(pick, Picker):
-            return self._head.sample(h_BD, pick)
-        return self.model.code_head.sample(h_BD, pick, self.compile)
 
     def remove(self, row: int) -> None:
         """The last row takes its place."""
@@ -189,11 +170,6 @@ class Stream:
         kept = list(range(len(self.h_BD)))
         kept[row] = kept[-1]
         self.h_BD = self.h_BD[kept[:-1]]
-
-
-def fast_backbone(backbone: torch.nn.Module) -> Callable[..., torch.Tensor] | None:
-    """`step_llama` as one function on a CPU, as a recording on a GPU, or None."""
-    return compiled_backbone(backbone) or recorded_backbone(backbone, step_llama)
 
 
 def check_length(model: MllmForConditionalGeneration, processor: MllmProcessor, sample: Sample, room: int = 1) -> None:
@@ -204,39 +180,3 @@ def check_length(model: MllmForConditionalGeneration, processor: MllmProcessor, 
             f"{len(sample.ids)} positions of text and images and {room} to generate, but the model reads {limit}: "
             "shorten the text, the chat or what is to be generated"
         )
-
-
-def step_any(backbone: torch.nn.Module, x_BD: torch.Tensor, cache: KeyValues) -> torch.Tensor:
-    """One position of every row through any decoder of transformers: -> h_BD."""
-    output = backbone(
-        inputs_embeds=x_BD[:, None],
-        attention_mask=cache.mask(),
-        position_ids=cache.places_B[:, None],
-        use_cache=True,
-        **{CACHE: cache},
-    )
-    return output.last_hidden_state[:, 0]
-
-
-def step_llama(backbone: torch.nn.Module, x_BD: torch.Tensor, cache: KeyValues) -> torch.Tensor:
-    """The same with fewer operations: norms, matrices and MLPs are the modules of transformers (so that adapters and
-    quantized weights work), what is around them is written for one position."""
-    cos_B1d, sin_B1d = (x.transpose(0, 1) for x in backbone.rotary_emb(x_BD, cache.places_B[None]))
-    half = cos_B1d.shape[-1] // 2
-    sin_B1d = torch.cat([-sin_B1d[..., :half], sin_B1d[..., half:]], -1)
-    # Without padding the mask says nothing, and leaving it out takes a faster kernel.
-    mask = None if cache.full() else cache.mask()
-    for number, layer in enumerate(backbone.layers):
-        attention = layer.self_attn
-        y_BD, d = layer.input_layernorm(x_BD), attention.head_dim
-        q_BNd, k_BHd = (proj(y_BD).unflatten(-1, (-1, d)) for proj in (attention.q_proj, attention.k_proj))
-        qk = torch.cat([q_BNd, k_BHd], 1)
-        qk = torch.addcmul(qk * cos_B1d, qk.roll(half, -1), sin_B1d)
-        q_BNd, k_BHd = qk.split([q_BNd.shape[1], k_BHd.shape[1]], 1)
-        k_BHTd, v_BHTd = cache.put(number, k_BHd, attention.v_proj(y_BD).unflatten(-1, (-1, d)))
-        # Query heads that share keys stand where positions do: one new position may look at all.
-        q_BHGd = q_BNd.unflatten(1, (k_BHd.shape[1], -1))
-        o_BHGd = F.scaled_dot_product_attention(q_BHGd, k_BHTd, v_BHTd, mask, scale=attention.scaling)
-        x_BD = x_BD + attention.o_proj(o_BHGd.flatten(1))
-        x_BD = x_BD + layer.mlp(layer.post_attention_layernorm(x_BD))
-    return backbone.norm(x_BD)

@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ..codes import CodebookEmbedding, DepthHead
 from .quantize import Int4Linear, Int8Linear, int4_block
 
 SOURCE = Path(__file__).with_name("step.cpp")
@@ -190,7 +191,7 @@ class CompiledBackbone(Packed):
             *map(self.matrix, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
         )
 
-    def __call__(self, backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
+    def __call__(self, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
         dtype, half = x_BD.dtype, cache.mask_ST.dtype == torch.bfloat16
         x_BD, h_BD = x_BD.to(torch.float32, copy=True).contiguous(), torch.empty(x_BD.shape)
         rows, columns = len(x_BD), cache.mask_ST.shape[1]
@@ -240,11 +241,11 @@ class CompiledHead(Packed):
         norm1, norm2 = (self.vector(norm.weight) for norm in (layer.norm1, layer.norm2))
         return Layer(norm1, *q_k_v, self.matrix(layer.out), norm2, *gate_up, self.matrix(layer.down))
 
-    def sample(self, h_BD: torch.Tensor, pick: Any) -> torch.Tensor:
+    def __call__(self, h_BD: torch.Tensor, pick: Any) -> torch.Tensor:
         """-> codes_BK, with the options and the noise of a `Picker`."""
         h_BD, codes_BK = h_BD.float().contiguous(), torch.empty(len(h_BD), self.K, dtype=torch.long)
         noise = pick.draw_noise(self.V, h_BD.device)
-        how = Sampling(pick.temperature, pick.top_p, pick.cfg_scale, pick.top_k)
+        how = Sampling(pick.sampling.temperature, pick.sampling.top_p, pick.cfg_scale, pick.sampling.top_k)
         h, into, noise_at = (c_void_p(None if x is None else x.data_ptr()) for x in (h_BD, codes_BK, noise))
         library().draw(pointer(self.head), h, c_int64(len(h_BD)), noise_at, pointer(how), into, threads())
         return codes_BK
@@ -255,6 +256,9 @@ class CompiledEmbedding(Packed):
 
     def __init__(self, embedding: nn.Module):
         super().__init__()
+        self.entries_KVq = (
+            embedding.quantizer.entries().float()
+        )  # normalising them takes longer than the rest of a step
         projection, (last, first, _, second) = embedding.attn_projection, embedding.mm_projector
         attention, mlp = projection.attn, projection.mlp
         q, k, v = self.matrices(attention.qkv, 3)
@@ -272,15 +276,17 @@ class CompiledEmbedding(Packed):
             *(self.matrix(linear) for linear in (first, second)),
         )
 
-    def __call__(self, features_NQ: torch.Tensor, cache: dict[str, Any]) -> torch.Tensor:
-        """-> embeds_ND of the position after those in `cache`, a dict, empty at first."""
-        features_NQ, rows, place = features_NQ.float(), len(features_NQ), cache.setdefault("place", 0)
+    def __call__(self, codes_NK: torch.Tensor, cache: dict[str, Any] | None) -> torch.Tensor:
+        """-> embeds_ND of the position after those in `cache`, a dict, empty at first; None: of the first."""
+        cache = {} if cache is None else cache
+        features_NQ = self.entries_KVq[torch.arange(codes_NK.shape[1]), codes_NK].flatten(1)
+        rows, place = len(features_NQ), cache.setdefault("place", 0)
         if place == cache.setdefault("memory", features_NQ.new_empty(2, rows, 0, self.inner)).shape[2]:
             memory = features_NQ.new_empty(2, rows, max(64, 2 * place), self.inner)
             memory[:, :, :place] = cache["memory"]
             cache["memory"] = memory
         (keys, values), embeds_ND = cache["memory"], features_NQ.new_empty(rows, self.dim)
-        columns, features_NQ = keys.shape[1], features_NQ.contiguous()
+        columns = keys.shape[1]
         x, y, k, v = (c_void_p(tensor.data_ptr()) for tensor in (features_NQ, embeds_ND, keys, values))
         sizes = (c_int64(size) for size in (rows, place, columns))
         library().embed(pointer(self.embedding), x, y, *sizes, k, v, threads())
@@ -295,25 +301,25 @@ def threads() -> c_int:
 _made: WeakKeyDictionary[nn.Module, tuple[Any, Packed]] = WeakKeyDictionary()
 
 
-def compiled_backbone(backbone: nn.Module) -> CompiledBackbone | None:
-    """None where it must run as it is: adapters, hooks, other precisions (or autocast) or devices, or no compiler. One
-    of 4 bits runs as it is where torch lays them out in its own way."""
-    if backbone.rotary_emb.rope_type not in FIXED_ROTARY or backbone.config.hidden_act != "silu":
+def backbone(module: nn.Module) -> CompiledBackbone | None:
+    """`step_llama` as one function. None where it must run as it is: adapters, hooks, other precisions (or autocast) or
+    devices, or no compiler. One of 4 bits runs as it is where torch lays them out in its own way."""
+    if module.rotary_emb.rope_type not in FIXED_ROTARY or module.config.hidden_act != "silu":
         return None
-    kinds = {type(module) for module in backbone.layers.modules()}
+    kinds = {type(inner) for inner in module.layers.modules()}
     if Int4Linear in kinds and int4_block() is None:
         return None
-    return _compiled(backbone, CompiledBackbone, [backbone.layers, backbone.norm])
+    return _compiled(module, CompiledBackbone, [module.layers, module.norm])
 
 
-def compiled_head(head: nn.Module) -> CompiledHead | None:
-    """None as above."""
-    return _compiled(head, CompiledHead, [head])
+def head(module: nn.Module) -> CompiledHead | None:
+    """The draws of a `DepthHead`. None for another, and as above."""
+    return _compiled(module, CompiledHead, [module]) if isinstance(module, DepthHead) else None
 
 
-def compiled_embedding(embedding: nn.Module) -> CompiledEmbedding | None:
-    """None as above."""
-    return _compiled(embedding, CompiledEmbedding, [embedding.attn_projection, embedding.mm_projector])
+def embedding(module: nn.Module) -> CompiledEmbedding | None:
+    """The positions of a `CodebookEmbedding`. None for another, and as above."""
+    return _compiled(module, CompiledEmbedding, [module]) if isinstance(module, CodebookEmbedding) else None
 
 
 def _compiled(module: nn.Module, make: Callable[[nn.Module], Packed], parts: Sequence[nn.Module]) -> Any:

@@ -1,5 +1,5 @@
 """Steps as CUDA graphs. On a GPU, launching a step's hundreds of small kernels takes longer than running them; so they
-are recorded once, and launched together. What compiled.py is for a CPU; without either, steps run as they are.
+are recorded once, and launched together. What cpu.py is for a CPU.
 
 A recording keeps the shapes, the memory and the Python numbers of its moment. So what is recorded never asks the device
 for a value (`sampling.may_ask`) and has the same shapes at every step (`KeyValues.whole`), and it is recorded
@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .compiled import FIXED_ROTARY
-from .sampling import Picker
+from .cpu import FIXED_ROTARY
 
 WARM_UP = 4  # calls before a recording: libraries set themselves up, and rows that come and go are not worth one
 KEPT = 8  # recordings of a head, one for each number of rows and way of sampling
@@ -55,26 +54,38 @@ class Recorded:
         return self.output
 
     def _record(self, inputs: tuple[torch.Tensor, ...]) -> bool:
-        """Whether it could be; if not, it is not tried again."""
+        """Whether it could be, and gives what the function gives; if not, it is not tried again."""
         self.inputs = [x.clone() for x in inputs]
+        expected = self.function(*inputs).clone()
         try:
             self.replay, self.output = record(self.function, self.inputs)
+            self.replay()
+            reason = "" if same(self.output, expected) else "it gives other numbers than the step itself"
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
+        if reason:
             warnings.warn(f"generation runs without a CUDA graph, which is slower: {reason}", stacklevel=2)
-            self.warm_up = math.inf
-        return self.replay is not None
+            self.replay, self.warm_up = None, math.inf
+        return not reason
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Codes are equal, hidden states to rounding."""
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    tolerance = 64 * torch.finfo(one.dtype).eps
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
 
 
 class RecordedBackbone:
     """A position of every row of a stream, as `step` computes it; a recording lasts while rows and memory stay."""
 
-    def __init__(self, step: Callable[[nn.Module, torch.Tensor, Any], torch.Tensor]):
+    def __init__(self, step: Callable[[torch.Tensor, Any], torch.Tensor]):
         self.step, self.layout = step, None
 
-    def __call__(self, backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
+    def __call__(self, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
         if cache.layout is not self.layout:
-            self.layout, self.recorded = cache.layout, Recorded(lambda x_BD: self.step(backbone, x_BD, cache))
+            self.layout, self.recorded = cache.layout, Recorded(lambda x_BD: self.step(x_BD, cache))
         return self.recorded(x_BD)
 
 
@@ -85,33 +96,33 @@ class RecordedHead:
         self.head, self.codebook_size = head, codebook_size
         self.recorded: OrderedDict[tuple, Recorded] = OrderedDict()
 
-    def sample(self, h_BD: torch.Tensor, pick: Picker) -> torch.Tensor:
-        """-> codes_BK."""
+    def __call__(self, h_BD: torch.Tensor, pick: Any) -> torch.Tensor:
+        """-> codes_BK, by a `Picker`."""
         noise_BN = pick.draw_noise(self.codebook_size, h_BD.device)
-        way = (len(h_BD), *pick.way)
-        recorded = self.recorded.pop(way, None) or Recorded(self._sampling(pick))
-        self.recorded[way] = recorded
+        key = len(h_BD), pick.cfg_scale, pick.sampling
+        recorded = self.recorded.pop(key, None) or Recorded(self._sampling(pick))
+        self.recorded[key] = recorded
         if len(self.recorded) > KEPT:
             self.recorded.popitem(last=False)
         return recorded(*(x for x in (h_BD, noise_BN) if x is not None)).clone()
 
-    def _sampling(self, pick: Picker) -> Callable[..., torch.Tensor]:
+    def _sampling(self, pick: Any) -> Callable[..., torch.Tensor]:
         def sampling(h_BD: torch.Tensor, noise_BN: torch.Tensor | None = None) -> torch.Tensor:
-            return self.head.sample(h_BD, lambda logits_BV, k: pick.choose(logits_BV, k, noise_BN), compile=False)
+            return self.head.sample(h_BD, lambda logits_BV, k: pick.choose(logits_BV, k, noise_BN))
 
         return sampling
 
 
-def recorded_backbone(backbone: nn.Module, step: Callable[..., torch.Tensor]) -> RecordedBackbone | None:
+def backbone(module: nn.Module, step: Callable[[torch.Tensor, Any], torch.Tensor]) -> RecordedBackbone | None:
     """None where it must run as it is: on another device or several, with hooks, or with angles that depend on the
     length of the sequence."""
-    fixed = backbone.rotary_emb.rope_type in FIXED_ROTARY
-    return RecordedBackbone(step) if fixed and recordable(backbone) else None
+    fixed = module.rotary_emb.rope_type in FIXED_ROTARY
+    return RecordedBackbone(step) if fixed and recordable(module) else None
 
 
-def recorded_head(head: nn.Module, codebook_size: int) -> RecordedHead | None:
+def head(module: nn.Module, codebook_size: int) -> RecordedHead | None:
     """None as above."""
-    return RecordedHead(head, codebook_size) if recordable(head) else None
+    return RecordedHead(module, codebook_size) if recordable(module) else None
 
 
 def recordable(module: nn.Module) -> bool:

@@ -1,20 +1,18 @@
 """Weight-only quantization of the backbone's layers: they read a half or a quarter of the bytes of bfloat16.
 
-The kernels are torch's own for CPUs, but for decode steps, where compiled.py reads the same weights. Embeddings and
+The kernels are torch's own for CPUs, but for decode steps, where cpu.py reads the same weights. Embeddings and
 heads are in bfloat16, the image tokenizer stays as it is.
 Shapes: R rows of inputs, I inputs, O outputs, G groups of 32 inputs.
 """
 
 import ctypes
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-if TYPE_CHECKING:  # which imports compiled.py, and that this
-    from .model import MllmForConditionalGeneration
+from ..model import MllmForConditionalGeneration
 
 GROUP = 32  # inputs that share a scale and a zero, of int4
 PADDED = 64  # outputs, of int4: other numbers of them torch lays out in yet another way
@@ -80,7 +78,7 @@ KINDS = {"int8": Int8Linear, "int4": Int4Linear}
 
 
 @torch.no_grad()
-def quantize(model: "MllmForConditionalGeneration", kind: str) -> "MllmForConditionalGeneration":
+def quantize(model: MllmForConditionalGeneration, kind: str) -> MllmForConditionalGeneration:
     """In place, layer by layer, so that both forms of all weights are never held. Raises ValueError for an unknown
     `kind`, a device other than a CPU, and sizes that the kernels do not take."""
     if kind not in KINDS:

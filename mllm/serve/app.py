@@ -12,7 +12,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ..engine import Engine
+from ..decode.engine import Engine
 from . import schema
 from .errors import FAILED, Refusal, documented
 from .images import png

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..engine import Handle
+from ..decode.engine import Handle
 from .errors import Refusal
 from .metrics import Metrics
 

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from ..engine import Engine, Handle
+from ..decode.engine import Engine, Handle
 
 BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 
@@ -25,8 +25,8 @@ class Metrics:
 
     def count(self, handle: Handle) -> None:
         """At the end of a request."""
-        self.tokens.labels("prompt").inc(handle.prompt_tokens)
-        self.tokens.labels("generated").inc(handle.tokens)
+        self.tokens.labels("prompt").inc(handle.program.prompt_tokens)
+        self.tokens.labels("generated").inc(handle.program.tokens)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from ..engine import Handle
-from ..generate import CFG_SCALE, DRAWING_TEMPERATURE
+from ..decode.engine import Handle
+from ..decode.sampling import DrawingOptions
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow's names; others, as EPS, start programs or have odd readers
 IMAGE_URL = rf"^(data:image/({'|'.join(FORMATS).lower()});base64,[A-Za-z0-9+/]+=*|https?://.+)$"
@@ -103,7 +103,7 @@ class ChatRequest(Strict):
     modalities: list[Literal["text", "image"]] | None = Field(
         ["text", "image"], description='["text"]: the answer ends where the model would begin to draw'
     )
-    guidance: Guidance | None = Field(CFG_SCALE, description="of drawings; 1: none")
+    guidance: Guidance | None = Field(DrawingOptions.cfg_scale, description="of drawings; 1: none")
     partial_images: Previews | None = Field(0, description="previews of each drawing, with stream")
     n: Annotated[int, Field(ge=1, le=1)] | None = 1  # Literal[1] would take true
     frequency_penalty: Nothing | None = 0
@@ -156,8 +156,8 @@ class ImageRequest(Strict):
     n: Annotated[int, Field(ge=1)] | None = 1
     size: str | None = Field("auto", description="auto, or what the model draws, such as 128x128")
     seed: Seed | None = Field(None, description="of the first image, the next has the next; None: another each time")
-    guidance: Guidance | None = Field(CFG_SCALE, description="1: none")
-    temperature: Temperature | None = DRAWING_TEMPERATURE
+    guidance: Guidance | None = Field(DrawingOptions.cfg_scale, description="1: none")
+    temperature: Temperature | None = DrawingOptions.temperature
     top_p: TopP | None = 1.0
     candidates: Annotated[int, Field(ge=1)] | None = Field(
         1, description="drawings for each image, of which the model keeps the one that it finds to fit best"
@@ -220,7 +220,10 @@ def drawn(index: int, png_base64: str) -> DrawnImage:
 
 
 def usage(handles: list[Handle]) -> Usage:
-    read, made = sum(handle.prompt_tokens for handle in handles), sum(handle.tokens for handle in handles)
+    read, made = (
+        sum(handle.program.prompt_tokens for handle in handles),
+        sum(handle.program.tokens for handle in handles),
+    )
     return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
 
 

@@ -16,8 +16,9 @@ from fastapi.responses import StreamingResponse
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
-from ..engine import Chat, Drawing, Engine, Handle, Piece, Preview
-from ..generate import Messages
+from ..decode.engine import Engine, Handle
+from ..decode.program import Chat, Drawing, Messages, Piece, Preview
+from ..decode.sampling import DrawingOptions
 from . import schema
 from .errors import FAILED, Refusal
 from .images import png_base64, read_bytes, uri_bytes
@@ -143,7 +144,7 @@ class Service:
         images = [piece for piece in pieces if isinstance(piece, Image.Image)]
         drawn = [schema.drawn(place, await self.encode(image)) for place, image in enumerate(images)]
         message = schema.Answer(content=text, images=drawn or None)
-        choice = schema.Choice(message=message, finish_reason=job.handle.ended_by)
+        choice = schema.Choice(message=message, finish_reason=job.handle.program.ended_by)
         return schema.ChatResponse(**head, choices=[choice], usage=schema.usage([job.handle]))
 
     async def fetch(self, messages: schema.Messages, request: Request) -> dict[str, bytes]:
@@ -161,7 +162,7 @@ class Service:
             temperature=body.temperature,
             top_p=body.top_p,
             seed=seed,
-            drawing={"cfg_scale": body.guidance} if "image" in body.modalities else None,
+            drawing=DrawingOptions(cfg_scale=body.guidance) if "image" in body.modalities else None,
             stop=body.stops,
             previews=body.partial_images if body.stream else 0,
         )
@@ -187,7 +188,7 @@ class Service:
             else:
                 yield chunk({"images": [image]})
                 drawn, previews = drawn + 1, 0
-        yield chunk({}, job.handle.ended_by)
+        yield chunk({}, job.handle.program.ended_by)
         if body.stream_options and body.stream_options.include_usage:
             yield {**head, "choices": [], "usage": schema.usage([job.handle]).model_dump()}
 

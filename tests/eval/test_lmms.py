@@ -24,7 +24,7 @@ from eval.lmms import evaluate_lmms, find_tasks
 from eval.lmms_model import ChatModel, SimpleModel, clean, writing_options
 from eval.scenes import asked
 from mllm import generate_texts
-from mllm.generate import Stream
+from mllm.decode.stream import Stream
 
 ROOT = Path(__file__).parents[2]
 OFFICIAL = [Path(lmms_eval.tasks.__file__).parent / task for task in ("mme", "pope")]

@@ -6,9 +6,10 @@ import torch
 
 from mllm import Mllm, MllmConfig, Processor
 from mllm.convert import unitok_mllm_layout
-from mllm.generate import Stream, code_steps, text_steps
+from mllm.decode.sampling import Picker, Sampling
+from mllm.decode.stream import Stream
+from mllm.fast import pick_kernels
 from mllm.processor import Batch
-from mllm.sampling import Picker
 from mllm.templates import Sample
 from tests.golden_data import assert_reproduced, filled, golden, gradients, llama_tokenizer, make_codes
 from tokenizer import ImageTokenizerConfig
@@ -179,7 +180,7 @@ def test_greedy_drawing(model, processor, case, sure):
     rows = zip(stored["input_ids"], stored["attention_mask"].bool(), strict=True)
     samples = [_sample(ids[mask].tolist()) for ids, mask in rows]
     batch = processor.collate(samples, left=True)
-    guided, pick = [], Picker(scale, [], temperature=0)
+    guided, pick = [], Picker(scale, [], sampling=Sampling())
 
     def watched(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
         cond, uncond = logits_BV[0], logits_BV[-1]
@@ -187,10 +188,15 @@ def test_greedy_drawing(model, processor, case, sure):
         return pick(logits_BV, k)
 
     hidden, codes = [], []
-    stream = Stream(model, samples, processor)
-    for codes_BK in code_steps(stream, 256, watched, case.split("_")[1]):
+    kernels, cache = pick_kernels(model), {} if "exact" in case else None
+    stream = Stream(model, samples, processor, kernels)
+    while True:
         hidden.append(stream.h_BD)
+        codes_BK = model.code_head.sample(stream.h_BD, watched)
         codes.append(codes_BK[0])
+        if len(codes) == 256:
+            break
+        stream.feed(kernels.embed(codes_BK, cache))
     codes_KL, logits_LKV = torch.stack(codes, 1), torch.stack(guided).unflatten(0, (256, 8))
     equal_L = (codes_KL == stored["codes"][0]).all(0)
     same = 256 if equal_L.all() else int(equal_L.int().argmin())
@@ -213,14 +219,12 @@ def test_greedy_drawing(model, processor, case, sure):
 
 @torch.no_grad()
 def test_a_greedy_answer(model, processor):
-    stored, logits = golden("mllm/answer/"), []
-
-    def pick(logits_BS: torch.Tensor, _: int) -> torch.Tensor:
-        logits.append(logits_BS[0])
-        return logits_BS.argmax(-1)
-
-    sample = _sample(stored["prompt_ids"].tolist(), make_codes(1142)[0])
-    ids = [id for [id] in text_steps(Stream(model, [sample], processor), set(), 12, pick)]
+    stored, ids, logits = golden("mllm/answer/"), [], []
+    stream = Stream(model, [_sample(stored["prompt_ids"].tolist(), make_codes(1142)[0])], processor)
+    while len(ids) < 12:
+        logits.append(model.text_logits(stream.h_BD)[0])
+        ids.append(int(logits[-1].argmax()))
+        stream.feed(model.get_input_embeddings()(torch.tensor(ids[-1:])))
     ours = {
         "prompt_ids": stored["prompt_ids"],
         "tokens": torch.tensor(ids),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mllm.sampling import filter_logits
+from mllm.decode.sampling import filter_logits
 from scripts import _bench_lm, _bench_reference, _bench_train, bench
 from scripts._bench_reference import reference_pick
 from scripts.bench import BENCHES, NEAR_TIE, check_codes, check_pixels, main

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mllm import generate, quantize
+from mllm.decode.sampling import DrawingOptions
+from mllm.fast import quantize
 from scripts import _load
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder, save_text
@@ -84,8 +85,8 @@ def test_help_shows_the_docstring_and_needs_no_torch(name):
 
 
 def test_what_help_says_of_the_model_is_told_without_torch():
-    assert _load.CFG_SCALE == generate.CFG_SCALE
-    assert _load.DRAWING_TEMPERATURE == generate.DRAWING_TEMPERATURE
+    assert DrawingOptions.cfg_scale == _load.CFG_SCALE
+    assert DrawingOptions.temperature == _load.DRAWING_TEMPERATURE
     assert list(_load.QUANTIZATIONS) == list(quantize.KINDS)
 
 

@@ -16,7 +16,7 @@ import torch
 from openai import OpenAI
 from PIL import Image
 
-from mllm.engine import Engine
+from mllm.decode.engine import Engine
 from mllm.serve.app import LOOPBACK, create_app
 from mllm.serve.limits import Gate, Limits
 from mllm.serve.remote import Remote

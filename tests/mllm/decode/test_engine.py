@@ -11,7 +11,9 @@ from PIL import Image
 
 from mllm import generate_images, generate_text
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
-from mllm.engine import Chat, Drawing, Engine, Preview, UpTo
+from mllm.decode.engine import Engine
+from mllm.decode.program import Chat, Drawing, Preview, UpTo
+from mllm.decode.sampling import DrawingOptions
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 WAIT = 60  # seconds, for machines under load
@@ -67,18 +69,20 @@ def test_drawings_with_plans_are_those_of_generate_images(make_tiny_model, lengt
         handles = [engine.submit(drawing) for drawing in drawings]
         results = [handle.result(WAIT) for handle in handles]
     for drawing, result in zip(drawings, results, strict=True):
-        assert _same(result, generate_images(model, processor, [drawing.prompt], drawing.seed, drawing.cfg_scale))
+        assert _same(
+            result, generate_images(model, processor, [drawing.prompt], drawing.seed, cfg_scale=drawing.cfg_scale)
+        )
 
 
 @pytest.mark.parametrize("options", [{}, {"cfg_scale": 1.0}])
 def test_an_answer_with_an_image_goes_on_after_it(make_tiny_model, options):
     model, processor = make_tiny_model()
     begin = _begin_of_image_after(model, processor, "draw")
-    alone = list(generate_text(*begin(), _chat("draw"), max_new_tokens=8, seed=3, drawing=options))
+    alone = list(generate_text(*begin(), _chat("draw"), max_new_tokens=8, seed=3, drawing=DrawingOptions(**options)))
     with Engine(*begin()) as engine:
-        handle = engine.submit(Chat(_chat("draw"), max_new_tokens=8, seed=3, drawing=options))
+        handle = engine.submit(Chat(_chat("draw"), max_new_tokens=8, seed=3, drawing=DrawingOptions(**options)))
         together = handle.result(WAIT)
-    assert [type(piece) for piece in together].count(Image.Image) == 1 and handle.positions == 4
+    assert [type(piece) for piece in together].count(Image.Image) == 1 and handle.program.positions == 4
     assert "".join(piece for piece in alone if isinstance(piece, str)) == "".join(
         piece for piece in together if isinstance(piece, str)
     )
@@ -182,19 +186,21 @@ def test_many_threads_may_submit(tiny_model):
 
 def test_impossible_requests_are_refused_at_once(tiny_model):
     with Engine(*tiny_model) as engine:
-        for request, told in [
-            (Drawing("  "), "empty prompt"),
-            (Drawing("dog " * 1000), "but the model reads 256"),
-            (Drawing("a dog", temperature=-1.0), "temperature -1.0"),
-            (Drawing("a dog", candidates=0), "candidates 0 is below 1"),
-            (Drawing("a dog", candidates=2, temperature=0.0), "candidates 2 at temperature 0 would all be the same"),
-            (Chat(_chat("hi"), max_new_tokens=300), "and 300 to generate"),
-            (Chat(_chat("hi"), top_p=2.0), "top_p 2.0"),
-            (Chat(_chat("hi"), drawing={"cfg_scale": 0.5}), "cfg_scale 0.5"),
-            (Chat(_chat("hi"), drawing={"cfg_interval": (0, 1)}), "unknown option 'cfg_interval' of a drawing"),
+        for make, told in [
+            (lambda: Drawing("  "), "empty prompt"),
+            (lambda: Drawing("dog " * 1000), "but the model reads 256"),
+            (lambda: Drawing("a dog", temperature=-1.0), "temperature -1.0"),
+            (lambda: Drawing("a dog", candidates=0), "candidates 0 is below 1"),
+            (lambda: Drawing("a dog", candidates=2, temperature=0.0), "candidates 2 at temperature 0 would all be"),
+            (lambda: Drawing("a dog", code_context="published"), "code_context 'published' is for converted UniTok"),
+            (lambda: Chat(_chat("hi"), max_new_tokens=300), "and 300 to generate"),
+            (lambda: Chat(_chat("hi"), max_new_tokens=0), "max_new_tokens 0 is below 1"),
+            (lambda: Chat(_chat("hi"), stop=("a", "")), "an empty string in stop"),
+            (lambda: Chat(_chat("hi"), top_p=2.0), "top_p 2.0"),
+            (lambda: Chat(_chat("hi"), drawing=DrawingOptions(cfg_scale=0.5)), "cfg_scale 0.5"),
         ]:
             with pytest.raises(ValueError, match=told):
-                engine.submit(request)
+                engine.submit(make())
     with pytest.raises(RuntimeError, match="closed"):
         engine.submit(Drawing("a dog"))
     with pytest.raises(ValueError, match="max_rows 1 is below 2"):
@@ -218,8 +224,8 @@ def test_an_answer_ends_before_a_stop_string(talkative):
         ended = engine.submit(Chat(**chat, stop=("never said", stop)))
         pieces = list(ended.stream(WAIT))
         [kept] = engine.submit(Chat(**chat, stop=("never said",))).result(WAIT)
-    assert "".join(pieces) == whole[: whole.index(stop)] and ended.ended_by == "stop"
-    assert 0 < ended.tokens < 40
+    assert "".join(pieces) == whole[: whole.index(stop)] and ended.program.ended_by == "stop"
+    assert 0 < ended.program.tokens < 40
     assert kept == whole
 
 
@@ -236,9 +242,9 @@ def test_usage_is_counted(tiny_model, talkative):
         answer, drawing = engine.submit(Chat(_chat("hello"), max_new_tokens=7)), engine.submit(Drawing("a dog"))
         answer.result(WAIT), drawing.result(WAIT)
     processor = tiny_model[1]
-    assert (answer.prompt_tokens, answer.tokens) == (len(processor.encode(_chat("hello")).ids), 7)
-    assert answer.ended_by == "length"
-    assert (drawing.prompt_tokens, drawing.tokens) == (len(processor.encode_drawing("a dog").ids), 4)
+    assert (answer.program.prompt_tokens, answer.program.tokens) == (len(processor.encode(_chat("hello")).ids), 7)
+    assert answer.program.ended_by == "length"
+    assert (drawing.program.prompt_tokens, drawing.program.tokens) == (len(processor.encode_drawing("a dog").ids), 4)
 
 
 def test_previews_are_what_the_image_will_be(tiny_model):
@@ -263,7 +269,7 @@ def test_candidates_are_one_request(tiny_model):
     with Engine(*tiny_model, max_rows=4) as engine:  # the third candidate waits
         handle = engine.submit(Drawing("a dog", candidates=3, previews=1), received.append)
     assert [type(piece) for piece in received] == [Preview, Image.Image, type(None)]
-    assert (handle.positions, handle.tokens) == (4, 12)
+    assert (handle.program.positions, handle.program.tokens) == (4, 12)
 
 
 def test_candidates_leave_together(tiny_model):

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from mllm import compiled
 from mllm.codes import CODE_EMBEDDINGS
-from mllm.compiled import compiled_backbone, compiled_embedding, compiled_head, library
-from mllm.generate import sample_codes
-from mllm.quantize import KINDS, Int8Linear, int4_block, quantize
-from mllm.sampling import Picker
-from mllm.stream import Stream
+from mllm.decode.run import sample_codes
+from mllm.decode.sampling import Picker, Sampling
+from mllm.decode.stream import Stream
+from mllm.fast import cpu, pick_kernels
+from mllm.fast.cpu import library
+from mllm.fast.quantize import KINDS, Int8Linear, int4_block, quantize
 
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
 OPTIONS = [
@@ -31,7 +31,7 @@ OPTIONS = [
 def _draw(model, processor, images=3, **options):
     samples = [processor.encode_drawing(PROMPTS[row % 3]) for row in range(images)]
     generators = [torch.Generator().manual_seed(row) for row in range(images)]
-    return sample_codes(model, processor, samples, generators, **{"cfg_scale": 3.0, **options})
+    return sample_codes(model, processor, samples, generators, **{"cfg_scale": 3.0, "temperature": 1.0, **options})
 
 
 def _exact_in_bfloat16(make_tiny_model, *kinds):
@@ -48,13 +48,13 @@ def test_it_builds_here():
 def test_codes_are_those_of_the_eager_step(make_tiny_model, make, code_embedding):
     model, processor = make(make_tiny_model, code_embedding)
     for options in OPTIONS:
-        assert torch.equal(_draw(model, processor, **options), _draw(model, processor, compile=False, **options))
+        assert torch.equal(_draw(model, processor, **options), _draw(model, processor, kernels="eager", **options))
 
 
 def test_any_number_of_rows(make_tiny_model):
     """More than 16 are several tiles of a matrix unit."""
     model, processor = _exact_in_bfloat16(make_tiny_model)
-    eager = _draw(model, processor, images=19, compile=False)
+    eager = _draw(model, processor, images=19, kernels="eager")
     for images in (1, 2, 5, 19):
         assert torch.equal(_draw(model, processor, images), eager[:images])
 
@@ -64,8 +64,8 @@ def test_any_number_of_rows(make_tiny_model):
 def test_hidden_states_are_those_of_the_eager_step(make_tiny_model, make, rows):
     model, processor = make(make_tiny_model)
     samples = [processor.encode_drawing(PROMPTS[row % 3]) for row in range(rows)]
-    fast, eager = (Stream(model, samples, processor, compile=compile) for compile in (True, False))
-    assert fast._step is compiled_backbone(model.backbone)
+    fast, eager = (Stream(model, samples, processor, pick_kernels(model, way)) for way in ("auto", "eager"))
+    assert fast.kernels.step is cpu.backbone(model.backbone)
     for x_BD in torch.randn(4, rows, 32, generator=torch.Generator().manual_seed(0)):
         fast.feed(x_BD), eager.feed(x_BD)
         torch.testing.assert_close(fast.h_BD, eager.h_BD, atol=1e-5, rtol=1e-5)
@@ -87,8 +87,8 @@ def test_quantized_hidden_states_are_those_of_the_eager_step(make_tiny_model, ki
     quantize(model, kind).to(dtype)
     for rows in (1, 2, 5, 21):
         samples = [processor.encode_drawing(PROMPTS[row % 3]) for row in range(rows)]
-        fast, eager = (Stream(model, samples, processor, compile=compile) for compile in (True, False))
-        assert fast._step is compiled_backbone(model.backbone) is not None
+        fast, eager = (Stream(model, samples, processor, pick_kernels(model, way)) for way in ("auto", "eager"))
+        assert fast.kernels.step is cpu.backbone(model.backbone) is not None
         for x_BD in torch.randn(3, rows, 32, generator=torch.Generator().manual_seed(0)).to(dtype):
             fast.feed(x_BD), eager.feed(x_BD)
             assert fast.h_BD.dtype == dtype
@@ -105,22 +105,22 @@ def test_hidden_states_in_bfloat16_are_near_those_of_the_same_numbers_in_float32
     exact = deepcopy(model).float()
     for rows in (1, 2, 5, 21):
         samples = [processor.encode_drawing(PROMPTS[row % 3]) for row in range(rows)]
-        fast, eager = (Stream(model, samples, processor, compile=compile) for compile in (True, False))
-        true = Stream(exact, samples, processor, compile=False)
+        fast, eager = (Stream(model, samples, processor, pick_kernels(model, way)) for way in ("auto", "eager"))
+        true = Stream(exact, samples, processor, pick_kernels(exact, "eager"))
         for x_BD in torch.randn(3, rows, 32, generator=torch.Generator().manual_seed(0)).bfloat16():
             fast.feed(x_BD), eager.feed(x_BD), true.feed(x_BD.float())
             errors = [(stream.h_BD.float() - true.h_BD).norm() for stream in (fast, eager)]
             assert fast.h_BD.dtype == torch.bfloat16 and errors[0] < errors[1] < 0.1 * true.h_BD.norm()
-    kept = {x.data_ptr() for x in compiled_backbone(model.backbone).kept if isinstance(x, torch.Tensor)}
+    kept = {x.data_ptr() for x in cpu.backbone(model.backbone).kept if isinstance(x, torch.Tensor)}
     assert {weight.data_ptr() for weight in model.backbone.layers.parameters() if weight.dim() > 1} <= kept
 
 
 def test_changed_quantized_weights_are_noticed(make_tiny_model):
     model, _ = make_tiny_model()
-    before = compiled_backbone(quantize(model, "int8").backbone)
-    assert compiled_backbone(model.backbone) is before
+    before = cpu.backbone(quantize(model, "int8").backbone)
+    assert cpu.backbone(model.backbone) is before
     next(module for module in model.backbone.modules() if isinstance(module, Int8Linear)).weight_OI.zero_()
-    assert compiled_backbone(model.backbone) is not before
+    assert cpu.backbone(model.backbone) is not before
 
 
 @pytest.mark.parametrize("make", [lambda make, kind: make(kind), _exact_in_bfloat16], ids=["float32", "bfloat16"])
@@ -131,9 +131,8 @@ def test_embeddings_are_those_of_the_eager_step(make_tiny_model, make, rows):
     embedding = make(make_tiny_model, "codebook")[0].code_embed
     fast, eager = {}, {}
     for codes_NK in torch.randint(16, (70, rows, 2), generator=torch.Generator().manual_seed(0)):
-        embeds_N1D = embedding(codes_NK[:, None], fast, compile=True)
-        torch.testing.assert_close(embeds_N1D, embedding(codes_NK[:, None], eager), atol=1e-5, rtol=1e-5)
-    assert fast["compiled"] is compiled_embedding(embedding) and not eager["compiled"]
+        embeds_ND = cpu.embedding(embedding)(codes_NK, fast)
+        torch.testing.assert_close(embeds_ND, embedding(codes_NK[:, None], eager)[:, 0], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -144,22 +143,23 @@ def test_heads_and_embeddings_in_bfloat16_are_those_of_the_same_numbers_in_float
     for options in ({"temperature": 0.7}, {"top_k": 3, "top_p": 0.9}):
 
         def pick(options=options):
-            return Picker(3.0, [torch.Generator().manual_seed(row) for row in range(3)], 2, **options)
+            return Picker(3.0, [torch.Generator().manual_seed(row) for row in range(3)], 2, Sampling(**options))
 
-        drawn = compiled_head(model.code_head.bfloat16()).sample(h_BD, pick())
-        assert torch.equal(drawn, head.sample(h_BD.float(), pick(), compile=False))
+        drawn = cpu.head(model.code_head.bfloat16())(h_BD, pick())
+        assert torch.equal(drawn, head.sample(h_BD.float(), pick()))
     fast, eager, model.code_embed = {}, {}, model.code_embed.bfloat16()
-    for codes_N1K in torch.randint(16, (5, 2, 1, 2), generator=torch.Generator().manual_seed(0)):
-        embeds_N1D = model.code_embed(codes_N1K, fast, compile=True)
-        assert fast["compiled"] and embeds_N1D.dtype == torch.bfloat16
-        torch.testing.assert_close(embeds_N1D.float(), embedding(codes_N1K, eager), atol=1e-3, rtol=1e-2)
+    for codes_NK in torch.randint(16, (5, 2, 2), generator=torch.Generator().manual_seed(0)):
+        embeds_ND = cpu.embedding(model.code_embed)(codes_NK, fast)
+        assert embeds_ND.dtype == torch.bfloat16
+        expected_ND = embedding(codes_NK[:, None], eager)[:, 0]
+        torch.testing.assert_close(embeds_ND.float(), expected_ND, atol=1e-3, rtol=1e-2)
 
 
 def test_the_head_may_have_a_width_of_its_own_and_one_output(make_tiny_model):
     model, processor = make_tiny_model()
     sizes = {"width": 16, "heads": 2, "layers": 2, "shared_output": True}
     model.code_head = type(model.code_head)(32, 2, 16, **sizes).eval()
-    assert torch.equal(_draw(model, processor), _draw(model, processor, compile=False))
+    assert torch.equal(_draw(model, processor), _draw(model, processor, kernels="eager"))
 
 
 def test_changed_weights_are_noticed(make_tiny_model):
@@ -169,7 +169,7 @@ def test_changed_weights_are_noticed(make_tiny_model):
         for weight in [*model.code_head.parameters(), *model.backbone.parameters()]:
             weight.add_(torch.randn_like(weight))
     assert not torch.equal(_draw(model, processor), before)
-    assert torch.equal(_draw(model, processor), _draw(model, processor, compile=False))
+    assert torch.equal(_draw(model, processor), _draw(model, processor, kernels="eager"))
 
 
 def test_what_is_not_the_models_own_runs_as_it_is(make_tiny_model):
@@ -178,22 +178,22 @@ def test_what_is_not_the_models_own_runs_as_it_is(make_tiny_model):
 
     model, _ = make_tiny_model()
     backbone, head = model.backbone, model.code_head
-    assert compiled_backbone(backbone) and compiled_head(head)
+    assert cpu.backbone(backbone) and cpu.head(head)
     backbone.layers[1].mlp.up_proj = Adapted(32, 64)
     hook = head.norm.register_forward_hook(lambda *_: None)
-    assert compiled_backbone(backbone) is None and compiled_head(head) is None
+    assert cpu.backbone(backbone) is None and cpu.head(head) is None
     hook.remove()
-    assert compiled_head(head)
+    assert cpu.head(head)
     with torch.autocast("cpu", torch.bfloat16):
-        assert compiled_head(head) is None
-    assert compiled_head(head.double()) is None
+        assert cpu.head(head) is None
+    assert cpu.head(head.double()) is None
 
 
 def test_without_a_compiler_it_says_so_and_draws_the_same(make_tiny_model, monkeypatch, tmp_path):
     model, processor = make_tiny_model()
     expected = _draw(model, processor)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    monkeypatch.setattr(cpu.shutil, "which", lambda name: None)
     library.cache_clear()
     with pytest.warns(UserWarning, match="generation runs uncompiled, which is slower: no C\\+\\+ compiler"):
         assert torch.equal(_draw(model, processor), expected)
@@ -204,9 +204,9 @@ def test_parts_of_an_image_without_guidance_have_half_the_rows(tiny_model):
     model, processor = tiny_model
     rows = []
     hook = model.backbone.norm.register_forward_hook(lambda _, __, h: rows.append(len(h)))
-    _draw(model, processor, images=1, cfg_interval=(0.5, 0.75))
+    _draw(model, processor, images=1, cfg_interval=(0.25, 0.75))
     hook.remove()
-    # The prompt; position 1; the unconditional half is read at its position 2, and leaves after it.
+    # The prompt; position 1; its unconditional half is read; both are fed position 2; the half leaves.
     assert rows == [1, 1, 1, 2, 1]
     with pytest.raises(ValueError, match="cfg_interval 0.5 to 0.5 is no part of an image"):
         _draw(model, processor, cfg_interval=(0.5, 0.5))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mllm import generate_images, generate_texts
-from mllm.quantize import KINDS, Int8Linear, quantize
+from mllm.fast.quantize import KINDS, Int8Linear, quantize
 
 BYTES = {"int8": 1, "int4": 0.5 + 4 / 32}  # of a weight; int4 with a scale and a zero for 32 of them
 ERROR = {"int8": 0.01, "int4": 0.12}  # relative, of normal weights: half a step of 127 at 4 sigma, of 15 at 2 sigma

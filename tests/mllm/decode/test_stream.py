@@ -8,7 +8,9 @@ from PIL import Image
 from transformers import AutoConfig
 
 from mllm import Mllm
-from mllm.stream import LLAMA_LIKE, Stream
+from mllm.decode.stream import Stream
+from mllm.fast import WAYS, pick_kernels
+from mllm.fast.eager import LLAMA_LIKE
 
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
 SIZES = {
@@ -54,11 +56,11 @@ def _uncached(model, sample, x_TD: torch.Tensor) -> torch.Tensor:
     return model.backbone(inputs_embeds=torch.cat([prompt_BTD, x_TD[None]], 1)).last_hidden_state[0, -1]
 
 
-@pytest.mark.parametrize("way", [{}, {"compile": False}, {"plain": True}], ids=["compiled", "eager", "plain"])
+@pytest.mark.parametrize("way", WAYS)
 def test_steps_are_one_uncached_pass(model_and_processor, way):
     model, processor = model_and_processor
     samples, inputs = _samples(processor), _inputs(3)
-    stream = Stream(model, samples, processor, **way)
+    stream = Stream(model, samples, processor, pick_kernels(model, way))
     for step, x_BD in enumerate(inputs):
         expected = torch.stack([_uncached(model, sample, inputs[:step, row]) for row, sample in enumerate(samples)])
         torch.testing.assert_close(stream.h_BD, expected, atol=1e-5, rtol=1e-4)

@@ -4,15 +4,10 @@ import pytest
 import torch
 
 from mllm import generate_images, generate_text
-from mllm.generate import (
-    CFG_SCALE,
-    DRAWING_TEMPERATURE,
-    candidate_generators,
-    plan_drawings,
-    sample_codes,
-    start_drawing,
-)
-from mllm.verify import ASKED_FOR_PROMPT, best, fit
+from mllm.decode.program import candidate_generators, start_drawing
+from mllm.decode.rerank import ASKED_FOR_PROMPT, best, fit
+from mllm.decode.run import plan_drawings, sample_codes
+from mllm.decode.sampling import DrawingOptions
 
 PROMPT = "a photo of a red dog"
 
@@ -20,8 +15,8 @@ PROMPT = "a photo of a red dog"
 def _candidates(model, processor, prompt=PROMPT, seed=3, count=4):
     generators = candidate_generators(seed, count)
     starts = [start_drawing(model, processor, prompt)] * count
-    samples = plan_drawings(model, processor, starts, generators, DRAWING_TEMPERATURE)
-    return sample_codes(model, processor, samples, generators, CFG_SCALE, temperature=DRAWING_TEMPERATURE)
+    samples = plan_drawings(model, processor, starts, generators, temperature=0.5)
+    return sample_codes(model, processor, samples, generators)
 
 
 def test_fit_is_the_probability_of_the_prompt_as_an_answer(tiny_model):
@@ -106,10 +101,12 @@ def test_a_chat_chooses_among_its_drawings_by_the_last_message(make_tiny_model):
 
     hook = model.lm_head.register_forward_hook(draw_at_once)
     messages = [{"role": "user", "content": PROMPT}]
-    pieces = generate_text(model, processor, messages, max_new_tokens=1, drawing={"candidates": 3, "temperature": 1.0})
+    pieces = generate_text(
+        model, processor, messages, max_new_tokens=1, drawing=DrawingOptions(candidates=3, temperature=1.0)
+    )
     images = [piece for piece in pieces if not isinstance(piece, str)]
     sample = processor.encode(messages)
     sample.add([processor.boi_id])
-    codes_NLK = sample_codes(model, processor, [sample] * 3, candidate_generators(0, 3), CFG_SCALE)
+    codes_NLK = sample_codes(model, processor, [sample] * 3, candidate_generators(0, 3), temperature=1.0)
     kept = max(codes_NLK, key=lambda codes_LK: _seen_fit(model, processor, codes_LK[None]))
     assert [image.tobytes() for image in images] == [model.decode_image_tokens(kept[None])[0].tobytes()]

@@ -6,12 +6,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mllm import compiled, graphs, sampling
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
-from mllm.engine import Chat, Drawing, Engine
-from mllm.generate import sample_codes
-from mllm.sampling import gumbel, sample, sample_unasked
-from mllm.stream import Stream
+from mllm.decode import sampling
+from mllm.decode.engine import Engine
+from mllm.decode.program import Chat, Drawing
+from mllm.decode.run import sample_codes
+from mllm.decode.sampling import gumbel, sample, sample_unasked
+from mllm.decode.stream import Stream
+from mllm.fast import cpu, cuda, pick_kernels
 
 pytestmark = pytest.mark.filterwarnings("error:generation runs without")
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
@@ -81,10 +83,10 @@ def recordings(monkeypatch) -> list:
         made.append(function)
         return _record(function, inputs)
 
-    monkeypatch.setattr(compiled, "library", lambda: None)
-    monkeypatch.setattr(graphs, "recordable", lambda module: True)
-    monkeypatch.setattr(graphs, "record", record)
-    monkeypatch.setattr(graphs, "WARM_UP", 0)
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.setattr(cuda, "recordable", lambda module: True)
+    monkeypatch.setattr(cuda, "record", record)
+    monkeypatch.setattr(cuda, "WARM_UP", 0)
     monkeypatch.setattr(sampling, "may_ask", lambda device: False)
     return made
 
@@ -92,27 +94,29 @@ def recordings(monkeypatch) -> list:
 def _draw(model, processor, **options):
     samples = [processor.encode_drawing(prompt) for prompt in PROMPTS]
     generators = [torch.Generator().manual_seed(row) for row in range(len(PROMPTS))]
-    return sample_codes(model, processor, samples, generators, **{"cfg_scale": 3.0, **options})
+    return sample_codes(model, processor, samples, generators, **{"cfg_scale": 3.0, "temperature": 1.0, **options})
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_recorded_steps_draw_the_same(tiny_model, recordings, options):
     drawn = _draw(*tiny_model, **options)
-    assert len(recordings) >= 2 and torch.equal(drawn, _draw(*tiny_model, compile=False, **options))
+    assert len(recordings) >= 2 and torch.equal(drawn, _draw(*tiny_model, kernels="eager", **options))
 
 
 @pytest.mark.parametrize("embedding", CODE_EMBEDDINGS)
 @pytest.mark.parametrize("head", CODE_HEADS)
 def test_of_any_kind(make_tiny_model, recordings, embedding, head):
     model, processor = make_tiny_model(embedding, head)
-    assert torch.equal(_draw(model, processor), _draw(model, processor, compile=False))
+    assert torch.equal(_draw(model, processor), _draw(model, processor, kernels="eager"))
     assert recordings
 
 
 def test_rows_come_and_go_and_memory_grows(tiny_model, recordings):
     model, processor = tiny_model
     samples = [processor.encode_drawing(prompt) for prompt in PROMPTS]
-    recorded, eager = (Stream(model, samples[:2], processor, room=1, compile=compile) for compile in (True, False))
+    recorded, eager = (
+        Stream(model, samples[:2], processor, pick_kernels(model, way), room=1) for way in ("auto", "eager")
+    )
     inputs = torch.randn(60, 3, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(1))
     for step, x_BD in enumerate(inputs):
         for stream in (recorded, eager):
@@ -128,7 +132,7 @@ def test_rows_come_and_go_and_memory_grows(tiny_model, recordings):
 def test_a_row_alone_does_not_see_the_columns_to_come(tiny_model, recordings):
     model, processor = tiny_model
     samples = [processor.encode_drawing(PROMPTS[0])]
-    recorded, eager = (Stream(model, samples, processor, compile=compile) for compile in (True, False))
+    recorded, eager = (Stream(model, samples, processor, pick_kernels(model, way)) for way in ("auto", "eager"))
     for x_BD in torch.randn(5, 1, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(1)):
         recorded.feed(x_BD)
         eager.feed(x_BD)
@@ -150,7 +154,7 @@ def test_requests_of_all_kinds_together(tiny_model, recordings):
     together = answers()
     assert recordings
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, "recordable", lambda module: False)
+        patch.setattr(cuda, "recordable", lambda module: False)
         for one, other in zip(together, answers(), strict=True):
             assert [x if isinstance(x, str) else x.tobytes() for x in one] == [
                 x if isinstance(x, str) else x.tobytes() for x in other
@@ -161,10 +165,10 @@ def test_without_a_recording_it_says_so_and_goes_on(tiny_model, recordings, monk
     def fails(function, inputs):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    monkeypatch.setattr(graphs, "record", fails)
+    monkeypatch.setattr(cuda, "record", fails)
     with pytest.warns(UserWarning, match="without a CUDA graph, which is slower: operation not permitted when stream"):
         drawn = _draw(*tiny_model)
-    assert torch.equal(drawn, _draw(*tiny_model, compile=False))
+    assert torch.equal(drawn, _draw(*tiny_model, kernels="eager"))
 
 
 def test_the_recorder_refuses_what_a_gpu_would():
@@ -175,7 +179,7 @@ def test_the_recorder_refuses_what_a_gpu_would():
 
 def test_a_cpu_is_not_recorded(tiny_model):
     model, _ = tiny_model
-    assert not graphs.recordable(model.backbone)
+    assert not cuda.recordable(model.backbone)
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 5, 64])

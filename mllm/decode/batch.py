@@ -1,0 +1,158 @@
+"""The running batch: tracks enter and leave between steps, and what one gets does not depend on the others.
+
+Shapes: B rows, N images under way, K sub-codebooks, D width.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..fast import Kernels, pick_kernels
+from ..model import MllmForConditionalGeneration
+from ..processor import MllmProcessor
+from ..templates import Sample
+from .program import Feed, Track, Want, Write
+from .sampling import CODE_CONTEXTS, Picker
+from .stream import Stream
+
+Row = tuple[Track, bool]  # a track, and whether this is its unconditional row
+
+
+class Cohort(NamedTuple):
+    """Tracks whose images began in the same step: their codes are embedded together, with one cache."""
+
+    tracks: Sequence[Track]
+    cache: dict | None  # None: each position is embedded alone
+
+
+class Batch:
+    """Rows of tracks, and of the unconditional halves of those that draw with guidance. `kernels`: `pick_kernels`."""
+
+    def __init__(self, model: MllmForConditionalGeneration, processor: MllmProcessor, kernels: str = "auto"):
+        self.model, self.processor = model, processor
+        self.kernels: Kernels = pick_kernels(model, kernels)
+        self.num_codebooks = model.config.image_tokenizer["num_codebooks"]
+        self.unconditional = processor.encode_drawing(None)
+        self._rows: list[Row] = []
+        self._entering: list[Row] = []
+        self._cohorts: list[Cohort] = []
+        self._stream: Stream | None = None
+
+    @property
+    def tracks(self) -> list[Track]:
+        """All that are in the batch, or enter it with the next step."""
+        return [track for track, is_half in self._rows + self._entering if not is_half]
+
+    def enter(self, tracks: Iterable[Track]) -> None:
+        """Be read, all at once, before the next step."""
+        tracks = list(tracks)
+        self._entering += [(track, False) for track in tracks]
+        self._entering += [(track, True) for track in tracks if track.guided]
+
+    def leave(self, tracks: Iterable[Track]) -> None:
+        gone = set(tracks)
+        if gone:
+            self._drop(lambda track, _: track in gone)
+            self._entering = [row for row in self._entering if row[0] not in gone]
+
+    @torch.no_grad()
+    def step(self) -> list[Track]:
+        """Read what enters, and one position of every row: -> the tracks that have ended, which leave."""
+        self._read()
+        values = self._choose()
+        ended = [track for track, value in values.items() if not track.take(value)]
+        self.leave(ended)
+        self._drop(lambda track, is_half: is_half and not track.guided)
+        if self._rows:
+            self._feed(values)
+        halves = {track for track, is_half in self._rows if is_half}
+        self._entering += [(track, True) for track, _ in self._rows if track.guided and track not in halves]
+        return ended
+
+    def _read(self) -> None:
+        """Prefill the rows that enter. Partial images of different lengths do not fit into one batch."""
+        by_length: dict[int, list[Row]] = {}
+        for track, is_half in self._entering:
+            by_length.setdefault(len(track.codes) if is_half else 0, []).append((track, is_half))
+        self._entering = []
+        for rows in by_length.values():
+            samples = [self._half(track) if is_half else track.sample for track, is_half in rows]
+            room = max(track.room for track, _ in rows)
+            if self._stream is None:
+                self._stream = Stream(self.model, samples, self.processor, self.kernels, room)
+            else:
+                self._stream.add(samples, room)
+            self._rows += rows
+
+    def _half(self, track: Track) -> Sample:
+        """The unconditional prompt, and the codes that the track has been fed so far."""
+        if not track.codes:
+            return self.unconditional
+        half = Sample(list(self.unconditional.ids), list(self.unconditional.labels))
+        half.add([self.processor.image_id] * len(track.codes))
+        half.images.append(torch.stack(track.codes))
+        return half
+
+    def _choose(self) -> dict[Track, int | torch.Tensor]:
+        """What each track wanted. Those that want the same are sampled together."""
+        place = {row: index for index, row in enumerate(self._rows)}
+        groups: dict[Want, list[Track]] = {}
+        for track, is_half in self._rows:
+            if not is_half:
+                groups.setdefault(track.want, []).append(track)
+        values: dict[Track, int | torch.Tensor] = {}
+        for want, tracks in groups.items():
+            generators, rows = [track.generator for track in tracks], [place[track, False] for track in tracks]
+            if isinstance(want, Feed):
+                values |= dict.fromkeys(tracks, want.id)
+            elif isinstance(want, Write):
+                pick = Picker(1.0, generators, sampling=want.sampling)
+                ids = pick(self.model.text_logits(self._hidden(rows)), 0).tolist()
+                values |= zip(tracks, ids, strict=True)
+            else:
+                if want.cfg_scale != 1.0:
+                    rows += [place[track, True] for track in tracks]
+                pick = Picker(want.cfg_scale, generators, self.num_codebooks, want.sampling)
+                codes_BK = self.kernels.draw(self._hidden(rows), pick)
+                values |= zip(tracks, codes_BK[: len(tracks)], strict=True)
+                if begun := [track for track in tracks if not track.codes]:
+                    self._begin(begun)
+        return values
+
+    def _hidden(self, rows: list[int]) -> torch.Tensor:
+        h_BD = self._stream.h_BD
+        return h_BD if rows == list(range(len(h_BD))) else h_BD[rows]
+
+    def _begin(self, tracks: Sequence[Track]) -> None:
+        for context in CODE_CONTEXTS:
+            if same := [track for track in tracks if track.options.code_context == context]:
+                self._cohorts.append(Cohort(same, {} if context == "exact" else None))
+
+    def _feed(self, values: dict[Track, int | torch.Tensor]) -> None:
+        """The chosen ids and codes, as the next position of every row."""
+        parts, source = [], {}  # embeddings, and which of them is whose
+        texts = [track for track, value in values.items() if isinstance(value, int) and track.want]
+        if texts:
+            ids = torch.tensor([values[track] for track in texts], device=self.model.device)
+            parts.append(self.model.get_input_embeddings()(ids))
+            source |= {track: index for index, track in enumerate(texts)}
+        total = len(texts)
+        in_batch = {track for track, _ in self._rows}
+        self._cohorts = [cohort for cohort in self._cohorts if in_batch & set(cohort.tracks)]
+        for cohort in self._cohorts:
+            # Who has left keeps its place in the cache, and is fed anything.
+            codes_NK = torch.stack([track.codes[-1] for track in cohort.tracks])
+            parts.append(self.kernels.embed(codes_NK, cohort.cache))
+            source |= {track: total + index for index, track in enumerate(cohort.tracks)}
+            total += len(cohort.tracks)
+        order = [source[track] for track, _ in self._rows]
+        x_BD = torch.cat([part.to(parts[0].dtype) for part in parts]) if len(parts) > 1 else parts[0]
+        self._stream.feed(x_BD if order == list(range(total)) else x_BD[order])
+
+    def _drop(self, gone: Callable[[Track, bool], bool]) -> None:
+        for row in reversed(range(len(self._rows))):
+            if gone(*self._rows[row]):
+                self._stream.remove(row)
+                self._rows[row] = self._rows[-1]
+                self._rows.pop()

@@ -1,0 +1,381 @@
+"""What happens for a request: a program that says which id or codes it wants next, and is sent them.
+
+A program has tracks, each a row of a batch: a sequence, and the steps that extend it. When all of its tracks have
+ended, it goes on with what they gave, for instance to choose among candidates, and may begin other tracks.
+Shapes: N images, L positions an image, K sub-codebooks.
+"""
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
+
+from ..codes import CodebookEmbedding
+from ..model import MllmForConditionalGeneration
+from ..processor import MllmProcessor, as_codes
+from ..templates import Sample
+from .rerank import best, check_readable
+from .sampling import DrawingOptions, Sampling
+from .stream import check_length
+
+Messages = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Drawing(DrawingOptions):
+    """A request for an image of a prompt; before it, at equal distances, so many `previews` (of the first
+    candidate)."""
+
+    prompt: str
+    seed: int = 0
+    previews: int = 0
+
+
+@dataclass(frozen=True)
+class Chat(Sampling):
+    """A request for an answer of at most `max_new_tokens` ids, which ends before the first of the strings in `stop`.
+
+    `drawing` says how the model draws where it decides to, with so many `previews` before each image; candidates are
+    held against the words of the last message. None ends the answer there.
+    """
+
+    messages: Messages
+    max_new_tokens: int = 64
+    seed: int = 0
+    drawing: DrawingOptions | None = DrawingOptions()
+    stop: tuple[str, ...] = ()
+    previews: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens {self.max_new_tokens} is below 1")
+        if "" in self.stop:
+            raise ValueError("an empty string in stop: leave it out")
+
+
+Request: TypeAlias = Chat | Drawing
+
+
+@dataclass(frozen=True)
+class Preview:
+    """An image under way: the codes of its first rows."""
+
+    codes_PK: torch.Tensor
+    positions: int  # of the whole image
+
+    @property
+    def done(self) -> float:
+        """The share of the image."""
+        return len(self.codes_PK) / self.positions
+
+    @torch.no_grad()
+    def image(self, model: MllmForConditionalGeneration) -> Image.Image:
+        """Of the full size, transparent where it is still to be drawn."""
+        side = math.isqrt(self.positions)
+        rows = len(self.codes_PK) // side
+        [part] = model.image_tokenizer.decode(self.codes_PK[None], (rows, side))
+        image = Image.new("RGBA", (part.width, part.height * side // rows))
+        image.paste(part, (0, 0))
+        return image
+
+
+Piece: TypeAlias = str | Image.Image | Preview
+
+
+@dataclass(frozen=True)
+class Write:
+    """Wanted: the next id of a text."""
+
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Wanted: codes_K of the next position of an image."""
+
+    sampling: Sampling
+    cfg_scale: float  # 1: no guidance, and no unconditional row
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Wanted: this id, whatever the model would write."""
+
+    id: int
+
+
+Want: TypeAlias = Write | Draw | Feed
+Steps: TypeAlias = Generator[Want, Any, Any]
+
+
+class Track:
+    """A row of a batch: `sample` is read, then `steps` say what they want, one position after the other.
+
+    `generator` makes the noise of its draws. `room` is how many positions are to come, as far as known. Of a track that
+    draws, `options` are its, and `codes` what it has so far, each [K]. `result` is what the steps return.
+    """
+
+    def __init__(
+        self,
+        sample: Sample,
+        steps: Steps,
+        generator: torch.Generator,
+        room: int,
+        options: DrawingOptions | None = None,
+    ):
+        self.sample, self.generator, self.room, self.options = sample, generator, room, options
+        self.codes: list[torch.Tensor] = []
+        self.result: Any = None
+        self.error: Exception | None = None
+        self._steps = steps
+        self.want: Want | None = next(steps)
+
+    @property
+    def rows(self) -> int:
+        """The most that it takes in the batch."""
+        return 2 if self.options and self.options.cfg_scale != 1.0 else 1
+
+    @property
+    def draws(self) -> bool:
+        """Whether it is for an image, with or without a plan."""
+        return self.options is not None
+
+    @property
+    def guided(self) -> bool:
+        """Whether it now needs its unconditional row."""
+        return isinstance(self.want, Draw) and self.want.cfg_scale != 1.0
+
+    def take(self, value: int | torch.Tensor) -> bool:
+        """What it wanted; -> whether it goes on."""
+        if isinstance(self.want, Draw):
+            self.codes.append(value)
+        try:
+            self.want = self._steps.send(value)
+            return True
+        except StopIteration as end:
+            self.result = end.value
+        except Exception as error:  # of this request alone
+            self.error = error
+        self.want = None
+        return False
+
+    def fail(self, error: Exception) -> None:
+        self.error, self.want = error, None
+
+
+def draw_steps(
+    positions: int, options: DrawingOptions, told: Callable[[list[torch.Tensor]], Any] = lambda codes: None
+) -> Steps:
+    """The codes of an image, [L, K]. `told` is called with those so far after each position."""
+    codes: list[torch.Tensor] = []
+    while len(codes) < positions:
+        codes.append((yield Draw(options.sampling, options.cfg_scale_at(len(codes), positions))))
+        told(codes)
+    return torch.stack(codes)
+
+
+def plan_steps(model: MllmForConditionalGeneration, processor: MllmProcessor, options: Sampling) -> Steps:
+    """The ids of a plan, up to and without the begin of the image."""
+    ids: list[int] = []
+    sampling = Sampling(temperature=options.temperature, top_p=options.top_p)
+    while len(ids) < model.config.plan_length:
+        id = yield Write(sampling)
+        if id == processor.boi_id:
+            return ids
+        ids.append(id)
+    if ids:
+        yield Feed(processor.boi_id)
+    return ids
+
+
+class Program:
+    """A request under way. `tracks` are to be run to their ends; then `resume` says which follow, if any.
+
+    `put` is called with each piece of the answer as it comes. `positions` counts the codes of the image under way (of
+    the last of candidates), `tokens` all ids and codes, and `prompt_tokens` what was read. `ended_by` is "stop", or
+    "length" where an answer had no more room. Raises ValueError for a request that cannot be served.
+    """
+
+    def __init__(
+        self,
+        model: MllmForConditionalGeneration,
+        processor: MllmProcessor,
+        request: Request,
+        put: Callable[[Piece], Any],
+    ):
+        self.model, self.processor, self.request, self.put = model, processor, request, put
+        self.positions, self.tokens, self.ended_by = 0, 0, "stop"
+        self._stages = self._drawing(request) if isinstance(request, Drawing) else self._chat(request)
+        self.tracks: list[Track] = next(self._stages)
+        self.prompt_tokens = len(self.tracks[0].sample.ids)
+
+    @torch.no_grad()
+    def resume(self) -> list[Track]:
+        """All tracks have ended: -> those that follow; none at the end. Raises what a track has failed of."""
+        for track in self.tracks:
+            if track.error:
+                raise track.error
+        try:
+            self.tracks = self._stages.send([track.result for track in self.tracks])
+        except StopIteration:
+            self.tracks = []
+        return self.tracks
+
+    def _drawing(self, request: Drawing) -> Generator[list[Track], list, None]:
+        model, processor = self.model, self.processor
+        check_code_context(model, request)
+        start, L = start_drawing(model, processor, request.prompt, request.candidates), processor.num_positions
+
+        def steps(number: int) -> Steps:
+            plan = yield from plan_steps(model, processor, request)
+            self.tokens += len(plan)
+            return (yield from draw_steps(L, request, self._shows(number)))
+
+        room = model.config.plan_length + L
+        generators = candidate_generators(request.seed, request.candidates)
+        codes = yield [Track(start, steps(n), generator, room, request) for n, generator in enumerate(generators)]
+        self._show(codes, request.prompt)
+
+    def _chat(self, request: Chat) -> Generator[list[Track], list, None]:
+        model, processor, L = self.model, self.processor, self.processor.num_positions
+        sample, text, left = processor.encode(request.messages), UpTo(request.stop), request.max_new_tokens
+        if sample.images:
+            sample.images = list(as_codes(sample.images, model.image_tokenizer))
+        generator, drawing = torch.Generator().manual_seed(request.seed), request.drawing
+        if drawing:
+            check_code_context(model, drawing)
+            generators = candidate_generators(request.seed, drawing.candidates)
+        while left:
+            check_length(model, processor, sample, left)
+            [ids] = yield [Track(sample, self._write(request, text, left), generator, left)]
+            left -= len(ids)
+            sample.add(ids)
+            if text.ended or ids[-1] == processor.eos_id or (ids[-1] == processor.boi_id and not drawing):
+                break
+            if ids[-1] != processor.boi_id:
+                continue
+            self.put(text.rest())
+            check_length(model, processor, sample, L)
+            codes = yield [
+                Track(sample, draw_steps(L, drawing, self._shows(number)), one, L, drawing)
+                for number, one in enumerate(generators)
+            ]
+            codes_LK = self._show(codes, words(request.messages[-1]))
+            sample.add([processor.image_id] * L + [processor.eoi_id])
+            sample.images.append(codes_LK)
+        else:
+            self.ended_by = "length"
+        self.put(text.rest())
+
+    def _write(self, request: Chat, text: "UpTo", limit: int) -> Steps:
+        """At most so many ids, up to the end of the answer, to an image, or to a stop string: -> all of them."""
+        spelled, sampling = Spelled(self.processor), request.sampling
+        while len(spelled.ids) < limit:
+            id = yield Write(sampling)
+            self.tokens += 1
+            self.put(text.add(spelled.add(id)))
+            if text.ended or id in (self.processor.eos_id, self.processor.boi_id):
+                break
+        return spelled.ids
+
+    def _shows(self, number: int) -> Callable[[list[torch.Tensor]], None]:
+        """What a candidate tells of its codes."""
+        L, previews = self.processor.num_positions, self.request.previews
+        side = math.isqrt(L)
+        at = {side * (side * place // (previews + 1)) for place in range(1, previews + 1)}  # full rows
+
+        def told(codes: list[torch.Tensor]) -> None:
+            self.tokens += 1
+            self.positions = min(len(track.codes) for track in self.tracks)
+            if number == 0 and len(codes) in at:
+                self.put(Preview(torch.stack(codes), L))
+
+        return told
+
+    def _show(self, candidates: list[torch.Tensor], prompt: str) -> torch.Tensor:
+        """The best of the candidates, each [L, K], is shown."""
+        codes_NLK = torch.stack(candidates)
+        if len(candidates) > 1:
+            codes_NLK = best(self.model, self.processor, [prompt], codes_NLK)
+        # Image by image: a batch of another size would round some pixels differently.
+        self.put(self.model.decode_image_tokens(codes_NLK)[0])
+        return codes_NLK[0]
+
+
+def check_code_context(model: MllmForConditionalGeneration, options: DrawingOptions) -> None:
+    """Raises ValueError for "published" where the model was not trained for it."""
+    if options.code_context == "published" and not isinstance(model.code_embed, CodebookEmbedding):
+        raise ValueError("code_context 'published' is for converted UniTok models: leave it at 'exact'")
+
+
+def start_drawing(
+    model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str, candidates: int = 1
+) -> Sample:
+    """What is read of a prompt before the model plans or draws. Raises ValueError for an empty prompt, and for one that
+    is too long to be drawn, or to choose among `candidates`."""
+    prompt, plans = prompt.strip(), model.config.plan_length
+    if not prompt:
+        raise ValueError("empty prompt: say what to draw")
+    sample = processor.encode_planning(prompt) if plans else processor.encode_drawing(prompt)
+    check_length(model, processor, sample, plans + processor.num_positions)
+    if candidates > 1:
+        check_readable(model, processor, prompt)
+    return sample
+
+
+def candidate_generators(seed: int, count: int) -> list[torch.Generator]:
+    """Of a seed: its own, and more, which are the first ones of any larger count, too."""
+    more = torch.randint(2**63 - 1, (count - 1,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [torch.Generator().manual_seed(one) for one in (seed, *more)]
+
+
+def words(message: dict[str, Any]) -> str:
+    """The text of a message."""
+    content = message["content"]
+    parts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+    return " ".join(parts)
+
+
+class Spelled:
+    """Ids that become text one by one."""
+
+    def __init__(self, processor: MllmProcessor):
+        self.processor, self.ids, self.text = processor, [], ""
+
+    def add(self, id: int) -> str:
+        """The text that this id completes; a character of several bytes comes once it is whole."""
+        self.ids.append(id)
+        before, text = self.text, self.processor.decode(self.ids)
+        if text.endswith("\ufffd"):
+            return ""
+        self.text = text
+        return text[len(before) :]
+
+
+class UpTo:
+    """Text that comes in parts, up to the first of some strings; what may be the beginning of one is held back."""
+
+    def __init__(self, stops: Sequence[str]):
+        self.stops, self.held, self.ended = stops, "", False
+
+    def add(self, text: str) -> str:
+        """What can be told by now."""
+        self.held += text
+        places = [place for stop in self.stops if (place := self.held.find(stop)) >= 0]
+        self.ended = bool(places)
+        if self.ended:
+            text, self.held = self.held[: min(places)], ""
+            return text
+        begun = (size for stop in self.stops for size in range(1, len(stop)) if self.held.endswith(stop[:size]))
+        end = len(self.held) - max(begun, default=0)
+        text, self.held = self.held[:end], self.held[end:]
+        return text
+
+    def rest(self) -> str:
+        """What was held back, once no more comes."""
+        text, self.held = self.held, ""
+        return text

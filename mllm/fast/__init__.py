@@ -1,0 +1,54 @@
+"""The one place that knows kernels: how the positions of a batch are stepped, drawn and embedded, for a model on its
+device. C++ on a CPU, CUDA graphs on a GPU, operation by operation elsewhere; all ways give the same codes.
+
+Modules of the model know none of this. Shapes: B rows, N images under way, K sub-codebooks, D width.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from . import cpu, cuda
+from .eager import LLAMA_LIKE, step_any, step_llama
+
+WAYS = ("auto", "eager", "transformers")
+
+
+class Kernels(NamedTuple):
+    """`step(x_BD, cache)` -> h_BD, one position of every row, whose keys and values go into `cache` (`KeyValues`).
+    `draw(h_BD, picker)` -> codes_BK of a position. `embed(codes_NK, cache)` -> x_ND of a position of each image;
+    `cache` is a dict, empty at first, or None to embed it alone. With `fixed_shapes`, a step wants to see the same
+    memory every time."""
+
+    step: Callable[[torch.Tensor, Any], torch.Tensor]
+    draw: Callable[[torch.Tensor, Any], torch.Tensor]
+    embed: Callable[[torch.Tensor, dict | None], torch.Tensor]
+    fixed_shapes: bool = False
+
+
+def pick_kernels(model: nn.Module, way: str = "auto") -> Kernels:
+    """For a model as it is now: its weights, device, hooks and adapters. "auto" is the fastest way, "eager" runs
+    operation by operation, and "transformers" also runs the backbone's own forward. Raises ValueError for others."""
+    if way not in WAYS:
+        raise ValueError(f"unknown kernels {way!r}; known: {', '.join(WAYS)}")
+    backbone, head, embedding = model.backbone, model.code_head, model.code_embed
+    eager_step = step_llama if model.config.text_config.model_type in LLAMA_LIKE else step_any
+    if way == "transformers":
+        eager_step = step_any
+    eager = Kernels(partial(eager_step, backbone), head.sample, partial(_embed, embedding))
+    if way != "auto":
+        return eager
+    step = draw = embed = recorded = None
+    if eager_step is step_llama:
+        step = cpu.backbone(backbone)
+        recorded = None if step else cuda.backbone(backbone, eager.step)
+    draw = cpu.head(head) or cuda.head(head, model.config.image_tokenizer["codebook_size"])
+    embed = cpu.embedding(embedding)
+    return Kernels(step or recorded or eager.step, draw or eager.draw, embed or eager.embed, recorded is not None)
+
+
+def _embed(embedding: nn.Module, codes_NK: torch.Tensor, cache: dict | None) -> torch.Tensor:
+    return embedding(codes_NK[:, None], cache)[:, 0]

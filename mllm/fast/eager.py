@@ -1,0 +1,50 @@
+"""A decode step operation by operation, on any device: what the other ways are held to.
+
+Shapes: B rows, T columns, D width, N query heads, H key-value heads of width d, G query heads for each.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..model import CACHE
+
+LLAMA_LIKE = ("llama", "mistral", "qwen2")  # whose layers `step_llama` runs; others run as transformers has them
+
+
+def step_any(backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
+    """One position of every row through any decoder of transformers: -> h_BD."""
+    output = backbone(
+        inputs_embeds=x_BD[:, None],
+        attention_mask=cache.mask(),
+        position_ids=cache.places_B[:, None],
+        use_cache=True,
+        **{CACHE: cache},
+    )
+    return output.last_hidden_state[:, 0]
+
+
+def step_llama(backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
+    """The same with fewer operations: norms, matrices and MLPs are the modules of transformers (so that adapters and
+    quantized weights work), what is around them is written for one position."""
+    cos_B1d, sin_B1d = (x.transpose(0, 1) for x in backbone.rotary_emb(x_BD, cache.places_B[None]))
+    half = cos_B1d.shape[-1] // 2
+    sin_B1d = torch.cat([-sin_B1d[..., :half], sin_B1d[..., half:]], -1)
+    # Without padding the mask says nothing, and leaving it out takes a faster kernel.
+    mask = None if cache.full() else cache.mask()
+    for number, layer in enumerate(backbone.layers):
+        attention = layer.self_attn
+        y_BD, d = layer.input_layernorm(x_BD), attention.head_dim
+        q_BNd, k_BHd = (proj(y_BD).unflatten(-1, (-1, d)) for proj in (attention.q_proj, attention.k_proj))
+        qk = torch.cat([q_BNd, k_BHd], 1)
+        qk = torch.addcmul(qk * cos_B1d, qk.roll(half, -1), sin_B1d)
+        q_BNd, k_BHd = qk.split([q_BNd.shape[1], k_BHd.shape[1]], 1)
+        k_BHTd, v_BHTd = cache.put(number, k_BHd, attention.v_proj(y_BD).unflatten(-1, (-1, d)))
+        # Query heads that share keys stand where positions do: one new position may look at all.
+        q_BHGd = q_BNd.unflatten(1, (k_BHd.shape[1], -1))
+        o_BHGd = F.scaled_dot_product_attention(q_BHGd, k_BHTd, v_BHTd, mask, scale=attention.scaling)
+        x_BD = x_BD + attention.o_proj(o_BHGd.flatten(1))
+        x_BD = x_BD + layer.mlp(layer.post_attention_layernorm(x_BD))
+    return backbone.norm(x_BD)
