@@ -188,7 +188,7 @@ def bench_answer(args: argparse.Namespace, batch: int) -> list[Figure]:
     options = GenerationConfig(max_new_tokens=args.tokens, do_sample=False, pad_token_id=processor.pad_id)
 
     def ours() -> torch.Tensor:
-        tracks = [Track(one, endless(args.tokens), torch.Generator(), args.tokens) for one in samples]
+        tracks = [Track(one, lambda _: endless(args.tokens), torch.Generator(), args.tokens) for one in samples]
         return torch.tensor(run_tracks(Batch(model, processor), tracks))
 
     def baseline(**more: Any) -> Any:

@@ -13,7 +13,7 @@ from ..model import MllmForConditionalGeneration
 from ..processor import MllmProcessor
 from ..templates import Sample
 from .program import Feed, Track, Want, Write
-from .sampling import CODE_CONTEXTS, Picker
+from .sampling import CODE_CONTEXTS, NONE, NotFinite, Picker, may_ask
 from .stream import Stream
 
 Row = tuple[Track, bool]  # a track, and whether this is its unconditional row
@@ -27,32 +27,33 @@ class Cohort(NamedTuple):
 
 
 class Batch:
-    """Rows of tracks, and of the unconditional halves of those that draw with guidance. `kernels`: `pick_kernels`."""
+    """Rows of tracks, and of the unconditional halves of those that draw with guidance. `kernels`: `pick_kernels`.
+
+    After a step that raised, the batch is of no more use; its `tracks` may begin again in others.
+    """
 
     def __init__(self, model: MllmForConditionalGeneration, processor: MllmProcessor, kernels: str = "auto"):
         self.model, self.processor = model, processor
         self.kernels: Kernels = pick_kernels(model, kernels)
         self.num_codebooks = model.config.image_tokenizer["num_codebooks"]
         self.unconditional = processor.encode_drawing(None)
+        self.tracks: list[Track] = []  # in the batch, or to enter it with the next step
         self._rows: list[Row] = []
         self._entering: list[Row] = []
         self._cohorts: list[Cohort] = []
         self._stream: Stream | None = None
 
-    @property
-    def tracks(self) -> list[Track]:
-        """All that are in the batch, or enter it with the next step."""
-        return [track for track, is_half in self._rows + self._entering if not is_half]
-
     def enter(self, tracks: Iterable[Track]) -> None:
         """Be read, all at once, before the next step."""
         tracks = list(tracks)
+        self.tracks += tracks
         self._entering += [(track, False) for track in tracks]
         self._entering += [(track, True) for track in tracks if track.guided]
 
     def leave(self, tracks: Iterable[Track]) -> None:
         gone = set(tracks)
         if gone:
+            self.tracks = [track for track in self.tracks if track not in gone]
             self._drop(lambda track, _: track in gone)
             self._entering = [row for row in self._entering if row[0] not in gone]
 
@@ -61,7 +62,7 @@ class Batch:
         """Read what enters, and one position of every row: -> the tracks that have ended, which leave."""
         self._read()
         values = self._choose()
-        ended = [track for track, value in values.items() if not track.take(value)]
+        ended = [track for track, value in values.items() if track.error or not track.take(value)]
         self.leave(ended)
         self._drop(lambda track, is_half: is_half and not track.guided)
         if self._rows:
@@ -109,12 +110,19 @@ class Batch:
             elif isinstance(want, Write):
                 pick = Picker(1.0, generators, sampling=want.sampling)
                 ids = pick(self.model.text_logits(self._hidden(rows)), 0).tolist()
+                for track, id in zip(tracks, ids, strict=True):
+                    if id == NONE:
+                        track.fail(NotFinite())
                 values |= zip(tracks, ids, strict=True)
             else:
                 if want.cfg_scale != 1.0:
                     rows += [place[track, True] for track in tracks]
                 pick = Picker(want.cfg_scale, generators, self.num_codebooks, want.sampling)
                 codes_BK = self.kernels.draw(self._hidden(rows), pick)
+                if may_ask(codes_BK.device) and int(codes_BK.min()) == NONE:
+                    for track, codes_K in zip(tracks, codes_BK, strict=False):
+                        if int(codes_K.min()) == NONE:
+                            track.fail(NotFinite())
                 values |= zip(tracks, codes_BK[: len(tracks)], strict=True)
                 if begun := [track for track in tracks if not track.codes]:
                     self._begin(begun)
@@ -141,8 +149,8 @@ class Batch:
         in_batch = {track for track, _ in self._rows}
         self._cohorts = [cohort for cohort in self._cohorts if in_batch & set(cohort.tracks)]
         for cohort in self._cohorts:
-            # Who has left keeps its place in the cache, and is fed anything.
-            codes_NK = torch.stack([track.codes[-1] for track in cohort.tracks])
+            # Who has left keeps its place in the cache, and is fed the last that it had.
+            codes_NK = torch.stack([track.codes[-1] for track in cohort.tracks]).clamp(min=0)  # below: `NONE`
             parts.append(self.kernels.embed(codes_NK, cohort.cache))
             source |= {track: total + index for index, track in enumerate(cohort.tracks)}
             total += len(cohort.tracks)

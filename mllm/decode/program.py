@@ -8,6 +8,7 @@ Shapes: N images, L positions an image, K sub-codebooks.
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -18,7 +19,7 @@ from ..model import MllmForConditionalGeneration
 from ..processor import MllmProcessor, as_codes
 from ..templates import Sample
 from .rerank import best, check_readable
-from .sampling import DrawingOptions, Sampling
+from .sampling import DrawingOptions, Sampling, check_chosen
 from .stream import check_length
 
 Messages = Sequence[dict[str, Any]]
@@ -113,36 +114,43 @@ Steps: TypeAlias = Generator[Want, Any, Any]
 
 
 class Track:
-    """A row of a batch: `sample` is read, then `steps` say what they want, one position after the other.
+    """A row of a batch: `sample` is read, then the steps say what they want, one position after the other.
 
-    `generator` makes the noise of its draws. `room` is how many positions are to come, as far as known. Of a track that
-    draws, `options` are its, and `codes` what it has so far, each [K]. `result` is what the steps return.
+    `steps` is called with the track. `generator` makes the noise of its draws. `room` is how many positions are to
+    come, as far as known; `options` are those of a track for an image, whose `codes` so far are each [K]. `result` is
+    what the steps return, `error` what they or the model failed of. `put` is called with what `tell` is told.
     """
 
     def __init__(
         self,
         sample: Sample,
-        steps: Steps,
+        steps: Callable[["Track"], Steps],
         generator: torch.Generator,
         room: int,
         options: DrawingOptions | None = None,
+        put: Callable[[Piece], Any] = lambda piece: None,
     ):
         self.sample, self.generator, self.room, self.options = sample, generator, room, options
-        self.codes: list[torch.Tensor] = []
-        self.result: Any = None
-        self.error: Exception | None = None
-        self._steps = steps
-        self.want: Want | None = next(steps)
+        self._make, self._put, self._noise, self._told = steps, put, generator.get_state(), 0
+        self.begin()
 
-    @property
-    def rows(self) -> int:
-        """The most that it takes in the batch."""
-        return 2 if self.options and self.options.cfg_scale != 1.0 else 1
+    def begin(self) -> None:
+        """From the first step; or once more, to the same ids and codes, of which nothing is told twice."""
+        self.generator.set_state(self._noise)
+        self.tokens, self._pieces, self.result, self.error = 0, 0, None, None
+        self.codes: list[torch.Tensor] = []
+        self._steps = self._make(self)
+        self.want: Want | None = next(self._steps)
 
     @property
     def draws(self) -> bool:
         """Whether it is for an image, with or without a plan."""
         return self.options is not None
+
+    @property
+    def rows(self) -> int:
+        """The most that it takes in the batch."""
+        return 2 if self.options and self.options.cfg_scale != 1.0 else 1
 
     @property
     def guided(self) -> bool:
@@ -151,20 +159,26 @@ class Track:
 
     def take(self, value: int | torch.Tensor) -> bool:
         """What it wanted; -> whether it goes on."""
+        self.tokens += not isinstance(self.want, Feed)
         if isinstance(self.want, Draw):
             self.codes.append(value)
         try:
             self.want = self._steps.send(value)
             return True
         except StopIteration as end:
-            self.result = end.value
+            self.result, self.want = end.value, None
         except Exception as error:  # of this request alone
-            self.error = error
-        self.want = None
+            self.fail(error)
         return False
 
     def fail(self, error: Exception) -> None:
         self.error, self.want = error, None
+
+    def tell(self, piece: Piece) -> None:
+        self._pieces += 1
+        if self._pieces > self._told:
+            self._told = self._pieces
+            self._put(piece)
 
 
 def draw_steps(
@@ -175,7 +189,9 @@ def draw_steps(
     while len(codes) < positions:
         codes.append((yield Draw(options.sampling, options.cfg_scale_at(len(codes), positions))))
         told(codes)
-    return torch.stack(codes)
+    codes_LK = torch.stack(codes)
+    check_chosen(int(codes_LK.min()))  # where asking for a value would wait for the device, the batch has not
+    return codes_LK
 
 
 def plan_steps(model: MllmForConditionalGeneration, processor: MllmProcessor, options: Sampling) -> Steps:
@@ -195,9 +211,8 @@ def plan_steps(model: MllmForConditionalGeneration, processor: MllmProcessor, op
 class Program:
     """A request under way. `tracks` are to be run to their ends; then `resume` says which follow, if any.
 
-    `put` is called with each piece of the answer as it comes. `positions` counts the codes of the image under way (of
-    the last of candidates), `tokens` all ids and codes, and `prompt_tokens` what was read. `ended_by` is "stop", or
-    "length" where an answer had no more room. Raises ValueError for a request that cannot be served.
+    `put` is called with each piece of the answer as it comes. `ended_by` is "stop", or "length" where an answer had no
+    more room. Raises ValueError for a request that cannot be served.
     """
 
     def __init__(
@@ -208,10 +223,20 @@ class Program:
         put: Callable[[Piece], Any],
     ):
         self.model, self.processor, self.request, self.put = model, processor, request, put
-        self.positions, self.tokens, self.ended_by = 0, 0, "stop"
+        self.ended_by, self._earlier = "stop", 0
         self._stages = self._drawing(request) if isinstance(request, Drawing) else self._chat(request)
         self.tracks: list[Track] = next(self._stages)
         self.prompt_tokens = len(self.tracks[0].sample.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Ids and codes so far."""
+        return self._earlier + sum(track.tokens for track in self.tracks)
+
+    @property
+    def positions(self) -> int:
+        """Of the image under way, or of the last: the codes so far, of the last of candidates."""
+        return min(len(track.codes) for track in self.tracks)
 
     @torch.no_grad()
     def resume(self) -> list[Track]:
@@ -220,29 +245,29 @@ class Program:
             if track.error:
                 raise track.error
         try:
-            self.tracks = self._stages.send([track.result for track in self.tracks])
+            following = self._stages.send([track.result for track in self.tracks])
         except StopIteration:
-            self.tracks = []
-        return self.tracks
+            return []
+        self._earlier, self.tracks = self.tokens, following
+        return following
 
     def _drawing(self, request: Drawing) -> Generator[list[Track], list, None]:
         model, processor = self.model, self.processor
         check_code_context(model, request)
         start, L = start_drawing(model, processor, request.prompt, request.candidates), processor.num_positions
+        generators = candidate_generators(request.seed, request.candidates)
 
-        def steps(number: int) -> Steps:
-            plan = yield from plan_steps(model, processor, request)
-            self.tokens += len(plan)
-            return (yield from draw_steps(L, request, self._shows(number)))
+        def steps(track: Track) -> Steps:
+            yield from plan_steps(model, processor, request)
+            return (yield from self._draw(track, request))
 
         room = model.config.plan_length + L
-        generators = candidate_generators(request.seed, request.candidates)
-        codes = yield [Track(start, steps(n), generator, room, request) for n, generator in enumerate(generators)]
+        codes = yield self._candidates(start, steps, generators, room, request)
         self._show(codes, request.prompt)
 
     def _chat(self, request: Chat) -> Generator[list[Track], list, None]:
         model, processor, L = self.model, self.processor, self.processor.num_positions
-        sample, text, left = processor.encode(request.messages), UpTo(request.stop), request.max_new_tokens
+        sample, left = processor.encode(request.messages), request.max_new_tokens
         if sample.images:
             sample.images = list(as_codes(sample.images, model.image_tokenizer))
         generator, drawing = torch.Generator().manual_seed(request.seed), request.drawing
@@ -251,50 +276,58 @@ class Program:
             generators = candidate_generators(request.seed, drawing.candidates)
         while left:
             check_length(model, processor, sample, left)
-            [ids] = yield [Track(sample, self._write(request, text, left), generator, left)]
+            steps = partial(self._write, request=request, limit=left)
+            [(ids, stopped)] = yield [Track(sample, steps, generator, left, put=self.put)]
             left -= len(ids)
             sample.add(ids)
-            if text.ended or ids[-1] == processor.eos_id or (ids[-1] == processor.boi_id and not drawing):
-                break
+            if stopped or ids[-1] == processor.eos_id or (ids[-1] == processor.boi_id and not drawing):
+                return
             if ids[-1] != processor.boi_id:
-                continue
-            self.put(text.rest())
+                break
             check_length(model, processor, sample, L)
-            codes = yield [
-                Track(sample, draw_steps(L, drawing, self._shows(number)), one, L, drawing)
-                for number, one in enumerate(generators)
-            ]
+            draw = partial(self._draw, options=drawing)
+            codes = yield self._candidates(sample, draw, generators, L, drawing)
             codes_LK = self._show(codes, words(request.messages[-1]))
             sample.add([processor.image_id] * L + [processor.eoi_id])
             sample.images.append(codes_LK)
-        else:
-            self.ended_by = "length"
-        self.put(text.rest())
+        self.ended_by = "length"
 
-    def _write(self, request: Chat, text: "UpTo", limit: int) -> Steps:
-        """At most so many ids, up to the end of the answer, to an image, or to a stop string: -> all of them."""
-        spelled, sampling = Spelled(self.processor), request.sampling
+    def _write(self, track: Track, request: Chat, limit: int) -> Steps:
+        """At most so many ids, up to the end of the answer, to an image, or to a stop string: -> all of them, and
+        whether it was that."""
+        spelled, text, sampling = Spelled(self.processor), UpTo(request.stop), request.sampling
         while len(spelled.ids) < limit:
             id = yield Write(sampling)
-            self.tokens += 1
-            self.put(text.add(spelled.add(id)))
+            track.tell(text.add(spelled.add(id)))
             if text.ended or id in (self.processor.eos_id, self.processor.boi_id):
                 break
-        return spelled.ids
+        track.tell(text.rest())
+        return spelled.ids, text.ended
 
-    def _shows(self, number: int) -> Callable[[list[torch.Tensor]], None]:
-        """What a candidate tells of its codes."""
+    def _candidates(
+        self,
+        sample: Sample,
+        steps: Callable[[Track], Steps],
+        generators: Sequence[torch.Generator],
+        room: int,
+        options: DrawingOptions,
+    ) -> list[Track]:
+        """A track for each generator, of which the first tells its previews."""
+        puts = [self.put] + [lambda piece: None] * (len(generators) - 1)
+        return [
+            Track(sample, steps, generator, room, options, put) for generator, put in zip(generators, puts, strict=True)
+        ]
+
+    def _draw(self, track: Track, options: DrawingOptions) -> Steps:
         L, previews = self.processor.num_positions, self.request.previews
         side = math.isqrt(L)
         at = {side * (side * place // (previews + 1)) for place in range(1, previews + 1)}  # full rows
 
         def told(codes: list[torch.Tensor]) -> None:
-            self.tokens += 1
-            self.positions = min(len(track.codes) for track in self.tracks)
-            if number == 0 and len(codes) in at:
-                self.put(Preview(torch.stack(codes), L))
+            if len(codes) in at:
+                track.tell(Preview(torch.stack(codes), L))
 
-        return told
+        return (yield from draw_steps(L, options, told))
 
     def _show(self, candidates: list[torch.Tensor], prompt: str) -> torch.Tensor:
         """The best of the candidates, each [L, K], is shown."""

@@ -160,7 +160,7 @@ def plan_drawings(
     if not limit:
         return list(starts)
     tracks = [
-        Track(start, plan_steps(model, processor, sampling), generator, limit)
+        Track(start, lambda _: plan_steps(model, processor, sampling), generator, limit)
         for start, generator in zip(starts, generators, strict=True)
     ]
     with torch.no_grad():
@@ -185,7 +185,7 @@ def sample_codes(
     drawing, L = DrawingOptions(**options), processor.num_positions
     check_code_context(model, drawing)
     tracks = [
-        Track(sample, draw_steps(L, drawing), generator, L, drawing)
+        Track(sample, lambda _: draw_steps(L, drawing), generator, L, drawing)
         for sample, generator in zip(samples, generators, strict=True)
     ]
     told = (lambda: progress(len(tracks[0].codes))) if progress else (lambda: None)
