@@ -235,7 +235,7 @@ class Program:
 
     @property
     def positions(self) -> int:
-        """Of the image under way, or of the last: the codes so far, of the last of candidates."""
+        """Codes of the image under way, of the last of candidates."""
         return min(len(track.codes) for track in self.tracks)
 
     @torch.no_grad()

@@ -92,7 +92,7 @@ def test_an_answer_with_an_image_goes_on_after_it(make_tiny_model, options):
     with Engine(*begin()) as engine:
         handle = engine.submit(Chat(_chat("draw"), max_new_tokens=8, seed=3, drawing=DrawingOptions(**options)))
         together = handle.result(WAIT)
-    assert [type(piece) for piece in together].count(Image.Image) == 1 and handle.program.positions == 4
+    assert [type(piece) for piece in together].count(Image.Image) == 1 and handle.program.tokens == 8 + 4
     assert "".join(piece for piece in alone if isinstance(piece, str)) == "".join(
         piece for piece in together if isinstance(piece, str)
     )
