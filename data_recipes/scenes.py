@@ -230,7 +230,6 @@ class World:
         self.size = size
         if size < 32:
             raise ValueError(f"size {size} is too small for up to four things; the least is 32")
-        art.glyph(artwork, CLASSES[0])  # a missing font is reported here, not in a data loader
 
     def scene(self, seed: int, split: str = "train", skill: str | None = None) -> Scene:
         """The scene of this seed: in "train" without any held-out combination, in "held_out" with one."""

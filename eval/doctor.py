@@ -16,7 +16,6 @@ import torch
 from packaging.requirements import Requirement
 from PIL import Image, ImageDraw
 
-from data_recipes.artwork import find_font
 from mllm import Mllm, Processor, generate_images, generate_texts
 from mllm.folders import find_model
 from mllm.generate import Stream, code_steps
@@ -171,16 +170,12 @@ def environment() -> dict[str, str]:
 
 
 def missing() -> dict[str, str]:
-    """{what is not installed, or too old: what for}, of requirements.txt and the font of the scenes world."""
+    """{what is not installed, or too old: what for}, of requirements.txt."""
     lacking = {}
     for line in REQUIREMENTS.read_text().splitlines():
         wanted, mark, reason = line.partition("  # ")
         if mark and not installed(Requirement(wanted.removeprefix("# "))):
             lacking[wanted.removeprefix("# ")] = reason
-    try:
-        find_font()
-    except ValueError as error:
-        lacking[str(error)] = "artwork of the scenes world"
     return lacking
 
 
