@@ -24,6 +24,7 @@ from PIL import Image
 from mllm import Mllm, Processor, generate_images, generate_texts
 from mllm.generate import CFG_SCALE, check_length, check_sampling, start_drawing
 from mllm.templates import IGNORED
+from tokenizer.transform import load_image
 
 from .drawing import save
 from .pieces import device as own_device
@@ -273,7 +274,7 @@ def text_part(text: str) -> dict:
 def image_part(visual: Any, kind: str = "image") -> dict:
     """Of a PIL image or its file. Raises NotImplementedError for sound and video."""
     if kind == "image" and isinstance(visual, str):
-        visual = Image.open(visual)
+        visual = load_image(visual)
     if kind != "image" or not isinstance(visual, Image.Image):
         raise NotImplementedError(f"the model reads text and images, not {kind} ({type(visual).__name__})")
     visual.load()  # here a damaged file is found

@@ -88,6 +88,8 @@ def train_tokenizer(config: TokenizerTrainConfig) -> Path:
     metrics = Metrics(config, step) if rank == 0 else None
     problems, stop, clock = Problems(config.data.max_bad), StopSignal(), Rate()
     if rank == 0:
+        for note in data.images.notes:
+            print(note, flush=True)
         problems.add(data.images.damages)
         fixed_N3HW = first_pixels(data)
 

@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> Path:
     tuned, words = config.model.tune is not None, config.model.words
     mixture = Mixture(config.data, processor, model.image_tokenizer, config.run.seed, tuned, words)
     conversations(config.prompts)  # an image that is not there stops the run here, not at its first samples
-    talk(parameter_lines(model, loaded), source_lines(mixture), preview_lines(mixture))
+    talk(parameter_lines(model, loaded), mixture.notes, source_lines(mixture), preview_lines(mixture))
     speed = Speed(model, device, world)
     engine = start_engine(model, config, device)
     first, seen = restore(engine, checkpoint) if checkpoint else (0, 0)
