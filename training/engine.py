@@ -34,7 +34,6 @@ class TorchEngine:
     def __init__(self, model: Mllm, config: TrainConfig, device: torch.device):
         self.model, self.config, self.device = model.to(device), config, device
         self.image_tokenizer = model.image_tokenizer
-        autocast(config.run, device)  # raises for a precision that there is not
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(self.trained.items(), config.optim)
 

@@ -3,13 +3,14 @@
 Shapes: N images of this rank's batch, of which the first ones are decoded.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -46,11 +47,11 @@ STRIP = 8  # images in the pictures of a run
 def model_config_of(config: TokenizerTrainConfig) -> ImageTokenizerConfig:
     """The named size with the recipe's overrides."""
     if config.size not in SIZES:
-        raise ValueError(f"unknown size {config.size!r}; known: {', '.join(SIZES)}")
+        raise ValueError(f"recipe, size: unknown {config.size!r}; known: {', '.join(SIZES)}")
     try:
-        return dataclasses.replace(SIZES[config.size], **config.model)
-    except TypeError as error:
-        raise ValueError(f"recipe, model: {error}") from error
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SIZES[config.size]), config.model))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"recipe, model: {' '.join(str(error).split())}") from error
 
 
 def build_image_tokenizer(config: TokenizerTrainConfig) -> ImageTokenizer:
