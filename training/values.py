@@ -1,6 +1,7 @@
 """Which values the keys of a recipe may have, said beside their defaults and checked for all of them alike."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +20,11 @@ class Interval:
     def problem(self, value: float) -> str:
         """What is wrong with a number; "" for one inside. NaN is outside of all."""
         low, high = map(float, self.text[1:-1].split(","))
-        if value < low and self.text.startswith("["):
-            return f"is below {low:g}"
-        if value <= low and self.text.startswith("("):
-            return f"is not above {low:g}"
-        inside = low <= value < high or (value == high and self.text.endswith("]"))
-        return "" if inside else f"is outside {self.text}"
+        if low < value < high or (value == low and "[" in self.text) or (value == high and "]" in self.text):
+            return ""
+        if value <= low and math.isinf(high):
+            return f"is below {low:g}" if "[" in self.text else f"is not above {low:g}"
+        return f"is outside {self.text}"
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,17 @@ def check_values(kind: type, values: Mapping[str, Any], path: str = "") -> None:
     after `path`."""
     for one in dataclasses.fields(kind):
         allowed = one.metadata.get(ALLOWED)
-        for name, value in leaves(values.get(one.name), path + one.name) if allowed else ():
-            problem = "" if value in (None, MISSING) else allowed.problem(value)
-            if problem:
-                raise ValueError(f"recipe, {name}: {value} {problem}")
+        for name, value in leaves({path + one.name: values.get(one.name)}) if allowed else ():
+            for inner in value if isinstance(value, (list, tuple)) else [value]:
+                problem = "" if inner in (None, MISSING) else allowed.problem(inner)
+                if problem:
+                    raise ValueError(f"recipe, {name}: {inner} {problem}")
 
 
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) of all that is neither dict nor list; each in a list has the key of the list."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from leaves(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from leaves(inner, name)
-    else:
-        yield name, value
+def leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """("a.b", value) of all that is no dict."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
