@@ -96,7 +96,8 @@ def changes(config: TrainConfig | TokenizerTrainConfig, checkpoint: Path) -> lis
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
         if old != new and key not in IGNORED:
-            is_fixed = key.startswith(FIXED[kind]) and not key.startswith(_free(now))
+            may_change = key.startswith(_free(now)) and key in before and key in now
+            is_fixed = key.startswith(FIXED[kind]) and not may_change
             is_fixed |= key in SWITCHES and bool(old) != bool(new)
             (fixed if is_fixed else free).append(f"{key} was {old}, is {new}")
     if fixed:

@@ -18,7 +18,7 @@ from .config import TrainConfig
 from .device import pick_device
 from .distributed import barrier, is_rank_zero, rank_and_world, stop_ranks, sum_over_ranks
 from .engine import TorchEngine, loading_in_parts, start_engine, start_engine_ranks
-from .lora import save_adapter
+from .lora import base_hash, save_adapter
 from .metrics import Metrics, Problems, Speed, StopSignal, due, ignore_stop_signals
 from .mixture import Mixture, MixtureUpdates, Update
 from .optim import schedule, set_lr
@@ -139,7 +139,8 @@ def save(engine: TorchEngine, processor: Processor, step: int, seen: int) -> Non
         engine.model.save_pretrained(folder, state_dict=weights_to_save(weights, config))
         processor.save_pretrained(folder)
         if config.lora:
-            save_adapter(folder.parent / "adapter", config, {name: weights[name] for name in engine.trained})
+            base = base_hash(weights, engine.trained)
+            save_adapter(folder.parent / "adapter", config, {name: weights[name] for name in engine.trained}, base)
 
     if is_rank_zero():
         save_checkpoint(run.path, step, save_model, state, run.keep)
