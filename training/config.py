@@ -57,15 +57,19 @@ class RunConfig(Section):
         """Set `accumulate` for so many ranks. Raises ValueError where `global_batch_size` cannot be divided."""
         if self.global_batch_size is None:
             return
-        if self.accumulate != 1:
-            raise ValueError("recipe, run: give accumulate or global_batch_size, not both")
         together = world * self.batch_size
         if self.global_batch_size % together:
             raise ValueError(
                 f"recipe, run.global_batch_size: {self.global_batch_size} is no multiple of {together} "
                 f"({world} ranks x run.batch_size {self.batch_size})"
             )
-        self.accumulate = self.global_batch_size // together
+        accumulate = self.global_batch_size // together
+        if self.accumulate not in (1, accumulate):
+            raise ValueError(
+                f"recipe, run.accumulate: {self.accumulate}, but run.global_batch_size {self.global_batch_size} makes "
+                f"it {accumulate}; leave one of them out"
+            )
+        self.accumulate = accumulate
 
 
 @dataclass

@@ -118,7 +118,15 @@ def compile_layers(model: Mllm) -> None:
 def updates(data: MixtureUpdates, config: TrainConfig) -> Iterator[Update]:
     """What is left of the run, loaded ahead by workers."""
     workers = config.run.workers
-    return iter(DataLoader(data, batch_size=None, num_workers=workers, worker_init_fn=ignore_stop_signals))
+    return iter(
+        DataLoader(
+            data,
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=ignore_stop_signals,
+            multiprocessing_context="fork" if workers else None,  # no copy of what is open, whatever Python's default
+        )
+    )
 
 
 def batches_of(update: Update, processor: Processor, engine: TorchEngine) -> list[Batch]:
