@@ -207,7 +207,7 @@ class DepthHead(nn.Module):
                 x_BW = layer.step(x_BW, rotary, cache, k)
             codes.append(pick(self._output(k)(self.norm(x_BW)), k))
             if k < len(self.tables):
-                x_BW = self.tables[k](codes[-1])
+                x_BW = self.tables[k](codes[-1].clamp(min=0))  # below 0 there is none: see `sampling.sample`
         return torch.stack(codes, 1)
 
     def _output(self, k: int) -> nn.Linear:

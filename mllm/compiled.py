@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_double, c_float, c_int, c_int64, c_void_p, pointer
 from functools import cache
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -95,7 +96,7 @@ def build(file: Path) -> None:
     if compiler is None:
         raise RuntimeError("no C++ compiler (c++ or g++) is installed")
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part = file.with_name(f".{file.name}.{os.getpid()}.{get_ident()}")  # threads may build at the same time
     try:
         subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(part)], check=True, capture_output=True, text=True)
         part.replace(file)
@@ -165,7 +166,7 @@ class CompiledBackbone(Packed):
         super().__init__()
         config, first = backbone.config, backbone.layers[0].self_attn
         self.rotary, self.layers = backbone.rotary_emb, len(backbone.layers)
-        self.cos_Td = self.sin_Td = torch.empty(0, first.head_dim)
+        self.cos_sin = (torch.empty(0, first.head_dim),) * 2  # each [places, width]
         self.layer = (Layer * self.layers)(*(self._layer(layer) for layer in backbone.layers))
         self.body = Body(
             self.layers,
@@ -194,13 +195,16 @@ class CompiledBackbone(Packed):
         dtype, half = x_BD.dtype, cache.mask_ST.dtype == torch.bfloat16
         x_BD, h_BD = x_BD.to(torch.float32, copy=True).contiguous(), torch.empty(x_BD.shape)
         rows, columns = len(x_BD), cache.mask_ST.shape[1]
-        if len(self.cos_Td) < columns:
-            self.cos_Td, self.sin_Td = (x[0].contiguous() for x in self.rotary(x_BD, torch.arange(columns)[None]))
-            self.body.cos, self.body.sin = self.cos_Td.data_ptr(), self.sin_Td.data_ptr()
+        # Other threads may be in a step: what they read is not changed, and lives as long as they look at it.
+        body, (cos_Td, sin_Td) = Body.from_buffer_copy(self.body), self.cos_sin
+        if len(cos_Td) < columns:
+            cos_Td, sin_Td = (x[0].contiguous() for x in self.rotary(x_BD, torch.arange(columns)[None]))
+            self.cos_sin = cos_Td, sin_Td
+        body.cos, body.sin = cos_Td.data_ptr(), sin_Td.data_ptr()
         memory = (c_void_p * (2 * self.layers))(*(x.data_ptr() for pair in cache.memory for x in pair))
         x, h, places = (c_void_p(tensor.data_ptr()) for tensor in (x_BD, h_BD, cache.places_B))
         sizes = c_int64(rows), places, c_int64(columns)
-        library().feed(pointer(self.body), x, h, *sizes, memory, c_int(half), threads())
+        library().feed(pointer(body), x, h, *sizes, memory, c_int(half), threads())
         return h_BD.to(dtype)
 
 
@@ -325,9 +329,10 @@ def _compiled(module: nn.Module, make: Callable[[nn.Module], Packed], parts: Seq
         return None
     weights += [buffer for part in parts for buffer in part.buffers()]
     version = [(weight.data_ptr(), weight._version) for weight in weights]  # training changes them in place
-    if module not in _made or _made[module][0] != version:
-        _made[module] = version, make(module)
-    return _made[module][1]
+    found = _made.get(module)
+    if found is None or found[0] != version:
+        found = _made[module] = version, make(module)
+    return found[1]
 
 
 def changed(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image
 from .codes import CodebookEmbedding
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor, as_codes
-from .sampling import Pick, Picker, check_sampling
+from .sampling import Pick, Picker, check_chosen, check_sampling, may_ask
 from .stream import Stream, check_length
 from .templates import IGNORED, Sample
 from .verify import best, check_readable
@@ -36,9 +36,12 @@ def code_steps(
     cache = {} if code_context == "exact" else None
     for position in range(positions):
         codes_BK = stream.draw(pick)
+        if may_ask(codes_BK.device):
+            check_chosen(int(codes_BK.min()))
         yield codes_BK
         if position + 1 < positions:
-            x_ND = stream.model.code_embed(codes_BK[:images, None], cache, compile=stream.compile)[:, 0]
+            codes_N1K = codes_BK[:images, None].clamp(min=0)  # where nobody may ask, `sample_codes` does at the end
+            x_ND = stream.model.code_embed(codes_N1K, cache, compile=stream.compile)[:, 0]
             stream.feed(x_ND.repeat(len(stream.h_BD) // len(x_ND), 1))
 
 
@@ -76,7 +79,8 @@ def sample_codes(
     compile: bool = True,
     **sampling: Any,
 ) -> torch.Tensor:
-    """Sequences that end with the begin-of-image id -> codes_NLK of the images that follow, one each.
+    """Sequences that end with the begin-of-image id -> codes_NLK of the images that follow, one each. Raises ValueError
+    for options that cannot be, and for logits that are not finite.
 
     Guidance is for the positions in `cfg_interval`, a part of the image (arXiv 2404.07724); outside, it costs nothing.
     """
@@ -97,7 +101,9 @@ def sample_codes(
         guide(stream, pick, codes, cfg_scale, cfg_interval)
         if progress:
             progress(len(codes))
-    return torch.stack(codes, 1)
+    codes_NLK = torch.stack(codes, 1)
+    check_chosen(int(codes_NLK.min()))
+    return codes_NLK
 
 
 def generate_images(
@@ -194,6 +200,7 @@ def text_steps(stream: Stream, stop_ids: set[int], limit: int, pick: Pick) -> It
     alive = [True] * len(stream.h_BD)
     for step in range(limit):
         ids_B = pick(stream.model.text_logits(stream.h_BD), 0)
+        check_chosen(int(ids_B.min()))
         yield [id if lives else None for id, lives in zip(ids_B.tolist(), alive, strict=True)]
         alive = [lives and id not in stop_ids for id, lives in zip(ids_B.tolist(), alive, strict=True)]
         if not any(alive):

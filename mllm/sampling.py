@@ -13,6 +13,23 @@ Pick = Callable[[torch.Tensor, int], torch.Tensor]
 """(logits_BV, k) -> ids_B: guidance and sampling live in here, heads never hear of them."""
 
 CODE_CONTEXTS = ("exact", "published")
+NONE = -1  # in place of an id, where there is nothing to choose from
+LEAST_TOP_P = torch.finfo(torch.float32).tiny  # what is smaller would be 0 in float32, and drop the most likely, too
+
+
+class NotFinite(ValueError):
+    """The model computes numbers that are none."""
+
+    def __init__(self, what: str = "logits"):
+        super().__init__(
+            f"the model's {what} are not finite (NaN or infinity): its weights are damaged, or its precision too low"
+        )
+
+
+def check_chosen(least: int) -> None:
+    """Raises NotFinite where the least of some ids is `NONE`."""
+    if least == NONE:
+        raise NotFinite
 
 
 def filter_logits(logits_BV: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
@@ -36,16 +53,26 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> torch.Tensor:
-    """-> ids_B, drawn from what `filter_logits` keeps by Gumbel `noise_BV`; temperature 0 is greedy.
+    """-> ids_B, drawn from what `filter_logits` keeps by Gumbel `noise_BV`; temperature 0 is greedy. `NONE` for a row
+    with NaN or infinity among its logits, or with nothing but -inf, which forbids an entry: `check_chosen`.
 
     Nothing is sorted: the largest sum of logit and noise is a draw from all entries. One that the filters would drop
     shows that they drop all entries below it, too, and the largest of the others is next.
     """
+    logits_BV, top_p = logits_BV.float() / (temperature or 1.0), max(top_p, LEAST_TOP_P)
+    usable_B = logits_BV.amax(-1).isfinite()  # of NaN and any number, the larger is NaN
     if temperature == 0:
-        return logits_BV.argmax(-1)
-    logits_BV = logits_BV.float() / temperature
-    if (top_k == 0 and top_p == 1.0) or not may_ask(logits_BV.device):
-        return sample_unasked(logits_BV, noise_BV, top_k, top_p)
+        ids_B = logits_BV.argmax(-1)
+    elif (top_k == 0 and top_p == 1.0) or not may_ask(logits_BV.device):
+        ids_B = sample_unasked(logits_BV, noise_BV, top_k, top_p)
+    else:
+        # Of NaN the search would never end.
+        ids_B = search(logits_BV.masked_fill(~usable_B[:, None], 0), noise_BV, top_k, top_p)
+    return ids_B.masked_fill(~usable_B, NONE)
+
+
+def search(logits_BV: torch.Tensor, noise_BV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """`sample` with filters, by looking at values on the way."""
     noisy_BV = logits_BV + noise_BV
     p_BV = filter_logits(logits_BV, top_k).softmax(-1) if top_p < 1.0 else None
     while True:

@@ -6,6 +6,7 @@
 // additions.
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -90,6 +91,7 @@ namespace {
 
 constexpr int LANES = 16, DEPTH = 32;  // of a tile: outputs, inputs
 constexpr int64_t AHEAD = 8192;        // bytes
+constexpr int64_t NONE = -1;           // in place of an entry
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
@@ -669,13 +671,25 @@ float kth_largest(const std::vector<float>& x, int64_t k) {
     return found;
 }
 
-// As `sample` of sampling.py: the entry of the largest sum of logit and noise that top-k and top-p do not drop.
+// Whether the largest is a number, and none is NaN; -inf forbids an entry.
+bool usable(const std::vector<float>& logits) {
+    int32_t wrong = 0, good = 0;
+#pragma omp simd reduction(+ : wrong, good)
+    for (size_t i = 0; i < logits.size(); ++i) wrong += !(logits[i] <= FLT_MAX), good += logits[i] >= -FLT_MAX;
+    return !wrong && good;
+}
+
+// As `sample` of sampling.py: the entry of the largest sum of logit and noise that top-k and top-p do not drop; NONE
+// where the logits are not usable, of which the search would not end, or end outside of them.
 int64_t choose(std::vector<float>& logits, const float* noise, const Sampling& how) {
+    if (how.temperature != 0)
+        for (float& logit : logits) logit /= float(how.temperature);
+    if (!usable(logits)) return NONE;
     if (how.temperature == 0) return largest(logits);
     int64_t V = logits.size(), kept = how.top_k ? std::min(how.top_k, V) : V;
     std::vector<float> noisy(V), p(V);
-    float temperature = how.temperature, total = 0;
-    for (int64_t i = 0; i < V; ++i) logits[i] /= temperature, noisy[i] = logits[i] + noise[i];
+    float total = 0;
+    for (int64_t i = 0; i < V; ++i) noisy[i] = logits[i] + noise[i];
     if (how.top_p < 1) {
         float least = kept < V ? kth_largest(logits, kept) : -INFINITY;
         p = logits;
@@ -712,7 +726,7 @@ extern "C" void feed(const Body* body, float* x, float* h, int64_t rows, const i
 }
 
 // h [rows, dim of the backbone] -> codes [rows, codebooks]. noise: [rows or half of them, codebooks, entries]. With
-// guidance, rows are [cond; uncond] and both halves get the same codes.
+// guidance, rows are [cond; uncond] and both halves get the same codes. Rows of unusable logits have codes NONE.
 extern "C" void draw(const Head* head, const float* h, int64_t rows, const float* noise, const Sampling* sampling,
                      int64_t* codes, int threads) {
     const Body& body = head->body;
@@ -743,7 +757,8 @@ extern "C" void draw(const Head* head, const float* h, int64_t rows, const float
                 for (int64_t row = r; row < rows; row += images) {
                     codes[row * K + k] = id;
                     places[row] = k + 1;
-                    if (k + 1 < K) std::copy_n(head->tables[k] + id * body.dim, body.dim, &x[row * body.dim]);
+                    if (k + 1 < K)
+                        std::copy_n(head->tables[k] + std::max<int64_t>(id, 0) * body.dim, body.dim, &x[row * body.dim]);
                 }
             }
         }

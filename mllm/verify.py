@@ -9,6 +9,7 @@ import torch
 
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor
+from .sampling import NotFinite
 from .stream import check_length
 
 ASKED_FOR_PROMPT = "write a prompt for this picture."  # recipes teach the answers, see training/data.py
@@ -49,10 +50,13 @@ def reread(model: MllmForConditionalGeneration, codes_NLK: torch.Tensor) -> torc
 def best(
     model: MllmForConditionalGeneration, processor: MllmProcessor, prompts: Sequence[str], codes_NLK: torch.Tensor
 ) -> torch.Tensor:
-    """Of equally many drawings of each prompt, one after the other, the one whose pixels fit it best, each."""
+    """Of equally many drawings of each prompt, one after the other, the one whose pixels fit it best, each. Raises
+    ValueError where the model's scores are not finite."""
     chosen = []
     for prompt, codes_CLK in zip(prompts, codes_NLK.chunk(len(prompts)), strict=True):
         # Prompt by prompt: in a batch of another size rounding could turn a tie.
-        place = fit(model, processor, prompt, reread(model, codes_CLK)).argmax()
-        chosen.append(codes_CLK[place])
+        scores_C = fit(model, processor, prompt, reread(model, codes_CLK))
+        if not scores_C.isfinite().all():
+            raise NotFinite("scores of candidates")
+        chosen.append(codes_CLK[scores_C.argmax()])
     return torch.stack(chosen)
