@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_double, c_float, c_int, c_int64, c_void_p, pointer
 from functools import cache
 from pathlib import Path
-from threading import get_ident
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -71,6 +71,9 @@ class Sampling(ctypes.Structure):
     _fields_ = [("temperature", c_double), ("top_p", c_double), ("guidance", c_double), ("top_k", c_int64)]
 
 
+building = Lock()  # one of a process's threads builds, the others wait
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The built step.cpp, from the user's cache folder; None, with a warning, where it cannot be built."""
@@ -81,8 +84,9 @@ def library() -> ctypes.CDLL | None:
     key = hashlib.sha256("\n".join([SOURCE.read_text(), processor, *FLAGS]).encode()).hexdigest()[:16]
     file = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mllm" / f"step-{key}.so"
     try:
-        if not file.exists():
-            build(file)
+        with building:
+            if not file.exists():
+                build(file)
         return ctypes.CDLL(str(file))
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         reason = " ".join((getattr(error, "stderr", None) or str(error)).split())[:200]
@@ -96,7 +100,7 @@ def build(file: Path) -> None:
     if compiler is None:
         raise RuntimeError("no C++ compiler (c++ or g++) is installed")
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.{get_ident()}")  # threads may build at the same time
+    part = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(part)], check=True, capture_output=True, text=True)
         part.replace(file)

@@ -10,9 +10,11 @@ Shapes: B rows of the batch, D width, K sub-codebooks, V entries of each.
 """
 
 import math
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, Full, SimpleQueue
 from threading import Condition, Thread
@@ -24,13 +26,14 @@ from PIL import Image
 from .generate import CFG_SCALE, DRAWING_TEMPERATURE, Messages, Spelled, candidate_generators, start_drawing
 from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor, as_codes
-from .sampling import Picker, check_sampling
+from .sampling import Picker, check_chosen, check_sampling, may_ask
 from .stream import Stream, check_length
 from .templates import Sample
 from .verify import best
 
 Owner: TypeAlias = "tuple[Task, bool]"  # of a row: its task, and whether it is the unconditional half
 FOR_CHATS = 8  # one row of so many is not for drawings: they are long, and somebody waits for the words of a chat
+PATIENCE = 10  # seconds to wait for what is stuck, at the end
 DRAWING_OPTIONS = {"cfg_scale": CFG_SCALE, "temperature": DRAWING_TEMPERATURE, "top_k": 0, "top_p": 1.0}
 
 
@@ -175,17 +178,16 @@ class Task:
     state for: "text", "codes", or an id that is to be fed whatever the state predicts. Raises ValueError for a request
     that cannot be served."""
 
+    handle: Handle
+
     def __init__(
         self, model: MllmForConditionalGeneration, processor: MllmProcessor, request: Chat | Drawing, number: int = 0
     ):
-        self.model, self.processor, self.request = model, processor, request
-        self.rivals, self.ended = [self], False
-        self.generator = torch.Generator().manual_seed(request.seed)
-        self.draw_generator = candidate_generators(request.seed, number + 1)[number]
+        self.model, self.processor, self.request, self.number = model, processor, request, number
+        self.rivals, self.ended, self.told = [self], False, 0
         self.may_draw = isinstance(request, Drawing) or request.drawing is not None
-        self.drawing, self.writing, self.embedded, self.codes = {**DRAWING_OPTIONS}, {}, {}, []
+        self.drawing, self.writing = {**DRAWING_OPTIONS}, {}
         if isinstance(request, Drawing):
-            self.generator = self.draw_generator
             self.drawing = {name: getattr(request, name) for name in DRAWING_OPTIONS}
             self.sample = start_drawing(model, processor, request.prompt, request.candidates)
         else:
@@ -204,7 +206,17 @@ class Task:
         check_sampling(**self.writing)
         if self.sample.images:
             self.sample.images = list(as_codes(self.sample.images, model.image_tokenizer))
-        self._steps = self._plan() if isinstance(request, Drawing) else self._write()
+        self.begin()
+
+    def begin(self) -> None:
+        """From the first step; or once more, to the same ids and codes, of which nothing is told twice."""
+        self.tokens = self.pieces = 0
+        self.embedded, self.codes = {}, []
+        self.draw_generator = candidate_generators(self.request.seed, self.number + 1)[self.number]
+        if isinstance(self.request, Drawing):
+            self.generator, self._steps = self.draw_generator, self._plan()
+        else:
+            self.generator, self._steps = torch.Generator().manual_seed(self.request.seed), self._write()
         self.want = next(self._steps)
 
     @property
@@ -227,34 +239,48 @@ class Task:
             self.handle.error = error
         return False
 
+    def _count(self) -> None:
+        """One more id, or one more position of an image."""
+        self.tokens += 1
+        self.handle.tokens = sum(rival.tokens for rival in self.rivals)
+
+    def _tell(self, piece: Piece) -> None:
+        self.pieces += 1
+        if self.pieces > self.told:
+            self.told = self.pieces
+            self.handle.put(piece)
+
     def _write(self) -> Generator[str | int, Any, None]:
         left, length = self.request.max_new_tokens, len(self.sample.ids)
         spelled, text = Spelled(self.processor), UpTo(self.request.stop)
         while left > 0:
             id, left, length = (yield "text"), left - 1, length + 1
-            self.handle.tokens += 1
-            self.handle.put(text.add(spelled.add(id)))
+            check_chosen(id)
+            self._count()
+            self._tell(text.add(spelled.add(id)))
             if text.ended:
                 return
             if id == self.processor.boi_id and self.may_draw:
-                self.handle.put(text.rest())
+                self._tell(text.rest())
                 check_length(self.model, self.processor, Sample([id] * length), self.processor.num_positions)
                 yield from self._draw()
-                self.handle.put(self.model.decode_image_tokens(torch.stack(self.codes)[None])[0])
-                if left:
-                    yield self.processor.eoi_id
+                self._tell(self.model.decode_image_tokens(torch.stack(self.codes)[None])[0])
                 length, spelled = length + self.processor.num_positions + 1, Spelled(self.processor)
+                if left:
+                    check_length(self.model, self.processor, Sample([id] * length), left)
+                    yield self.processor.eoi_id
             elif id in (self.processor.eos_id, self.processor.boi_id):
                 break
         else:
             self.handle.ended_by = "length"
-        self.handle.put(text.rest())
+        self._tell(text.rest())
 
     def _plan(self) -> Generator[str | int, Any, None]:
         """As `plan_drawings`, and on to the image."""
         for _ in range(self.model.config.plan_length):
             id = yield "text"
-            self.handle.tokens += 1
+            check_chosen(id)
+            self._count()
             if id == self.processor.boi_id:
                 break
         else:
@@ -267,11 +293,15 @@ class Task:
         side, previews = math.isqrt(L), self.request.previews
         shown = {side * (side * number // (previews + 1)) for number in range(1, previews + 1)}  # full rows
         while len(self.codes) < L:
-            self.codes.append((yield "codes"))
+            codes_K = yield "codes"
+            if may_ask(codes_K.device):
+                check_chosen(int(codes_K.min()))
+            self.codes.append(codes_K)
             self.handle.positions = min(len(rival.codes) for rival in self.rivals)
-            self.handle.tokens += 1
+            self._count()
             if len(self.codes) in shown and self is self.rivals[0]:
-                self.handle.put(Preview(torch.stack(self.codes), L))
+                self._tell(Preview(torch.stack(self.codes), L))
+        check_chosen(int(torch.stack(self.codes).min()))
 
     @torch.no_grad()
     def end(self) -> None:
@@ -293,7 +323,10 @@ class Task:
 class Engine:
     """A batch of at most `max_rows` in a thread of its own; a drawing with guidance takes two rows. First come, first
     served, among chats and among drawings (`_next`); at most `max_waiting` wait (None: any number). `submit` may be
-    called from any thread. Leaving the `with` block waits for what was submitted."""
+    called from any thread. Leaving the `with` block waits for what was submitted.
+
+    When a step fails, its requests begin again in two batches, one after the other; so, half by half, the one that
+    fails alone is found, and gets the error. The others give what they would have given, later."""
 
     def __init__(
         self,
@@ -308,13 +341,19 @@ class Engine:
             raise ValueError(f"max_waiting {max_waiting} is below 1: a request waits before it runs")
         self.model, self.processor, self.max_rows, self.max_waiting = model, processor, max_rows, max_waiting
         self._waiting: deque[Task] = deque()
+        self._again: deque[list[Task]] = deque()  # batches after a step that failed, before all that wait
+        self._alone = False  # the batch is one of these: nobody joins
         self._owners: list[Owner] = []  # of the rows of the stream
         self._entering: list[Owner] = []
         self._stream: Stream | None = None
         self._changed, self._closed = Condition(), False
-        self._ending = ThreadPoolExecutor(1, "engine")  # beside the batch, as choosing and decoding take a while
+        self._begun: dict[str, float] = {}  # what is being done, since when
+        self._ended: SimpleQueue[Task | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name="engine", daemon=True)
+        # Beside the batch, as choosing and decoding images take a while.
+        self._finisher = Thread(target=self._finish, name="engine-images", daemon=True)
         self._thread.start()
+        self._finisher.start()
 
     def __enter__(self) -> "Engine":
         return self
@@ -325,22 +364,27 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Requests that are not yet in the batch."""
-        return len(self._waiting)
+        return len(self._waiting) + sum(map(len, self._again))
 
     @property
     def running(self) -> int:
         """Requests in the batch."""
-        return len({task for task, _ in self._owners + self._entering})
+        return len(self._batch())
 
     @property
     def alive(self) -> bool:
         """Whether it can do anything."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self._finisher.is_alive()
+
+    @property
+    def busy_for(self) -> float:
+        """Seconds since it began with what it is doing now, a step or an image: many when it is stuck; 0 when idle."""
+        return max((time.monotonic() - since for since in [*self._begun.values()]), default=0.0)
 
     @torch.no_grad()
     def submit(self, request: Chat | Drawing, receive: Callable[[Piece | None], Any] | None = None) -> Handle:
         """`receive`: see `Handle`. Raises ValueError for what cannot be served, queue.Full, and RuntimeError after
-        `close`."""
+        `close`, or when its thread has ended."""
         self._check_open()  # before the work that a task begins with
         count = 1
         if isinstance(request, Drawing):
@@ -357,54 +401,83 @@ class Engine:
         return handle
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the engine is closed")
+        if self._closed or not self.alive:
+            raise RuntimeError("the engine is closed" if self._closed else "the engine has stopped")
         if self.max_waiting is not None and self.waiting >= self.max_waiting:
             raise Full(f"{self.waiting} requests are waiting")
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more requests, and return when those that there are have ended; those that have not within `timeout`
-        seconds are cancelled."""
+        seconds are cancelled. What is stuck is left behind."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join(timeout)
-        while self._thread.is_alive():
+        end = time.monotonic() + PATIENCE
+        while self._thread.is_alive() and time.monotonic() < end:
             with self._changed:
-                tasks = {*self._waiting, *(task for task, _ in self._owners + self._entering)}
+                tasks = {*self._waiting, *self._batch(), *(task for batch in self._again for task in batch)}
             for task in tasks:
                 task.handle.cancel()
             self._thread.join(0.1)
-        self._ending.shutdown()
+        self._finisher.join(None if timeout is None else PATIENCE)
 
     @torch.no_grad()
     def _work(self) -> None:
         while self._wait():
             try:
-                self._end({task for task, _ in self._owners + self._entering if task.handle.over})
-                self._admit()
-                self._enter()
-                if self._owners:
-                    self._step()
-            except Exception as error:  # the batch is lost, the engine is not
+                with self._doing("step"):
+                    self._end({task for task in self._batch() if task.handle.over})
+                    self._admit()
+                    self._enter()
+                    if self._owners:
+                        self._step()
+            except Exception as error:
                 self._fail(error)
+        self._ended.put(None)
+
+    @contextmanager
+    def _doing(self, what: str) -> Iterator[None]:
+        self._begun[what] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._begun[what]
+
+    def _batch(self) -> list[Task]:
+        """Those in it, each once, in order."""
+        return list(dict.fromkeys(task for task, _ in self._owners + self._entering))
 
     def _wait(self) -> bool:
         """Until there is something to do; -> False when there never will be."""
+
+        def work() -> bool:
+            return bool(self._waiting or self._again or self._owners or self._entering)
+
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._owners or self._entering or self._closed)
-            return bool(self._waiting or self._owners or self._entering)
+            self._changed.wait_for(lambda: work() or self._closed)
+            return work()
 
     def _admit(self) -> None:
-        """From the queue, as many as there is room for."""
+        """From the queue, as many as there is room for; of those who begin again, one batch alone."""
         with self._changed:
-            for task in [task for task in self._waiting if task.handle.over]:
-                self._waiting.remove(task)
-                self._ending.submit(task.end)
+            for tasks in (self._waiting, *self._again):
+                for task in [task for task in tasks if task.handle.over]:
+                    tasks.remove(task)
+                    self._ended.put(task)
+            if self._alone and self._batch():
+                return
+            self._alone = bool(self._again)
+            if self._again:
+                return self._take_in(self._again.popleft())
             while task := self._next():
                 self._waiting.remove(task)
-                self._entering.append((task, False))
-                self._entering += missing_halves([task])
+                self._take_in([task])
+
+    def _take_in(self, tasks: Iterable[Task]) -> None:
+        for task in tasks:
+            self._entering.append((task, False))
+            self._entering += missing_halves([task])
 
     def _next(self) -> Task | None:
         """The first of the chats or of the drawings that wait, whichever have fewer rows, so that neither wait for all
@@ -413,7 +486,7 @@ class Engine:
         for task in self._waiting:
             firsts.setdefault(type(task.request), task)
         taken = {Chat: 0, Drawing: 0}
-        for task in {task for task, _ in self._owners + self._entering}:
+        for task in self._batch():
             taken[type(task.request)] += task.rows
         free = {Chat: self.max_rows - sum(taken.values())}
         free[Drawing] = min(free[Chat], self.max_rows - self.max_rows // FOR_CHATS - taken[Drawing])
@@ -446,11 +519,11 @@ class Engine:
             return
         ids_B = torch.tensor([ids.get(task, 0) for task, _ in self._owners], device=self.model.device)
         x_BD = self.model.get_input_embeddings()(ids_B)
-        drawn = {
-            task: self.model.code_embed(codes_K[None, None], task.embedded, compile=True)[0, 0]
-            for task, codes_K in codes.items()
-        }
+        drawn: dict[Task, torch.Tensor] = {}
         for row, (task, _) in enumerate(self._owners):
+            if task in codes and task not in drawn:
+                codes_11K = codes[task][None, None].clamp(min=0)  # below 0 there is none: the task will find out
+                drawn[task] = self.model.code_embed(codes_11K, task.embedded, compile=True)[0, 0]
             if task in drawn:
                 x_BD[row] = drawn[task]
         self._stream.feed(x_BD)
@@ -490,14 +563,27 @@ class Engine:
             self._drop(lambda task, _: task in tasks)
             self._entering = [owner for owner in self._entering if owner[0] not in tasks]
         for task in tasks:
-            self._ending.submit(task.end)
+            self._ended.put(task)
+
+    def _finish(self) -> None:
+        """Of those that have left the batch, one after the other, in a thread of its own."""
+        while task := self._ended.get():
+            with self._doing("end"), suppress(Exception):  # of who receives: nobody else's business
+                task.end()
 
     def _fail(self, error: Exception) -> None:
-        tasks = {task for task, _ in self._owners + self._entering}
+        """All begin again, in two batches; but of one, it is known who has caused the error."""
+        tasks = self._batch()
         self._stream, self._owners, self._entering = None, [], []
+        if len(tasks) == 1:
+            tasks[0].handle.error = error
+            self._ended.put(tasks[0])
+            return
         for task in tasks:
-            task.handle.error = error
-            self._ending.submit(task.end)
+            task.begin()
+        half = len(tasks) // 2
+        with self._changed:
+            self._again.extendleft(batch for batch in (tasks[half:], tasks[:half]) if batch)
 
 
 def missing_halves(tasks: Sequence[Task]) -> list[Owner]:

@@ -4,6 +4,7 @@ Rows have lengths of their own and may come and go between steps; a row's number
 Shapes: B rows, S rows there is room for, T columns, D width, H key-value heads of width d, G query heads for each.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -197,8 +198,9 @@ def fast_backbone(backbone: torch.nn.Module) -> Callable[..., torch.Tensor] | No
 
 
 def check_length(model: MllmForConditionalGeneration, processor: MllmProcessor, sample: Sample, room: int = 1) -> None:
-    """Raises ValueError when a sequence and `room` more positions exceed the backbone's context."""
-    limit = model.config.text_config.max_position_embeddings
+    """Raises ValueError when a sequence and `room` more positions exceed the backbone's context, or sliding window."""
+    config = model.config.text_config
+    limit = min(config.max_position_embeddings, getattr(config, "sliding_window", None) or math.inf)
     if len(sample.ids) + room > limit:
         raise ValueError(
             f"{len(sample.ids)} positions of text and images and {room} to generate, but the model reads {limit}: "

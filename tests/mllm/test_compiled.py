@@ -1,12 +1,13 @@
 """The C++ step is the eager one: same codes from the same seeds, whatever the options; and it knows when it is not."""
 
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
-from mllm import compiled
+from mllm import compiled, generate_images
 from mllm.codes import CODE_EMBEDDINGS
 from mllm.compiled import compiled_backbone, compiled_embedding, compiled_head, library
 from mllm.generate import sample_codes
@@ -198,6 +199,38 @@ def test_without_a_compiler_it_says_so_and_draws_the_same(make_tiny_model, monke
     with pytest.warns(UserWarning, match="generation runs uncompiled, which is slower: no C\\+\\+ compiler"):
         assert torch.equal(_draw(model, processor), expected)
     library.cache_clear()
+
+
+def test_threads_that_need_it_at_once_build_it_once(monkeypatch, tmp_path):
+    """What one has begun, another would take away, or take for built."""
+    (tmp_path / "small.cpp").write_text('extern "C" int answer() { return 42; }')
+    monkeypatch.setattr(compiled, "SOURCE", tmp_path / "small.cpp")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.cache_clear()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            answers = pool.map(lambda _: library().answer(), range(4))
+            assert list(answers) == [42] * 4
+        assert [file.suffix for file in (tmp_path / "mllm").iterdir()] == [".so"]
+    finally:
+        library.cache_clear()
+
+
+@pytest.mark.parametrize("code_embedding", CODE_EMBEDDINGS)
+def test_threads_may_share_a_model(make_tiny_model, code_embedding):
+    """Rows of many lengths: the tables of angles grow for one thread while another reads them."""
+    model, processor = make_tiny_model(code_embedding)
+    prompts = [" ".join(["a long yellow bus"] * count) for count in (1, 12, 2, 10, 30, 5, 22, 16)]
+
+    def draw(seed: int) -> bytes:
+        options = {"cfg_scale": 3.0, "top_p": 0.9, "candidates": 1 + seed % 2}
+        return generate_images(model, processor, [prompts[seed]], seed, **options)[0].tobytes()
+
+    alone = list(map(draw, range(len(prompts))))
+    for _ in range(3):
+        compiled._made.clear()  # every part is made anew, by several at the same time
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(draw, range(len(prompts)))) == alone
 
 
 def test_parts_of_an_image_without_guidance_have_half_the_rows(tiny_model):

@@ -1,5 +1,6 @@
 """The engine: what a request gives is what it gives alone; it may come, go and fail at any time."""
 
+import time
 from concurrent.futures import CancelledError
 from itertools import takewhile
 from queue import Full
@@ -11,7 +12,9 @@ from PIL import Image
 
 from mllm import generate_images, generate_text
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
+from mllm import engine as engine_module
 from mllm.engine import Chat, Drawing, Engine, Preview, UpTo
+from mllm.sampling import NotFinite
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 WAIT = 60  # seconds, for machines under load
@@ -20,6 +23,14 @@ WAIT = 60  # seconds, for machines under load
 def _chat(text: str, color: str | None = None) -> list:
     image = [{"type": "image", "image": Image.new("RGB", (32, 32), color)}] if color else []
     return [{"role": "user", "content": [*image, {"type": "text", "text": text}]}]
+
+
+def until(condition) -> None:
+    """Fails when it does not become true."""
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
 
 
 def _same(pieces: list, others: list) -> bool:
@@ -85,6 +96,25 @@ def test_an_answer_with_an_image_goes_on_after_it(make_tiny_model, options):
     assert _same([piece for piece in alone if not isinstance(piece, str)], [p for p in together if type(p) is not str])
 
 
+def test_an_answer_that_outgrows_the_context_after_an_image_ends_as_that_of_generate_text(make_tiny_model):
+    model, processor = make_tiny_model()
+    length = len(processor.encode(_chat("draw")).ids)
+    model.config.text_config.max_position_embeddings = length + 10  # 3 ids, an image of 4 and its end, 5 ids more
+    begin, told = _begin_of_image_after(model, processor, "draw"), f"{length + 8} positions of text and images and 5 to"
+    with pytest.raises(ValueError, match=told):
+        list(generate_text(*begin(), _chat("draw"), max_new_tokens=8))
+    with Engine(*begin()) as engine, pytest.raises(ValueError, match=told):
+        engine.submit(Chat(_chat("draw"), max_new_tokens=8)).result(WAIT)
+
+
+def test_a_request_longer_than_a_sliding_window_is_refused_before_it_runs(make_tiny_model):
+    model, processor = make_tiny_model()
+    window = model.config.text_config.sliding_window = len(processor.encode(_chat("hello")).ids) + 9
+    with Engine(model, processor) as engine:
+        with pytest.raises(ValueError, match=f"and 10 to generate, but the model reads {window}"):
+            engine.submit(Chat(_chat("hello"), max_new_tokens=10))
+
+
 def _begin_of_image_after(model, processor, words):
     """A function: -> model and processor, whose third id of text from now on is the begin of an image."""
 
@@ -147,6 +177,45 @@ def test_a_request_that_fails_leaves_the_others(tiny_model, monkeypatch):
         handles = engine.submit(Drawing("a dog", candidates=3)), engine.submit(Drawing("a cat", candidates=2))
         outcomes = [outcome(handle) for handle in handles]  # either may be decoded first
     assert "out of paper" in outcomes and any(isinstance(one, Image.Image) for one in outcomes)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+@pytest.mark.parametrize("place", ["prompt", "step"])
+def test_an_error_is_that_of_the_request_that_causes_it(make_tiny_model, kind, place):
+    """Others, whose steps fail with it, give what they give alone, and tell nothing twice."""
+    model, processor = make_tiny_model(*kind)
+    chats = [Chat(_chat("what is this?", "red"), 30, 1.0, drawing=None), Chat(_chat("hello"), 40, 1.0, drawing=None)]
+    drawings = [Drawing("a red dog", seed=1, candidates=2, previews=1), Drawing("a kite", seed=2, cfg_scale=1.0)]
+    bad = Chat(_chat("zebra"), 40, temperature=1.0, seed=3, drawing=None)
+    embedded = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, args: embedded.append(args[0]))
+
+    def alone(request):
+        """-> pieces, tokens, and the ids that were embedded: of the prompt, and of each step."""
+        embedded.clear()
+        with Engine(model, processor) as engine:
+            handle = engine.submit(request)
+            pieces = list(handle.stream(WAIT))
+        ids = [set(ids.flatten().tolist()) for ids in embedded]
+        return pieces, handle.tokens, ids[0] if place == "prompt" else set().union(*ids[3:])
+
+    expected = [alone(request) for request in chats + drawings]
+    straw = next(iter(alone(bad)[2] - set().union(*(ids for *_, ids in expected))))
+
+    def fail(_, args):
+        if straw in args[0].tolist() or args[0].dim() > 1 and straw in args[0] and place == "prompt":
+            raise RuntimeError("the straw")
+
+    model.get_input_embeddings().register_forward_pre_hook(fail)
+    with Engine(model, processor, max_rows=16) as engine:
+        handles = [engine.submit(request) for request in (chats[0], bad, chats[1], *drawings)]
+        with pytest.raises(RuntimeError, match="the straw"):
+            handles.pop(1).result(WAIT)
+        found = [list(handle.stream(WAIT)) for handle in handles]
+    for handle, pieces, (told, tokens, _) in zip(handles, found, expected, strict=True):
+        assert handle.tokens == tokens and len(pieces) == len(told)
+        assert _same([p for p in pieces if type(p) is not Preview], [p for p in told if type(p) is not Preview])
+    assert (engine.running, engine.waiting) == (0, 0)
 
 
 def test_a_step_that_fails_ends_its_batch_and_no_more(make_tiny_model):
@@ -319,3 +388,67 @@ def test_closing_waits_so_long_and_no_longer(talkative):
     with pytest.raises(CancelledError):
         endless.result(WAIT)
     assert (drawing.cancelled, engine.running, engine.waiting) in {(True, 0, 0), (False, 0, 0)}
+
+
+def test_one_that_fails_again_and_again_is_found_while_others_come(make_tiny_model):
+    """New requests do not join a batch that looks for the culprit."""
+    model, processor = make_tiny_model()
+    bad = processor.encode(_chat("zebra")).ids
+    straw = next(id for id in bad if id not in processor.encode(_chat("hello")).ids)
+
+    def fail(_, args):
+        if straw in args[0]:
+            raise RuntimeError("the straw")
+
+    model.get_input_embeddings().register_forward_pre_hook(fail)
+    with Engine(model, processor, max_rows=4) as engine:
+        handles = [engine.submit(Chat(_chat("hello"), 3, drawing=None)) for _ in range(6)]
+        culprit = engine.submit(Chat(_chat("zebra"), 3, drawing=None))
+        handles += [engine.submit(Chat(_chat("hello"), 3, drawing=None)) for _ in range(12)]
+        with pytest.raises(RuntimeError, match="the straw"):
+            culprit.result(WAIT)
+        assert len({str(handle.result(WAIT)) for handle in handles}) == 1
+
+
+def test_a_batch_that_is_too_large_goes_on_in_halves(make_tiny_model):
+    model, processor = make_tiny_model()
+    model.lm_head.register_forward_pre_hook(lambda _, args: 1 / (len(args[0]) < 3) and None)
+    with Engine(model, processor) as engine:
+        handles = [engine.submit(Chat(_chat("hello"), 9, 1.0, seed=seed, drawing=None)) for seed in range(5)]
+        found = [handle.result(WAIT) for handle in handles]
+    for seed, pieces in enumerate(found):
+        assert "".join(pieces) == "".join(generate_text(model, processor, _chat("hello"), 9, 1.0, seed=seed))
+
+
+def test_a_stuck_step_is_seen_and_does_not_hold_up_the_end(make_tiny_model, monkeypatch):
+    monkeypatch.setattr(engine_module, "PATIENCE", 0.2)
+    model, processor = make_tiny_model()
+    release = Event()
+    engine = Engine(model, processor)
+    assert engine.busy_for == 0
+    hook = model.lm_head.register_forward_hook(lambda *_: release.wait(WAIT) and None)
+    handle = engine.submit(Chat(_chat("hello"), 3))
+    until(lambda: engine.busy_for > 0.1)
+    engine.close(timeout=0)
+    assert engine.alive and engine.busy_for > 0.3
+    hook.remove()
+    release.set()
+    with pytest.raises(CancelledError):
+        handle.result(WAIT)
+    until(lambda: not engine.alive)
+
+
+def test_a_row_without_numbers_fails_alone(make_tiny_model):
+    """NaN in what a request reads is not the others' business."""
+    model, processor = make_tiny_model()
+    expected = list(generate_text(model, processor, _chat("hello"), max_new_tokens=9))
+    straw = next(id for id in processor.encode(_chat("zebra")).ids if id not in processor.encode(_chat("hello")).ids)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[straw] = torch.nan
+    with Engine(model, processor) as engine:
+        good, bad = (engine.submit(Chat(_chat(text), 9, drawing=None)) for text in ("hello", "zebra"))
+        drawn = engine.submit(Drawing("zebra", top_p=0.9))
+        for handle in (bad, drawn):
+            with pytest.raises(NotFinite, match="the model's logits are not finite"):
+                handle.result(WAIT)
+        assert good.result(WAIT) == ["".join(expected)]
