@@ -19,7 +19,7 @@ from .text import text_ids
 
 @dataclass
 class Batch:
-    """What `MllmForConditionalGeneration.forward` takes: `model(**vars(batch))`. Images are `codes` or `pixels`.
+    """What `MllmForConditionalGeneration.forward` takes: `model(**vars(batch))`. Images are `codes` or `pixel_values`.
 
     Packed rows have `position_ids` that begin at 0 with every sample, and no `attention_mask`: from these two, and
     without a cache, transformers makes attention stay within a sample. Flash attention sees it only in a batch of one.
@@ -32,7 +32,7 @@ class Batch:
     codes: torch.Tensor | None
     is_target: torch.Tensor
     position_ids: torch.Tensor | None = None
-    pixels: torch.Tensor | None = None
+    pixel_values: torch.Tensor | None = None
 
 
 class MllmProcessor(ProcessorMixin):
