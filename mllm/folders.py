@@ -14,8 +14,8 @@ SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 
 
 def find_model(name: str | Path, file: str = "config.json", subfolder: str = "") -> str:
-    """A folder that has this file (in `subfolder`) as it is, a shipped model's name as its folder under `checkpoints/`; anything else must look like a hub
-    id ("owner/name"). Raises ValueError naming the models that are shipped."""
+    """A folder that has this file (in `subfolder`) as it is, a shipped model's name as its folder under `checkpoints/`;
+    anything else must look like a hub id ("owner/name"). Raises ValueError naming the models that are shipped."""
     if str(name) and Path(name).is_dir():
         if not (Path(name) / subfolder / file).is_file():
             raise ValueError(f"{str(name)!r} is no model folder: it has no {Path(subfolder) / file}")

@@ -17,7 +17,7 @@ from .stream import Stream, check_length
 from .templates import IGNORED, Sample
 from .verify import best, check_readable
 
-Messages = Sequence[dict[str, Any]]
+Messages = Sequence[dict[str, Any]] | str  # a string is one question
 
 # Guidance and temperature of drawings, where a caller does not choose: the best of a search with `scenes`.
 CFG_SCALE = 2.0
@@ -109,7 +109,7 @@ def sample_codes(
 def generate_images(
     model: MllmForConditionalGeneration,
     processor: MllmProcessor,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | str,
     seeds: Sequence[int] | int = 0,
     cfg_scale: float = CFG_SCALE,
     progress: Callable[[int], None] | None = None,
@@ -117,13 +117,15 @@ def generate_images(
     temperature: float = DRAWING_TEMPERATURE,
     **options: Any,
 ) -> list[Image.Image]:
-    """One image a prompt, as one batch. An image depends on its prompt and seed, not on the batch around it.
+    """One image a prompt, as one batch; a string is one prompt. An image depends on its prompt and seed, not on the
+    batch around it.
 
     `seeds` is one for each prompt, or the first of a row. Of so many `candidates`, the first of which is the image
     without any others, the model keeps the one that, read by itself, fits the prompt best (`verify.fit`). `progress` is
     called with the number of positions done, of `processor.num_positions`. `options` of `sample_codes`: top_k,
     top_p, cfg_interval, code_context, and compile (False: operation by operation, to the same codes).
     """
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     options["temperature"] = temperature
     check_sampling(cfg_scale, candidates=candidates, **options)
     begun = [start_drawing(model, processor, prompt, candidates) for prompt in prompts]
@@ -239,14 +241,17 @@ class Spelled:
 def generate_texts(
     model: MllmForConditionalGeneration,
     processor: MllmProcessor,
-    conversations: Sequence[Messages],
+    conversations: Sequence[Messages] | Messages,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
 ) -> list[str]:
-    """The answers to several chats as one batch, text only: an answer ends where the model would begin to draw."""
+    """The answers to several chats (one alone is a batch of one) as one batch, text only: an answer ends where the
+    model would begin to draw."""
     check_sampling(temperature=temperature, top_p=top_p)
+    if isinstance(conversations, str) or conversations and isinstance(conversations[0], dict):
+        conversations = [conversations]
     if not conversations:
         return []
     samples = [processor.encode(messages) for messages in conversations]
@@ -296,7 +301,8 @@ def generate_text(
         check_length(model, processor, sample, processor.num_positions)
         codes_NLK = sample_codes(model, processor, [sample] * candidates, draw_generators, **options)
         if candidates > 1:
-            codes_NLK = best(model, processor, [words(messages[-1])], codes_NLK)
+            asked = messages if isinstance(messages, str) else words(messages[-1])
+            codes_NLK = best(model, processor, [asked], codes_NLK)
         yield model.decode_image_tokens(codes_NLK)[0]
         sample.add([processor.image_id] * processor.num_positions + [processor.eoi_id])
         sample.images.append(codes_NLK[0])

@@ -33,7 +33,9 @@ OF_IMAGES = ("codes", "pixel_values", "is_target")
 
 @dataclass
 class MllmOutput(CausalLMOutputWithPast):
-    """transformers' fields, and ours. Losses are sums over `text_count` text targets and `code_count` codes, so that a trainer can divide by counts
+    """transformers' fields, and ours.
+
+    Losses are sums over `text_count` text targets and `code_count` codes, so that a trainer can divide by counts
     of all its ranks and micro-batches; `loss` is the mean of this batch alone. `text_losses` and `code_losses` [P, K]
     are those of each target, to look at: without gradient, and without z-loss. With a `code_share`, the codes' losses
     are of the drawn positions, times how many positions each stands for: sums and counts estimate those of all."""
@@ -157,9 +159,8 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # The placeholder need not be in the vocabulary: the released UniTok model uses -200.
         x_BTD = self.get_input_embeddings()(ids_BT.masked_fill(slots_BT, self.config.pad_token_id))
         given = 0 if codes_NLK is None else codes_NLK.shape[0] * codes_NLK.shape[1]
-        _check(
-            slots_BT.sum() == given, lambda: f"{int(slots_BT.sum())} image positions in the text, codes given for {given}"
-        )
+        asked = slots_BT.sum()
+        _check(asked == given, lambda: f"{int(asked)} image positions in the text, codes given for {given}")
         if not given:
             if self.training and torch.is_grad_enabled():  # every rank must run every module: see `code_loss`
                 K = self.config.image_tokenizer["num_codebooks"]
@@ -174,7 +175,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if codes_NLK.dim() != 3 or codes_NLK.shape[-1] != K:
             raise ValueError(f"codes of shape {tuple(codes_NLK.shape)}, not [images, positions, {K} sub-codebooks]")
         inside = (codes_NLK >= 0) & (codes_NLK < V)
-        _check(inside.all(), lambda: f"code {int(codes_NLK[~inside][0])} is outside the codebooks, which have 0..{V - 1}")
+        _check(inside.all(), lambda: f"code {int(codes_NLK[~inside][0])}: the codebooks have 0..{V - 1}")
 
     @can_return_tuple
     def forward(

@@ -163,6 +163,8 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         return F.normalize(self.projection(self.fc_norm(x_NLC.mean(1))), dim=-1)
 
     def _pixels(self, images: Sequence[Image.Image | str | Path | torch.Tensor] | torch.Tensor) -> torch.Tensor:
+        if isinstance(images, Image.Image | str | Path):  # one alone
+            images = [images]
         if not torch.is_tensor(images):
             images = torch.stack([image if torch.is_tensor(image) else self._transform(image) for image in images])
         if images.dtype in (torch.float16, torch.bfloat16):
