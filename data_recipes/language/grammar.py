@@ -109,7 +109,6 @@ CONTRACTIONS = {
     "that is": "that's",
     "i would": "i'd",
     "i am": "i'm",
-    "it is": "it's",
     "do not": "don't",
     "cannot": "can't",
     "let us": "let's",
@@ -118,10 +117,10 @@ OPENINGS = ("hi, ", "hello, ", "hey, ", "ok, ", "okay, ", "so, ", "now, ", "and 
 CLOSINGS = (", please", " please", ", thanks", " thanks", ", thank you")
 BRITISH_SHARE, CONTRACTED_SHARE, POLITE_SHARE, TYPO_SHARE = 0.4, 0.5, 0.08, 0.05
 _british = re.compile(rf"\b({'|'.join(BRITISH)})\b")
-_contracted = re.compile(rf"\b({'|'.join(CONTRACTIONS)})\b")
+_contracted = re.compile(rf"\b({'|'.join(CONTRACTIONS)})\b(?= (?!it\b)\w)")
 
 
-def typed(text: str, rng: Random) -> str:
+def typed(text: str, rng: Random, courtesies: bool = True) -> str:
     """A form, its slots filled, as someone types it: spelling of either side of the Atlantic, case, punctuation,
     courtesies, now and then a slip of the finger."""
     chance = rng.random
@@ -132,9 +131,9 @@ def typed(text: str, rng: Random) -> str:
         if chance() < 0.1:
             text = text.replace("'", "")
     body, mark = (text[:-1], text[-1]) if text[-1] in ".?!" else (text, "")
-    if chance() < POLITE_SHARE and "please" not in body and "thank" not in body:
+    if courtesies and chance() < POLITE_SHARE and "please" not in body and "thank" not in body:
         body += rng.choice(CLOSINGS)
-    if chance() < POLITE_SHARE and not body.startswith(OPENINGS):
+    if courtesies and chance() < POLITE_SHARE and not body.startswith(OPENINGS):
         body = rng.choice(OPENINGS) + body
     if chance() < TYPO_SHARE:
         body = mistyped(body, rng)

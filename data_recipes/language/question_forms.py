@@ -271,7 +271,6 @@ FORMS: dict[str, Mapping[str, Forms]] = {
         <know> where {x} {be}.
         do you (know|see) where {x} {be}?
         (in which|in what) part of <picture> {be} {x}?
-        on (which|what) side of <picture> {be} {x}?
         (find|locate) {x}.
         (give|describe) the position of {x}.
         what is the position of {x} <here>?
@@ -407,7 +406,7 @@ FORMS: dict[str, Mapping[str, Forms]] = {
     ),
     "same color": forms_by_split(
         """
-        (do|have) {x} and {y} (have|got|) the same color?
+        do {x} and {y} have the same color <here>?
         are {x} and {y} the same color <here>?
         are {x} and {y} of the same color?
         is the color of {x} the same as the color of {y}?
@@ -471,7 +470,6 @@ FORMS: dict[str, Mapping[str, Forms]] = {
         (and|) where exactly {be} {it}?
         (and|) <tell> where {it} {be}.
         <can_you> tell me where {it} {be}?
-        on (which|what) side {be} {it}?
         """,
         """
         and in which spot?

@@ -42,6 +42,9 @@ def ask(scene: Scene, rng: Random, kind: str | None = None, forms: str = "train"
     return found and worded(kind, found, rng, forms)
 
 
+PLACE_TOLD = ("left", "right", "above", "below", "top", "bottom", "middle")  # in an answer: where it is was said
+
+
 def follow_up(scene: Scene, before: Question, rng: Random, forms: str = "train") -> Question | None:
     """What only makes sense after the question before: about "it", or "and the cup?"; None when nothing does."""
     group = before.about
@@ -59,9 +62,9 @@ def follow_up(scene: Scene, before: Question, rng: Random, forms: str = "train")
         return asked and worded(before.form, asked, rng, forms)
     if not group or group.distinct:
         return None
-    if before.kind != "color" and group.said_color and rng.random() < 0.6:
+    if group.said_color and group.said_color not in before.answer and rng.random() < 0.6:
         return worded("color", _color_of(group, "", "it color"), rng, forms)
-    if before.kind != "where" and len(group) == 1:
+    if len(group) == 1 and not any(word in before.answer for word in PLACE_TOLD):
         asked = _where_of(scene, group, "", rng, "it where")
         return asked and worded("where", asked, rng, forms)
     return None
