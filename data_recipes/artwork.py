@@ -1,22 +1,20 @@
 """Pictures of single objects: GenEval class -> glyph, in its own colours or in one of ten. Used by scenes.py.
 
-Two kinds of artwork with one code path: "emoji" (the font Noto Color Emoji) and "shapes" (needs no font).
+Two kinds of artwork with one code path: "emoji" (Noto Color Emoji, a sheet of pictures in noto/) and "shapes" (drawn).
 Glyphs are PIL RGBA images, cropped to what is visible.
 """
 
 import colorsys
 import math
-import os
 from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# The glyphs come from the font Noto Color Emoji, copyright Google, SIL Open Font License 1.1, which is not
-# part of this repository. Classes without an honest glyph are left out: fire hydrant, parking meter, bench,
-# baseball glove, tv remote, microwave, oven, toaster, refrigerator, hair drier. "stand-in" marks a glyph that
-# shows the thing together with, or as, something close to it.
+# Classes without an honest glyph are left out: fire hydrant, parking meter, bench, baseball glove, tv remote,
+# microwave, oven, toaster, refrigerator, hair drier. "stand-in" marks a glyph that shows the thing together with, or
+# as, something close to it.
 EMOJI = {
     "person": "\U0001f9cd",
     "bicycle": "\U0001f6b2",
@@ -106,51 +104,40 @@ SHADES = {
     "white": ((172, 175, 182), (240, 241, 243), (255, 255, 255)),
 }
 
-FONT_NAME = "NotoColorEmoji.ttf"
-FONT_VARIABLE = "NOTO_COLOR_EMOJI"
-FONT_FOLDERS = (
-    "/usr/share/fonts",
-    "/usr/local/share/fonts",
-    "~/.local/share/fonts",
-    "~/.fonts",
-    "/Library/Fonts",
-    "~/Library/Fonts",
-    "C:/Windows/Fonts",
-    "~/AppData/Local/Microsoft/Windows/Fonts",
-)
+GLYPHS = Path(__file__).parent / "noto" / "glyphs.png"
+CELL, COLUMNS = 128, 10  # of that sheet: a glyph lies in the top left corner of its cell, in the order of EMOJI
 FONT_SIZE = 109  # the one size of the font's bitmaps
 VISIBLE = 24  # alpha below this is the faint rim of a glyph
 
 
-def find_font() -> Path:
-    """The font: $NOTO_COLOR_EMOJI or the first in the usual font folders. ValueError when there is none."""
-    named = os.environ.get(FONT_VARIABLE)
-    if named:
-        if not Path(named).is_file():
-            raise ValueError(f"{FONT_VARIABLE} says {named}, which is not a file")
-        return Path(named)
-    for folder in FONT_FOLDERS:
-        found = sorted(Path(folder).expanduser().rglob(FONT_NAME))
-        if found:
-            return found[0]
-    raise ValueError(f"{FONT_NAME} not found: apt install fonts-noto-color-emoji, or set {FONT_VARIABLE} to its path")
+def sheet_from_font(font: Path) -> Image.Image:
+    """The sheet anew, from NotoColorEmoji.ttf: noto/SOURCE.md says of which version, and how it is called.
+
+    Raises OSError when the file has no bitmaps of FONT_SIZE, ValueError when a glyph is not in it.
+    """
+    face = ImageFont.truetype(font, FONT_SIZE)
+    sheet = Image.new("RGBA", (COLUMNS * CELL, math.ceil(len(EMOJI) / COLUMNS) * CELL))
+    for name, letter in EMOJI.items():
+        canvas = Image.new("RGBA", (200, 200))
+        ImageDraw.Draw(canvas).text((20, 20), letter, font=face, embedded_color=True)
+        sheet.paste(crop(canvas, name), cell(name)[:2])
+    return sheet
+
+
+def cell(name: str) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom on the sheet."""
+    row, column = divmod(list(EMOJI).index(name), COLUMNS)
+    return column * CELL, row * CELL, (column + 1) * CELL, (row + 1) * CELL
 
 
 @cache
-def load_font(path: Path) -> ImageFont.FreeTypeFont:
-    try:
-        return ImageFont.truetype(path, FONT_SIZE)
-    except OSError as error:
-        raise ValueError(
-            f"{path} has no bitmaps of size {FONT_SIZE}: use {FONT_NAME} of fonts-noto-color-emoji"
-        ) from error
+def load_sheet() -> Image.Image:
+    with Image.open(GLYPHS) as sheet:
+        return sheet.convert("RGBA")
 
 
 def draw_emoji(name: str) -> Image.Image:
-    canvas = Image.new("RGBA", (200, 200))
-    font = load_font(find_font())
-    ImageDraw.Draw(canvas).text((20, 20), EMOJI[name], font=font, embedded_color=True)
-    return canvas
+    return load_sheet().crop(cell(name))
 
 
 def draw_shape(name: str) -> Image.Image:
@@ -193,9 +180,7 @@ def glyph(artwork: str, name: str) -> Image.Image:
 def crop(image: Image.Image, name: str) -> Image.Image:
     box = image.getchannel("A").point(lambda alpha: 255 * (alpha >= VISIBLE)).getbbox()
     if box is None:
-        raise ValueError(
-            f"the emoji font has no glyph for {name!r} (U+{ord(EMOJI[name]):X}): install a newer {FONT_NAME}"
-        )
+        raise ValueError(f"the emoji font has no glyph for {name!r} (U+{ord(EMOJI[name]):X})")
     return image.crop(box)
 
 

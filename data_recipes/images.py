@@ -3,12 +3,15 @@
 Which image comes when in training is a function of (seed, position), so a run resumes by counting.
 """
 
+import csv
 import dataclasses
 import io
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +19,11 @@ from PIL import Image
 
 from tokenizer.transform import load_image, read_image
 
+from .files import decode, plain_name, read_lines, read_text, walk
 from .scenes import SIZE, Scene, Thing, World, captions
 from .shards import Shards, Shuffled
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 SCENES = "scenes"
 COLORLESS_SHARE = 0.6  # of the captions; where colours are named they tell images apart, and classes are not learned
 
@@ -36,9 +40,10 @@ class CaptionedImage(NamedTuple):
 
 class ImageSource(ABC):
     """`source[index]` -> CaptionedImage; ValueError, naming it, for one that is damaged. `damages` name what could not
-    even be counted, such as the rest of a shard that breaks off."""
+    even be counted, such as the rest of a shard that breaks off; `notes` say what was taken, and what was left out."""
 
     damages: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -74,7 +79,7 @@ def open_images(
         return Scenes(artwork, split, crop, skill)
     if isinstance(source, str) and Path(source).is_dir():
         return Folder(Path(source))
-    if isinstance(source, str) and not source.endswith(".tar"):
+    if isinstance(source, str) and not source.lower().endswith(".tar"):
         raise ValueError(f"no images at {source!r}: give {SCENES!r}, a folder, or shards (names that end in .tar)")
     return ShardImages(source)
 
@@ -130,60 +135,150 @@ def crop_around(image: Image.Image, thing: Thing, size: int, rng: random.Random)
 
 
 class Folder(ImageSource):
-    """Image files, in folders of any depth. A caption is the text of `NAME.txt` beside `NAME.png`, or the `text` of the
-    line with this `file_name` in `metadata.jsonl` (the layout of Hugging Face's image folders); without either, the
-    name of the file's folder is its class, and the caption says "a photo of" it."""
+    """Image files, in folders of any depth; hidden ones are passed over, linked ones followed.
+
+    Captions are the `text` (or `caption`) of the lines with this `file_name` in a metadata.jsonl or metadata.csv of the
+    image's folder or one above it, as in Hugging Face's image folders, or else the text of `NAME.txt` beside
+    `NAME.png`. Of several, one is picked, always the same. Without any, the name of the image's folder is its class,
+    and the caption says "a photo of" it. Raises ValueError for a folder without images, and for metadata that cannot be
+    read; a caption that is no text makes its image a bad one.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        # Hidden files are what other programs leave: macOS puts ._cat.png beside cat.png.
-        self.files = sorted(file for file in folder.rglob("[!.]*") if file.suffix[1:].lower() in EXTENSIONS)
+        found, repeated = walk(folder)
+        kinds = {file: file.suffix[1:].lower() for file in found}
+        self.files = [file for file in found if kinds[file] in EXTENSIONS]
         if not self.files:
             raise ValueError(f"no images in {folder}; known are {', '.join(EXTENSIONS)}")
-        self.texts = _read_metadata(folder / "metadata.jsonl")
+        metadata = [file for file in found if file.stem == "metadata" and kinds[file] in METADATA]
+        self.captions, unmatched = _read_metadata(folder, metadata, set(map(self._key, self.files)))
+        texts = {self._key(file.with_suffix("")): file for file in found if kinds[file] == "txt"}
+        self.texts = {stem: texts[stem] for stem in (self._stem(file) for file in self.files) if stem in texts}
+        self._read = [*self.files, *metadata, *self.texts.values()]
+        others = Counter(file.suffix.lower() or "without an ending" for file in sorted({*found} - {*self._read}))
+        self.notes = [self._taken(), *repeated]
+        if others:
+            counts = ", ".join(f"{count} {kind}" for kind, count in others.items())
+            self.notes.append(f"{folder}: left out, neither images of a known kind nor their captions: {counts}")
+        if unmatched:
+            self.notes.append(f"{len(unmatched)} lines of metadata name no image that is there, e.g. {unmatched[0]}")
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> CaptionedImage:
         file = self.files[index]
-        caption, label = self._caption(file)
+        try:
+            caption, label = self.caption(index)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
         return CaptionedImage(load_image(file), caption, label, str(file))
 
     def fingerprint(self) -> Any:
-        states = [file.stat() for file in self.files]
-        return [(str(file), s.st_size, s.st_mtime_ns) for file, s in zip(self.files, states, strict=True)]
+        there = [(file, file.stat()) for file in self._read if file.exists()]  # a link may lead nowhere
+        return [(str(file), state.st_size, state.st_mtime_ns) for file, state in there]
 
-    def _caption(self, file: Path) -> tuple[str, str]:
-        text = file.with_suffix(".txt")
-        name = file.relative_to(self.folder).as_posix()
-        if name in self.texts:
-            return self.texts[name], ""
-        if text.is_file():
-            return text.read_text(encoding="utf-8", errors="replace").strip(), ""
-        label = "" if file.parent == self.folder else file.parent.name.replace("_", " ")
+    def caption(self, index: int) -> tuple[str, str]:
+        """-> caption and label, without the image. Raises ValueError for a caption that is no text."""
+        file = self.files[index]
+        key = self._key(file)
+        if key in self.captions:
+            return pick_caption(self.captions[key], key), ""
+        if self._stem(file) in self.texts:
+            return read_text(self.texts[self._stem(file)]).strip(), ""
+        label = self._label(file)
         return f"a photo of {label}" if label else "", label
 
+    def _key(self, file: Path) -> str:
+        return plain_name(file.relative_to(self.folder).as_posix())
 
-def _read_metadata(file: Path) -> dict[str, str]:
-    """file_name -> text. Raises ValueError naming the line that is something else."""
-    texts = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else [], start=1):
-        try:
-            record = json.loads(line)
-            texts[str(record["file_name"])] = str(record["text"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{file}, line {number}: not {{"file_name": ..., "text": ...}}') from error
-    return texts
+    def _stem(self, file: Path) -> str:
+        return self._key(file.with_suffix(""))
+
+    def _label(self, file: Path) -> str:
+        return "" if file.parent == self.folder else file.parent.name.replace("_", " ")
+
+    def _taken(self) -> str:
+        """How many images, and where their captions come from."""
+        sources: Counter[str] = Counter()
+        for file in self.files:
+            if self._key(file) in self.captions:
+                sources["in metadata"] += 1
+            elif self._stem(file) in self.texts:
+                sources["in .txt files"] += 1
+            else:
+                sources["by the folder's name" if self._label(file) else "none"] += 1
+        return f"{self.folder}: {len(self.files)} images; captions: {', '.join(f'{n} {s}' for s, n in sources.items())}"
+
+
+def pick_caption(value: Any, seed: str) -> str:
+    """A text as it is; one of a list of texts, always the same for this `seed`. Raises ValueError for anything else."""
+    texts = value if isinstance(value, list) else [value]
+    wrong = [text for text in texts if not isinstance(text, str)] if texts else [texts]
+    if wrong:
+        raise ValueError(f"its caption is {str(wrong[0])[:60]}; give a text, or a list of texts")
+    filled = [text.strip() for text in texts if text.strip()]
+    return random.Random(seed).choice(filled) if filled else ""
+
+
+def _read_metadata(folder: Path, files: Sequence[Path], keys: AbstractSet[str]) -> tuple[dict[str, list], list[str]]:
+    """-> {key of an image: its captions}, and the lines that name no image. Names start from the metadata's folder.
+    Raises ValueError naming the line that is something else."""
+    captions: dict[str, list] = {}
+    unmatched = []
+    for file in files:
+        for line, record in METADATA[file.suffix[1:].lower()](file):
+            name = record.get("file_name") if isinstance(record, dict) else None
+            if not isinstance(name, str) or not {"text", "caption"} & set(record):
+                raise ValueError(f'{file}, line {line}: not {{"file_name": ..., "text": ...}}')
+            value = _first(record, "text", "caption")
+            key = plain_name(f"{file.parent.relative_to(folder).as_posix()}/{name}")
+            if key in keys:
+                captions.setdefault(key, []).extend(value if isinstance(value, list) and value else [value])
+            else:
+                unmatched.append(f"{file}, line {line}: {name}")
+    return captions, unmatched
+
+
+def _first(record: dict[str, Any], *fields: str) -> Any:
+    """The first of the fields that says something."""
+    return next((record[field] for field in fields if record.get(field) is not None), None)
+
+
+def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(read_lines(file), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number}: not JSON: {error}") from error
+
+
+def _csv_lines(file: Path) -> Iterator[tuple[int, Any]]:
+    rows = csv.DictReader(io.StringIO(read_text(file), newline=""))
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {rows.line_num}: {error}") from error
+
+
+def _parquet(file: Path) -> Iterator[tuple[int, Any]]:
+    raise ValueError(f"{file} is not read: write it as metadata.jsonl")
+
+
+METADATA = {"jsonl": _json_lines, "csv": _csv_lines, "parquet": _parquet}
 
 
 class ShardImages(ImageSource):
-    """Webdataset shards of images (jpg, png, webp) with a caption (txt, or the `caption` or `text` of json) or a class
-    (cls, a word or a number)."""
+    """Webdataset shards of images with a caption (txt, or the `caption` or `text` of json) or a class (cls, a word or a
+    number)."""
 
     def __init__(self, patterns: str | Sequence[str]):
         self.shards = Shards(patterns)
         self.damages = self.shards.damages
+        self.notes = [self.shards.taken()]
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -196,8 +291,12 @@ class ShardImages(ImageSource):
         data = next((files[extension] for extension in EXTENSIONS if extension in files), None)
         if data is None:
             raise ValueError(f"{name}: no image; known are {', '.join(EXTENSIONS)}")
-        label = files.get("cls", b"").decode("utf-8", "replace").strip()
-        return CaptionedImage(read_image(io.BytesIO(data), name), _caption(files, name, label), label, name)
+        try:
+            label = decode(files.get("cls", b""), "its cls").strip()
+            caption = _caption(files, name, label)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return CaptionedImage(read_image(io.BytesIO(data), name), caption, label, name)
 
     def fingerprint(self) -> Any:
         return self.shards.checksums()
@@ -205,10 +304,13 @@ class ShardImages(ImageSource):
 
 def _caption(files: dict[str, bytes], name: str, label: str) -> str:
     if "txt" in files:
-        return files["txt"].decode("utf-8", "replace").strip()
+        return decode(files["txt"], "its txt").strip()
     try:
         record = json.loads(files.get("json", b"{}"))
-        text = record.get("caption") or record.get("text") or ""
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{name}: its json is damaged") from error
-    return str(text) or (f"a photo of {label}" if label else "")
+    except ValueError as error:
+        raise ValueError(f"its json is damaged: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError("its json is damaged: no object")
+    if {"caption", "text"} & set(record):
+        return pick_caption(_first(record, "caption", "text"), name)
+    return f"a photo of {label}" if label else ""

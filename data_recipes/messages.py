@@ -15,6 +15,7 @@ the image is called "0.codes.npy" (uint16 [L, K]), and the object also says whos
 hash of its weights) and "template" (which decides how images are prepared).
 """
 
+import codecs
 import io
 import json
 from abc import ABC, abstractmethod
@@ -22,11 +23,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from tokenizer.transform import read_image
 
-from .images import EXTENSIONS, Folder
+from .files import decode, find_file, plain_name, read_text
+from .images import EXTENSIONS, Folder, pick_caption
 
 Messages = list[dict[str, Any]]
 """As in the schema, every content a list."""
@@ -72,6 +72,9 @@ def _parts(content: Any) -> list[dict[str, str]]:
         value = part.get(kind)
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"a part of type {kind} holds {value!r}")
+        other = {"text": "image", "image": "text"}[kind]
+        if part.get(other):
+            raise ValueError(f"a part of type {kind} also holds {other} {part[other]!r}: make it a part of its own")
         kept.append({"type": kind, kind: value})
     return kept
 
@@ -107,7 +110,8 @@ def to_files(
 
 
 def from_files(files: Mapping[str, bytes]) -> Conversation:
-    """The reverse of `to_files`. Raises ValueError for what is missing, unused, or not in the schema."""
+    """The reverse of `to_files`; names of images may differ in case from those of their files, as endings in a shard
+    are lower-case. Raises ValueError for what is missing, unused, or not in the schema."""
     if "json" not in files:
         raise ValueError("no json")
     try:
@@ -115,6 +119,7 @@ def from_files(files: Mapping[str, bytes]) -> Conversation:
     except ValueError as error:
         raise ValueError(f"its json is damaged: {error}") from error
     messages = checked(record.get("messages") if isinstance(record, dict) else None)
+    messages = with_images(messages, [plain_name(name).lower() for name in images_of(messages)])
     names = images_of(messages)
     missing = [name for name in names if name not in files]
     if missing:
@@ -130,10 +135,8 @@ def stored_image(content: bytes, name: str) -> tuple[str, bytes]:
     """(kind of file, content) for a shard: JPEG, PNG and WebP as they are, others as PNG. Raises ValueError for what
     cannot be read to its end."""
     image = read_image(io.BytesIO(content), name)
-    with Image.open(io.BytesIO(content)) as file:
-        kind = KEPT_FORMATS.get(file.format)
-    if kind:
-        return kind, content
+    if image.format in KEPT_FORMATS:
+        return KEPT_FORMATS[image.format], content
     png = io.BytesIO()
     image.save(png, "PNG")
     return "png", png.getvalue()
@@ -141,7 +144,9 @@ def stored_image(content: bytes, name: str) -> tuple[str, bytes]:
 
 class Reader(ABC):
     """Raw samples by number: `reader[index]` -> the files of a shard's sample; ValueError, saying which and why, for a
-    bad one."""
+    bad one. `notes` say what is not among the samples, and why."""
+
+    notes: Sequence[str] = ()
 
     def __init__(self, path: Path, images: Path | None = None, task: str = "draw"):
         """`images` is the folder that names of images start from (None: the one `path` is in). `task` is what a
@@ -173,11 +178,11 @@ class Reader(ABC):
 
     def with_files(self, messages: Messages) -> Conversation:
         """With the image files that the messages name."""
-        files = [self.images / name for name in images_of(messages)]
-        missing = [file for file in files if not file.is_file()]
+        files = {name: find_file(self.images, name) for name in images_of(messages)}
+        missing = [name for name, file in files.items() if file is None]
         if missing:
-            raise ValueError(f"no image file at {missing[0]}")
-        return Conversation(messages, [file.read_bytes() for file in files], {})
+            raise ValueError(f"no image file at {self.images / missing[0]}")
+        return Conversation(messages, [files[name].read_bytes() for name in images_of(messages)], {})
 
     def captioned(self, image: bytes, name: str, caption: str) -> Conversation:
         """An image and its caption, as the task has it."""
@@ -196,6 +201,7 @@ class Captions(Reader):
         if not self.path.is_dir():
             raise ValueError(f"no folder {self.path}")
         self.folder = Folder(self.path)
+        self.notes = self.folder.notes
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -205,7 +211,7 @@ class Captions(Reader):
 
     def read(self, index: int) -> Conversation:
         file = self.folder.files[index]
-        return self.captioned(file.read_bytes(), file.name, self.folder[index].caption)
+        return self.captioned(file.read_bytes(), file.name, self.folder.caption(index)[0])
 
 
 class JsonLines(Reader):
@@ -215,7 +221,9 @@ class JsonLines(Reader):
         self.lines, start = [], 0  # (number, offset): the file may be larger than memory
         with _existing(self.path).open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if line.strip():
+                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise ValueError(f"{self.path} is UTF-16 text: save it as UTF-8")
+                if line.removeprefix(codecs.BOM_UTF8).strip():
                     self.lines.append((number, start))
                 start += len(line)
 
@@ -228,7 +236,7 @@ class JsonLines(Reader):
     def read(self, index: int) -> Conversation:
         with self.path.open("rb") as file:
             file.seek(self.lines[index][1])
-            return self.with_files(checked(json.loads(file.readline())["messages"]))
+            return self.with_files(checked(json.loads(decode(file.readline(), "the line"))["messages"]))
 
 
 class Llava(Reader):
@@ -237,8 +245,8 @@ class Llava(Reader):
 
     def open(self) -> None:
         try:
-            self.records = json.loads(_existing(self.path).read_bytes())
-        except ValueError as error:
+            self.records = json.loads(read_text(_existing(self.path)))
+        except json.JSONDecodeError as error:
             raise ValueError(f"{self.path} is no JSON: {error}") from error
         if not isinstance(self.records, list):
             raise ValueError(f"{self.path} is no list of conversations; lines of JSON are --format messages")
@@ -272,7 +280,7 @@ def _llava_parts(text: str) -> list[dict[str, str]]:
 
 class SavedDataset(Reader):
     """A dataset of Hugging Face's `datasets`, saved to disk. Columns are `messages` and, where they show any, `images`
-    in order of appearance; or `image` and its `caption` or `text`."""
+    in order of appearance, or one `image`; or `image` and its `caption` or `text`, or a list of them."""
 
     def open(self) -> None:
         try:
@@ -299,8 +307,9 @@ class SavedDataset(Reader):
     def read(self, index: int) -> Conversation:
         row = self.rows[index : index + 1].to_pylist()[0]
         if self.text != "messages":
-            return self.captioned(_content(row["image"]), "image", row[self.text])
-        images = [_content(image) for image in row.get("images") or []]
+            return self.captioned(_content(row["image"]), "image", pick_caption(row[self.text], self.name(index)))
+        column = row.get("images") or [row.get("image")]
+        images = [_content(image) for image in column if image is not None]
         for message in row["messages"]:
             for part in message["content"] if isinstance(message["content"], list) else []:
                 if part["type"] == "image":

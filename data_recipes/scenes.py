@@ -230,7 +230,6 @@ class World:
         self.size = size
         if size < 32:
             raise ValueError(f"size {size} is too small for up to four things; the least is 32")
-        art.glyph(artwork, CLASSES[0])  # a missing font is reported here, not in a data loader
 
     def scene(self, seed: int, split: str = "train", skill: str | None = None) -> Scene:
         """The scene of this seed: in "train" without any held-out combination, in "held_out" with one."""
@@ -264,6 +263,20 @@ class World:
             word = rng.choice(RELATIONS)
         things = self._place(rng, names, colors, word)
         return Scene(skill, things, self._background(rng, things), self.size)
+
+    def again(self, scene: Scene, seed: int, split: str = "train") -> Scene:
+        """Another scene of the same things, placed anew: of two, with the relation they had. In "train" it shows no
+        held-out combination, if `scene` shows none."""
+        rng = random.Random(f"again {scene} {seed}")
+        names, colors = [t.name for t in scene.things], [t.color for t in scene.things]
+        word = relation(*scene.things) if len(scene.things) == 2 else None
+        while True:
+            things = self._place(rng, names, colors, word)
+            if split != "train" or not any(map(is_held_out, combinations(things))):
+                break
+        # Three classes or more may leave no other background than the one they have.
+        background = scene.background if len({t.name for t in things}) > 2 else self._background(rng, things)
+        return Scene(scene.skill, things, background, self.size)
 
     def render(self, scene: Scene) -> Image.Image:
         image = paint(scene.background, scene.size)

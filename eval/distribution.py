@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from data_recipes.files import read_lines, read_text
 from tokenizer.transform import load_image
 from tokenizer.weights import efficientnet_lite0, load_frozen, read_weights
 
@@ -254,10 +255,10 @@ def read_prompts(folder: Path, file: Path | None) -> dict[Path, str]:
     known: dict[str, str] = {}
     try:
         if file and file.suffix == ".jsonl":
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            rows = [json.loads(line) for line in read_lines(file) if line.strip()]
             known = {row["file"]: row["prompt"] for row in rows}
         elif file:
-            known = {id: entry["prompt"] for id, entry in json.loads(file.read_text(encoding="utf-8")).items()}
+            known = {id: entry["prompt"] for id, entry in json.loads(read_text(file)).items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{file} holds no prompts by file or id: {error!r}") from error
     prompts = {}

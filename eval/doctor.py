@@ -16,7 +16,6 @@ import torch
 from packaging.requirements import Requirement
 from PIL import Image, ImageDraw
 
-from data_recipes.artwork import find_font
 from mllm import Mllm, Processor, generate_images, generate_texts
 from mllm.decode.sampling import Picker, Sampling
 from mllm.decode.stream import Stream
@@ -43,17 +42,27 @@ class Patient(NamedTuple):
 
 
 def examine(name: str, load: Callable[[str], tuple[Mllm, Processor]]) -> Iterator[Check]:
-    """Load a model and try it. What a check raises is what it found; without a model there is nothing to try."""
-    patient = None
+    """The installed versions, then a model: load it and try it. Without a model there is nothing to try."""
+    yield attempt("versions", versions)
+    try:
+        patient = Patient(name, *load(name))
+    except Exception as error:  # whatever a broken model leads to
+        yield Check("loads", False, one_line(error))
+        return
     for title, run in CHECKS.items():
-        try:
-            if patient is None:
-                patient = Patient(name, *load(name))
-            yield Check(title, True, run(patient))
-        except Exception as error:  # whatever a broken model leads to
-            yield Check(title, False, " ".join(str(error).split()) or type(error).__name__)
-        if patient is None:
-            return
+        yield attempt(title, run, patient)
+
+
+def attempt(title: str, run: Callable[..., str], *args: Patient) -> Check:
+    """What a check raises is what it found."""
+    try:
+        return Check(title, True, run(*args))
+    except Exception as error:
+        return Check(title, False, one_line(error))
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def loads(patient: Patient) -> str:
@@ -88,9 +97,12 @@ def reconstructs(patient: Patient) -> str:
 
 
 def answers(patient: Patient) -> str:
+    return repr(generate_texts(patient.model, patient.processor, [question(patient)], max_new_tokens=16)[0])
+
+
+def question(patient: Patient) -> list[dict]:
     image = sample_image(patient.model.image_tokenizer.config.image_size)
-    chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]
-    return repr(generate_texts(patient.model, patient.processor, [chat], max_new_tokens=16)[0])
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]
 
 
 def draws(patient: Patient) -> str:
@@ -100,6 +112,34 @@ def draws(patient: Patient) -> str:
     if alone.tobytes() != batch[1].tobytes():
         raise ValueError("a seed gives another image in a batch than alone")
     return f"{alone.width} x {alone.height} pixels"
+
+
+@torch.no_grad()
+def forwards(patient: Patient) -> str:
+    """transformers' way in: a question about an image, without labels."""
+    _, model, processor = patient
+    batch = processor.collate([processor.encode(question(patient))], model.image_tokenizer)
+    logits_BTS = model(input_ids=batch.input_ids.to(model.device), codes=batch.codes.to(model.device)).logits
+    if not logits_BTS.isfinite().all():
+        raise ValueError("logits that are not finite")
+    return f"logits of shape {tuple(logits_BTS.shape)}"
+
+
+@torch.no_grad()
+def generates(patient: Patient) -> str:
+    """transformers' generate: each id is the likeliest by `forward`, without a cache."""
+    _, model, processor = patient
+    chat = [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
+    ids_BT = processor.collate([processor.encode(chat)]).input_ids.to(model.device)
+    start = ids_BT.shape[1]
+    ids_T = model.generate(ids_BT, max_new_tokens=8, do_sample=False, pad_token_id=processor.pad_id)[0]
+    drawn = (ids_T[start:] == processor.boi_id).nonzero()  # from where on ids need codes
+    new_T = ids_T[start : start + int(drawn[0, 0]) if len(drawn) else None]
+    logits_TS = model(input_ids=ids_T[None, : start + len(new_T)]).logits[0, start - 1 : -1].float()
+    short_T = logits_TS.amax(-1) - logits_TS.gather(-1, new_T[:, None])[:, 0]
+    if (short_T > TOLERANCE * logits_TS.abs().max()).any():
+        raise ValueError(f"of the ids {new_T.tolist()}, some are not the likeliest by forward")
+    return f"{len(new_T)} ids agree with forward"
 
 
 def prefills(patient: Patient) -> str:
@@ -154,6 +194,8 @@ CHECKS = {
     "reconstructs an image": reconstructs,
     "answers a question": answers,
     "draws": draws,
+    "forward": forwards,
+    "generate": generates,
     "prefill equals step by step": prefills,
     "cached equals uncached": caches,
 }
@@ -175,22 +217,46 @@ def environment() -> dict[str, str]:
     }
 
 
+def versions() -> str:
+    """What is installed fits the ranges of requirements.txt, and how much of it is what requirements.lock has."""
+    wrong = [
+        f"{requirement.name} {installed(requirement)}, which must be {requirement.specifier} ({reason})"
+        for requirement, reason in requirements().items()
+        if installed(requirement) and not fits(requirement)
+    ]
+    if wrong:
+        raise ValueError(f"{'; '.join(wrong)}: pip install -c requirements.lock PACKAGE installs the tested version")
+    locked = [one for one in lock() if installed(one)]
+    others = [one for one in locked if not fits(one)]
+    return f"{len(locked) - len(others)} of {len(locked)} packages as in requirements.lock" + "".join(
+        f", {one.name} {installed(one)} {one.specifier}" for one in others
+    )
+
+
 def missing() -> dict[str, str]:
-    """{what is not installed, or too old: what for}, of requirements.txt and the font of the scenes world."""
-    lacking = {}
-    for line in REQUIREMENTS.read_text().splitlines():
-        wanted, mark, reason = line.partition("  # ")
-        if mark and not installed(Requirement(wanted.removeprefix("# "))):
-            lacking[wanted.removeprefix("# ")] = reason
-    try:
-        find_font()
-    except ValueError as error:
-        lacking[str(error)] = "artwork of the scenes world"
-    return lacking
+    """{what is not installed: what for}, of requirements.txt."""
+    return {str(requirement): reason for requirement, reason in requirements().items() if not installed(requirement)}
 
 
-def installed(requirement: Requirement) -> bool:
+def requirements() -> dict[Requirement, str]:
+    """{requirement: what for}."""
+    lines = (line.partition("  # ") for line in REQUIREMENTS.read_text().splitlines())
+    return {Requirement(wanted): reason for wanted, mark, reason in lines if mark}
+
+
+def lock() -> list[Requirement]:
+    """What requirements.lock pins for this Python and system."""
+    lines = (line.partition("#")[0].strip() for line in REQUIREMENTS.with_suffix(".lock").read_text().splitlines())
+    pinned = [Requirement(line) for line in lines if line]
+    return [one for one in pinned if one.marker is None or one.marker.evaluate()]
+
+
+def installed(requirement: Requirement) -> str | None:
     try:
-        return requirement.specifier.contains(version(requirement.name), prereleases=True)
+        return version(requirement.name)
     except PackageNotFoundError:
-        return False
+        return None
+
+
+def fits(requirement: Requirement) -> bool:
+    return requirement.specifier.contains(installed(requirement), prereleases=True)

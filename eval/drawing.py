@@ -15,6 +15,7 @@ from typing import NamedTuple
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from data_recipes.files import read_text
 from mllm import Mllm, Processor, generate_images
 from mllm.decode.program import start_drawing
 from mllm.decode.sampling import DrawingOptions
@@ -88,7 +89,7 @@ def geneval_pictures(records: Iterable[tuple[int, dict]], settings: Settings) ->
 def plan_dpg(prompts: Path, settings: Settings) -> list[Picture]:
     """`images/NAME.png`, a prompt's images as one grid; github TencentQQGYLab/ELLA, whose folder dpg_bench/prompts
     `prompts` is: NAME.txt for each prompt."""
-    texts = {file.stem: file.read_text(encoding="utf-8", errors="replace") for file in sorted(prompts.glob("*.txt"))}
+    texts = {file.stem: read_text(file) for file in sorted(prompts.glob("*.txt"))}
     if not texts:
         raise ValueError(f"{prompts} holds no prompts (*.txt): give the folder dpg_bench/prompts of ELLA")
     samples = range(settings.images_per_prompt)
@@ -101,7 +102,7 @@ def plan_dpg(prompts: Path, settings: Settings) -> list[Picture]:
 def plan_entries(name: str, prompts: Path, settings: Settings) -> list[Picture]:
     """One image a prompt, from a JSON file {id: {"prompt": ...}}; `name` may use the entry's other fields, too."""
     try:
-        entries = json.loads(prompts.read_text(encoding="utf-8"))
+        entries = json.loads(read_text(prompts))
         files = {name.format(**entry, id=id): str(entry["prompt"]) for id, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{prompts} is no JSON file with prompts by id, as {name} needs it: {error!r}") from error
@@ -212,8 +213,8 @@ def save_grids(folder: Path, pictures: Sequence[Picture]) -> None:
         files = [folder / picture.file for picture in pictures if picture.number == number]
         grid = files[0].parents[1] / "grid.png"
         if not grid.is_file() and all(file.is_file() for file in files):
-            with suppress(OSError):  # scoring tells of damaged images
-                save(grid, in_grid([Image.open(file) for file in files]), {})
+            with suppress(ValueError):  # scoring tells of damaged images
+                save(grid, in_grid([load_image(file) for file in files]), {})
 
 
 def in_batches(items: Sequence, size: int) -> list[Sequence]:

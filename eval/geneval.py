@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from data_recipes.files import read_lines
 from tokenizer.transform import load_image
 
 from .pieces import claimed, digest, origin, work_json
@@ -120,9 +121,8 @@ def _extent(box: list[float], axis: int) -> float:
 def load_records(path: str | Path) -> list[dict]:
     """The records of a GenEval metadata file, one JSON object a line."""
     try:
-        with open(path, encoding="utf-8") as lines:
-            records = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, json.JSONDecodeError) as error:
+        records = [json.loads(line) for line in read_lines(Path(path)) if line.strip()]
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read GenEval records from {path}: {error}") from error
     if not records or not all({"tag", "prompt", "include"} <= set(record) for record in records):
         raise ValueError(f"{path} has no GenEval records: each line needs tag, prompt and include")

@@ -10,6 +10,8 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib.metadata import packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,13 +135,24 @@ def gather(rows: list[dict]) -> list[dict]:
     return [row for part in parts for row in part]
 
 
+def what_lacks(error: ImportError) -> str:
+    """Is a package not there, or there in a version that does not fit?"""
+    module = (error.name or "lmms_eval").partition(".")[0]
+    if find_spec(module) is None:
+        return f"lmms-eval or a task of it lacks a package ({error}): pip install -e '.[eval]'"
+    packages = packages_distributions().get(module, [module])
+    found = " and ".join(f"{name} {version(name)}" for name in sorted({"lmms_eval", *packages}))
+    remedy = f"pip install -c requirements.lock {' '.join(packages)}"
+    return f"{found} do not fit together ({error}); for the tested versions: {remedy}"
+
+
 @contextmanager
 def one_clear_line() -> Iterator[None]:
     """ValueError for what is no mistake of ours: missing packages and data, tasks of another kind."""
     try:
         yield
     except ImportError as error:
-        raise ValueError(f"lmms-eval or a task of it lacks a package ({error}): pip install -e '.[eval]'") from error
+        raise ValueError(what_lacks(error)) from error
     except NotImplementedError as error:
         raise ValueError(f"a task asks for what the model cannot do: {error}") from error
     except AssertionError as error:

@@ -26,6 +26,7 @@ from mllm.decode.program import start_drawing
 from mllm.decode.sampling import DrawingOptions
 from mllm.decode.stream import check_length
 from mllm.templates import IGNORED
+from tokenizer.transform import load_image
 
 from .drawing import save
 from .pieces import device as own_device
@@ -275,7 +276,7 @@ def text_part(text: str) -> dict:
 def image_part(visual: Any, kind: str = "image") -> dict:
     """Of a PIL image or its file. Raises NotImplementedError for sound and video."""
     if kind == "image" and isinstance(visual, str):
-        visual = Image.open(visual)
+        visual = load_image(visual)
     if kind != "image" or not isinstance(visual, Image.Image):
         raise NotImplementedError(f"the model reads text and images, not {kind} ({type(visual).__name__})")
     visual.load()  # here a damaged file is found

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from data_recipes.files import read_lines
 from data_recipes.images import ImageSource
 from data_recipes.scenes import CAPTION_FORMS, CLASSES, a
 from mllm.text import contrastive_ids
@@ -70,12 +71,12 @@ def imagenet_classes() -> Classes:
 
 def read_classes(names_file: Path, templates_file: Path | None = None) -> Classes:
     """One a line. Raises ValueError for fewer than two names, and for a template that names no class."""
-    names = [name.replace("_", " ") for name in read_lines(names_file)]
+    names = [name.replace("_", " ") for name in filled_lines(names_file)]
     if len(names) < 2:
         raise ValueError(f"{names_file} holds {len(names)} class names, one a line: at least 2 are needed")
     if templates_file is None:
         return Classes(names)
-    templates = read_lines(templates_file)
+    templates = filled_lines(templates_file)
     for template in templates or [""]:
         try:
             named = "\0" in template.format("\0", a="\0")
@@ -86,13 +87,9 @@ def read_classes(names_file: Path, templates_file: Path | None = None) -> Classe
     return Classes(names, templates)
 
 
-def read_lines(file: Path) -> list[str]:
+def filled_lines(file: Path) -> list[str]:
     """Those that are not empty. Raises ValueError naming a file that is no text."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in read_lines(file) if line.strip()]
 
 
 def load_text_reader(config: ImageTokenizerConfig, name: str | Path) -> TextReader:

@@ -1,6 +1,12 @@
 """The unified model: codes and text in, text and codes out."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
 
 from .config import MllmConfig
 from .decode.run import generate_images, generate_text, generate_texts
@@ -11,6 +17,7 @@ from .processor import MllmProcessor
 AutoConfig.register("mllm", MllmConfig, exist_ok=True)
 AutoModel.register(MllmConfig, MllmForConditionalGeneration, exist_ok=True)
 AutoModelForImageTextToText.register(MllmConfig, MllmForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(MllmConfig, MllmForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(MllmConfig, MllmProcessor, exist_ok=True)
 
 Mllm = MllmForConditionalGeneration

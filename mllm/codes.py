@@ -94,16 +94,20 @@ class CodebookEmbedding(nn.Module):
         if quantized is not None:
             return self._project(quantized.features_NLQ, None)
         if cache is None:
-            return self._project(self.quantizer.decode(codes_NLK), None)
+            return self._project(_look_up(self.quantizer.entries(), codes_NLK), None)
         if not cache:  # normalising the codebooks takes longer than the rest of a step
             cache.update(entries=self.quantizer.entries(), attention={})
-        places = torch.arange(codes_NLK.shape[-1], device=codes_NLK.device)
-        features_NLQ = cache["entries"][places, codes_NLK].flatten(-2)
+        features_NLQ = _look_up(cache["entries"], codes_NLK)
         return self._project(features_NLQ, cache["attention"])
 
     def _project(self, features_NLQ: torch.Tensor, cache: dict | None) -> torch.Tensor:
         features_NLQ = features_NLQ.to(self.mm_projector[1].weight.dtype)
         return self.mm_projector(self.attn_projection(features_NLQ, cache))
+
+
+def _look_up(entries_KVq: torch.Tensor, codes_NLK: torch.Tensor) -> torch.Tensor:
+    """-> features_NLQ. Unlike `quantizer.decode`, it trusts the codes, and does not wait for the device."""
+    return entries_KVq[torch.arange(len(entries_KVq), device=codes_NLK.device), codes_NLK].flatten(-2)
 
 
 class DepthBlock(nn.Module):

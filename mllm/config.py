@@ -12,7 +12,8 @@ class MllmConfig(PretrainedConfig):
     ImageTokenizerConfig. `code_embedding` and `code_head` are keys of the dicts in `codes.py`, `code_head_args`
     the head's own sizes. `code_z_loss` weighs the squared largest logit of each code in the loss (UniTok: 5e-5).
     Asked to draw, the model first writes a plan of at most `plan_length` ids (0: it draws at once), text that the image
-    then follows, such as a layout (LayoutGPT, arXiv 2305.15393).
+    then follows, such as a layout (LayoutGPT, arXiv 2305.15393). With `tie_word_embeddings`, here or in `text_config`,
+    text is written with the weights that it is read with.
     """
 
     model_type = "mllm"
@@ -26,6 +27,7 @@ class MllmConfig(PretrainedConfig):
     code_head_args: dict | None = None
     code_z_loss: float = 0.0
     plan_length: int = 0
+    tie_word_embeddings: bool = False
     pad_token_id: int = 0
     image_token_id: int = 4
     boi_token_id: int = 5
@@ -36,6 +38,7 @@ class MllmConfig(PretrainedConfig):
             self.text_config = AutoConfig.for_model(**{"model_type": "llama", **self.text_config})
         elif self.text_config is None:
             self.text_config = LlamaConfig()
+        self.tie_word_embeddings |= self.text_config.tie_word_embeddings
         self.image_tokenizer = ImageTokenizerConfig(**(self.image_tokenizer or {})).to_dict()
         self.code_head_args = dict(self.code_head_args or {})
         super().__post_init__(**kwargs)

@@ -13,12 +13,12 @@ from safetensors import SafetensorError, safe_open
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 
 
-def find_model(name: str | Path) -> str:
-    """A folder as it is, a shipped model's name as its folder under `checkpoints/`; anything else must look like a hub
-    id ("owner/name"). Raises ValueError naming the models that are shipped."""
+def find_model(name: str | Path, file: str = "config.json", subfolder: str = "") -> str:
+    """A folder that has this file (in `subfolder`) as it is, a shipped model's name as its folder under `checkpoints/`;
+    anything else must look like a hub id ("owner/name"). Raises ValueError naming the models that are shipped."""
     if str(name) and Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise ValueError(f"{str(name)!r} is no model folder: it has no config.json")
+        if not (Path(name) / subfolder / file).is_file():
+            raise ValueError(f"{str(name)!r} is no model folder: it has no {Path(subfolder) / file}")
         return str(name)
     shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
     if str(name).rstrip("/") in shipped:
@@ -29,10 +29,11 @@ def find_model(name: str | Path) -> str:
 
 
 @contextmanager
-def loading(name: str | Path) -> Iterator[None]:
-    """Turn what loading raises into one ValueError that names the model. Damaged files are found before any is read."""
+def loading(name: str | Path | None) -> Iterator[None]:
+    """Turn what loading raises into one ValueError that names the model (None: nothing is read). Damaged files are
+    found before any is read."""
     try:
-        for path in sorted(Path(name).glob("*.safetensors")):
+        for path in sorted(Path(name).glob("*.safetensors")) if name else ():
             with safe_open(path, "pt") as file:
                 file.keys()
         yield

@@ -4,6 +4,7 @@ Shapes: B sequences, T positions (text and image together), N images in a batch 
 image, K sub-codebooks, V entries each, D backbone width, P image positions that carry loss.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple, torch_compilable_check
 
 from tokenizer import ImageTokenizer
 from tokenizer.quantizer import Quantized
@@ -25,11 +27,15 @@ from .folders import find_model, loading, unread
 
 # What transformers calls keys and values, as argument and in outputs: `past_key_values` before 5.24, `cache` since.
 CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("past_key_values", "cache"))
+# Arguments of a pass that have a row for each image, not for each sequence.
+OF_IMAGES = ("codes", "pixel_values", "is_target")
 
 
 @dataclass
 class MllmOutput(CausalLMOutputWithPast):
-    """Losses are sums over `text_count` text targets and `code_count` codes, so that a trainer can divide by counts
+    """transformers' fields, and ours.
+
+    Losses are sums over `text_count` text targets and `code_count` codes, so that a trainer can divide by counts
     of all its ranks and micro-batches; `loss` is the mean of this batch alone. `text_losses` and `code_losses` [P, K]
     are those of each target, to look at: without gradient, and without z-loss. With a `code_share`, the codes' losses
     are of the drawn positions, times how many positions each stands for: sums and counts estimate those of all."""
@@ -40,6 +46,14 @@ class MllmOutput(CausalLMOutputWithPast):
     code_count: torch.Tensor | None = None
     text_losses: torch.Tensor | None = None
     code_losses: torch.Tensor | None = None
+
+
+def _check(condition: torch.Tensor, message: Callable[[], str]) -> None:
+    """Raises ValueError; on an accelerator, which is not waited for, the assertion of a kernel says it later."""
+    if condition.device.type == "cpu" or torch.compiler.is_compiling():
+        torch_compilable_check(condition, message)
+    else:
+        torch._assert_async(condition)
 
 
 def _choose(choices: dict, what: str, name: str):
@@ -56,6 +70,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     input_modalities = ("image", "text")
     output_modalities = ("image", "text")
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # `loss` is a mean over this batch: a trainer that accumulates has to divide
     _supports_sdpa = _supports_flash_attn = True
     # Rounded weights would give other codes than those that the language model was trained on.
     _keep_in_fp32_modules_strict = ["image_tokenizer"]
@@ -70,18 +85,45 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.code_head = _choose(CODE_HEADS, "code_head", config.code_head)(
             dim, sizes.num_codebooks, sizes.codebook_size, **config.code_head_args
         )
+        inputs = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is inputs)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
+        # `generate` writes text: it ends where the model would begin to draw.
+        ends = self.generation_config.eos_token_id
+        self.generation_config.eos_token_id = [*([ends] if isinstance(ends, int) else ends or []), config.boi_token_id]
+        self.generation_config.pad_token_id = config.pad_token_id
+        if config.image_token_id >= 0:  # UniTok's is outside the vocabulary
+            self.generation_config.suppress_tokens = [config.image_token_id]
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> "MllmForConditionalGeneration":
-        """A shipped model's name ("scenes"), a folder, or a hub id. Raises ValueError, in one line, for unknown names,
-        damaged or missing files, and weights that do not fit the config."""
-        folder = find_model(name)
-        with loading(folder):
-            model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
-        wrong = [*info["missing_keys"], *info["unexpected_keys"], *(key[0] for key in info["mismatched_keys"])]
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """A shipped model's name ("scenes"), a folder, a hub id, or None with `config` and `state_dict`; all else as in
+        transformers. Raises ValueError, in one line, for unknown names, damaged or missing files, weights that are not
+        finite, and those that do not fit the config, unless `output_loading_info` asks for (model, what did not fit).
+        """
+        source = pretrained_model_name_or_path
+        source = source if source is None else find_model(source, "config.json", kwargs.get("subfolder", ""))
+        with loading(source):
+            model, info = super().from_pretrained(
+                source, *args, output_loading_info=True, ignore_mismatched_sizes=ignore_mismatched_sizes, **kwargs
+            )
+        mismatched = [] if ignore_mismatched_sizes else [key[0] for key in info["mismatched_keys"]]
+        wrong = sorted([*info["missing_keys"], *info["unexpected_keys"], *mismatched])
+        if output_loading_info:
+            return model, info
         if wrong:
-            raise ValueError(f"{name}: weights and config disagree on {len(wrong)} tensors, e.g. {sorted(wrong)[0]}")
+            raise ValueError(f"{source}: weights and config disagree on {len(wrong)} tensors, e.g. {wrong[0]}")
+        for name, weight in model.named_parameters():
+            if weight.is_floating_point() and not weight.is_meta and not bool(weight.isfinite().all()):
+                raise ValueError(f"{source}: the tensor {name} has values that are not finite: the weights are damaged")
         return model
 
     @staticmethod
@@ -97,8 +139,16 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not any(module is part for part in self.image_tokenizer.modules()):
             super()._init_weights(module)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the language model: the image tokenizer computes in float32 beside any."""
+        return self.backbone.dtype
+
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
 
     def embed(
         self, ids_BT: torch.Tensor, codes_NLK: torch.Tensor | None = None, quantized: Quantized | None = None
@@ -109,16 +159,25 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # The placeholder need not be in the vocabulary: the released UniTok model uses -200.
         x_BTD = self.get_input_embeddings()(ids_BT.masked_fill(slots_BT, self.config.pad_token_id))
         given = 0 if codes_NLK is None else codes_NLK.shape[0] * codes_NLK.shape[1]
-        if int(slots_BT.sum()) != given:
-            raise ValueError(f"{int(slots_BT.sum())} image positions in the text, codes given for {given}")
+        asked = slots_BT.sum()
+        _check(asked == given, lambda: f"{int(asked)} image positions in the text, codes given for {given}")
         if not given:
             if self.training and torch.is_grad_enabled():  # every rank must run every module: see `code_loss`
                 K = self.config.image_tokenizer["num_codebooks"]
                 x_BTD = x_BTD + 0.0 * self.code_embed(ids_BT.new_zeros(1, 1, K)).sum()
             return x_BTD
+        self._check_codes(codes_NLK)
         embeds_NLD = self.code_embed(codes_NLK, quantized=quantized)
         return x_BTD.masked_scatter(slots_BT[..., None], embeds_NLD.to(x_BTD.dtype))
 
+    def _check_codes(self, codes_NLK: torch.Tensor) -> None:
+        K, V = (self.config.image_tokenizer[name] for name in ("num_codebooks", "codebook_size"))
+        if codes_NLK.dim() != 3 or codes_NLK.shape[-1] != K:
+            raise ValueError(f"codes of shape {tuple(codes_NLK.shape)}, not [images, positions, {K} sub-codebooks]")
+        inside = (codes_NLK >= 0) & (codes_NLK < V)
+        _check(inside.all(), lambda: f"code {int(codes_NLK[~inside][0])}: the codebooks have 0..{V - 1}")
+
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -129,18 +188,20 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
         code_weight: float = 1.0,
         code_share: float = 1.0,
-        pixels: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> MllmOutput:
-        """With `labels` [B, T] (-100: ignored), losses; without, `logits` [B, T, S] of the last `logits_to_keep`
-        positions (0: all). `codes` are codes_NLK, or come from `pixels` [N, 3, H, W]; `is_target` [N] says which images
-        are to be drawn, not read. `code_share`: of the positions that carry loss, those whose codes the head predicts,
-        drawn by torch's generator."""
-        if pixels is not None:
-            codes = self.image_tokenizer.encode(pixels)
+        """With `labels` [B, T] (-100: ignored), losses, and outside of training `logits` [B, T, S], too; without, only
+        `logits`, of the last `logits_to_keep` positions (0: all; or the places of those to keep). `codes` are
+        codes_NLK, or come from `pixel_values` [N, 3, H, W] in [-1, 1]; `is_target` [N] says which images are to be
+        drawn, not read. `code_share`: of the positions that carry loss, those whose codes the head predicts, drawn by
+        torch's generator. All else, such as keys and values, is for the backbone. Raises ValueError where images and
+        placeholders disagree, and for codes outside the codebooks."""
+        if pixel_values is not None:
+            codes = self.image_tokenizer.encode(pixel_values)
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, codes)
         output = self.backbone(
@@ -151,23 +212,49 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         h_BTD = output.last_hidden_state
+        result = {CACHE: output.get(CACHE), "hidden_states": output.hidden_states, "attentions": output.attentions}
+        if labels is None or not self.training:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            result["logits"] = self.lm_head(h_BTD[:, kept])
         if labels is None:
-            logits = self.lm_head(h_BTD[:, -logits_to_keep:])
-            return MllmOutput(logits=logits, **{CACHE: output.get(CACHE)})
+            return MllmOutput(**result)
         text_losses = self.text_losses(h_BTD, labels)
         code_loss, code_losses_PK = self.code_loss(h_BTD, input_ids, codes, is_target, code_share)
-        text_loss = text_losses.sum()
-        n_codes = 0 if codes is None or is_target is None else int(is_target.sum()) * codes[0].numel()
-        counts = [torch.tensor(count, device=h_BTD.device) for count in (text_losses.numel(), n_codes)]
+        text_loss, text_count = text_losses.sum(), torch.tensor(text_losses.numel(), device=h_BTD.device)
+        code_count = torch.zeros_like(text_count)
+        if codes is not None and is_target is not None:
+            code_count = is_target.sum() * codes[0].numel()
         return MllmOutput(
-            loss=(text_loss + code_weight * code_loss) / sum(counts).clamp(min=1),
+            **result,
+            loss=(text_loss + code_weight * code_loss) / (text_count + code_count).clamp(min=1),
             text_loss=text_loss,
-            text_count=counts[0],
+            text_count=text_count,
             code_loss=code_loss,
-            code_count=counts[1],
+            code_count=code_count,
             text_losses=text_losses.detach(),
             code_losses=code_losses_PK.detach(),
         )
+
+    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> dict:
+        """transformers': images are read with the prompt; later, keys and values stand for them."""
+        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            inputs = {name: value for name, value in inputs.items() if name not in OF_IMAGES}
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
+    ) -> tuple[Any, dict]:
+        """transformers', for several answers to each sequence: all images of a sequence are repeated together."""
+        images = {name: kwargs.pop(name) for name in OF_IMAGES if kwargs.get(name) is not None}
+        if images and expand_size > 1:
+            slots_B = (input_ids == self.config.image_token_id).sum(1)
+            count = len(next(iter(images.values())))
+            places = torch.arange(count).split((slots_B // (slots_B.sum() // count)).tolist())
+            order = torch.cat([place.repeat(expand_size) for place in places])
+            images = {name: value[order.to(value.device)] for name, value in images.items()}
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, {**kwargs, **images}
 
     def text_logits(self, h_BD: torch.Tensor) -> torch.Tensor:
         """-> [B, S] for what is written next: anything but the placeholder of images."""

@@ -3,23 +3,32 @@
 Shapes: B sequences, T positions, N images in order of appearance, L positions an image, K sub-codebooks.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import load_image as fetch_image
+from transformers.processing_utils import ProcessingKwargs
 
 from .folders import find_model, loading
-from .templates import IGNORED, TEMPLATES, Sample
-from .text import text_ids
+from .templates import IGNORED, TEMPLATES, Sample, Template, as_image
+from .text import IMAGE, text_ids
+
+# Before a control token it says: a user's letters. Unicode keeps this code point out of text.
+LETTERS = "\ufdd0"
 
 
 @dataclass
 class Batch:
-    """What `MllmForConditionalGeneration.forward` takes: `model(**vars(batch))`. Images are `codes` or `pixels`.
+    """What `MllmForConditionalGeneration.forward` takes: `model(**vars(batch))`. Images are `codes` or `pixel_values`.
 
     Packed rows have `position_ids` that begin at 0 with every sample, and no `attention_mask`: from these two, and
     without a cache, transformers makes attention stay within a sample. Flash attention sees it only in a batch of one.
@@ -32,14 +41,37 @@ class Batch:
     codes: torch.Tensor | None
     is_target: torch.Tensor
     position_ids: torch.Tensor | None = None
-    pixels: torch.Tensor | None = None
+    pixel_values: torch.Tensor | None = None
+
+
+class MllmImageProcessor(BaseImageProcessor):
+    """Images as the image tokenizer is to see them, by the template of the processor that it is part of."""
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(self, template: Template):
+        super().__init__()
+        self.size = {"height": template.image_size, "width": template.image_size}
+        self._template = template
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **_: Any) -> BatchFeature:
+        """Images of any kind, nested or not, -> `pixel_values` [N, 3, H, W] in [-1, 1]. Raises ValueError, in one line,
+        for what is no image."""
+        pixels = [x if torch.is_tensor(x) else self._template.pixels(x) for x in flat_images(images)]
+        return BatchFeature({"pixel_values": [x.float().numpy() for x in pixels]}, tensor_type=return_tensors)
 
 
 class MllmProcessor(ProcessorMixin):
-    """Turns chats into ids and back, by one of the `TEMPLATES`."""
+    """Turns chats into ids and back, by one of the `TEMPLATES`: with `encode` and `collate`, or as transformers'
+    processors do, with a call and `apply_chat_template`.
+
+    `resize_ratio` and `interpolation` are those of the image tokenizer's config. `chat_template`, in Jinja, is the
+    template's, if not given.
+    """
 
     attributes = ["tokenizer"]
     tokenizer_class = "AutoTokenizer"
+    image_token = IMAGE
 
     def __init__(
         self,
@@ -47,12 +79,17 @@ class MllmProcessor(ProcessorMixin):
         num_positions: int = 64,
         image_size: int = 128,
         template: str = "mllm",
+        resize_ratio: float = 1.0,
+        interpolation: str = "bicubic",
+        chat_template: str | dict[str, str] | None = None,
     ):
-        super().__init__(tokenizer)
         if template not in TEMPLATES:
             raise ValueError(f"unknown template {template!r}; known: {', '.join(TEMPLATES)}")
+        self._template = TEMPLATES[template](tokenizer, num_positions, image_size, resize_ratio, interpolation)
+        super().__init__(tokenizer, chat_template=chat_template or self._template.chat_template)
         self.num_positions, self.image_size, self.template = num_positions, image_size, template
-        self._template = TEMPLATES[template](tokenizer, num_positions, image_size)
+        self.resize_ratio, self.interpolation = resize_ratio, interpolation
+        self.image_processor = MllmImageProcessor(self._template)
         self.preparation = self._template.preparation
         self.bos_id, self.eos_id, self.pad_id = self._template.bos_id, self._template.eos_id, self._template.pad_id
         self.image_id, self.boi_id, self.eoi_id = (
@@ -60,13 +97,117 @@ class MllmProcessor(ProcessorMixin):
             self._template.boi_id,
             self._template.eoi_id,
         )
+        self._control = self._template.control_ids()
+        self._marked = re.compile(f"({LETTERS}?(?:{'|'.join(map(re.escape, [IMAGE, *self._control]))}))")
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> "MllmProcessor":
-        """Takes what `Mllm.from_pretrained` takes, and raises as it does."""
-        folder = find_model(name)
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> "MllmProcessor":
+        """Takes what `Mllm.from_pretrained` takes, or a folder with a processor alone, and raises as it does."""
+        folder = find_model(pretrained_model_name_or_path, "processor_config.json", kwargs.get("subfolder", ""))
         with loading(folder):
             return super().from_pretrained(folder, *args, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+
+    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
+        """As transformers' processors: `input_ids` and `attention_mask`, padded on the left if `padding` asks for it,
+        and `pixel_values` (`codes`, where images are codes_LK). Each "<image>" in the text is one of the images, and
+        becomes L placeholders; without images, it is letters. Control tokens of a chat are recognised, so that text of
+        users should come by `apply_chat_template`, where all that they write is letters.
+
+        Raises ValueError if there is nothing, if images and "<image>" differ in number, and if truncation would cut an
+        image.
+        """
+        if images is None and text is None:
+            raise ValueError("nothing to process: give text, images or both")
+        options = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        options, return_tensors = options["text_kwargs"], options["text_kwargs"].get("return_tensors")
+        found = None if images is None else list(flat_images(images))
+        result: dict[str, Any] = {}
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            result |= self._text_inputs(texts, found, **options)
+        if found and torch.is_tensor(found[0]) and not found[0].is_floating_point():
+            result["codes"] = [codes_LK.numpy() for codes_LK in found]
+        elif found:
+            result |= self.image_processor(found)
+        return BatchFeature(result, tensor_type=return_tensors)
+
+    def _text_inputs(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Any] | None,
+        padding: bool | str = False,
+        padding_side: str | None = "left",  # where `generate` wants it
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        rows = [self._ids(text, shown=images is not None) for text in texts]
+        asked, given = sum(ids.count(None) for ids in rows), len(images or ())
+        if asked != given:
+            raise ValueError(
+                f"{asked} {IMAGE} tokens in the prompts should be the same as the number of images, which is {given}: "
+                f"write {IMAGE} where each image stands, or use apply_chat_template"
+            )
+        for place, row in enumerate(rows):
+            ids = [id for one in row for id in (self._template.shown_ids() if one is None else [one])]
+            rows[place] = ids[:max_length] if truncation and max_length else ids
+            if rows[place].count(self.image_id) != ids.count(self.image_id):
+                raise ValueError(f"max_length {max_length} cuts an image of {self.num_positions} positions: raise it")
+        return self.tokenizer.pad(
+            {"input_ids": rows},
+            padding=padding,
+            max_length=max_length,
+            padding_side=padding_side,
+            pad_to_multiple_of=pad_to_multiple_of,
+        )
+
+    def _ids(self, text: str, shown: bool) -> list[int | None]:
+        """Ids of text with control tokens; None for each image that is `shown`. Only `text_ids` tokenizes words: what
+        transformers' tokenizers take for a token is a state that threads share."""
+        ids: list[int | None] = []
+        words = ""
+        for piece in [*self._marked.split(text), ""]:
+            is_token = piece in self._control or (piece == IMAGE and shown)
+            if not is_token:
+                words += piece.removeprefix(LETTERS) if self._marked.fullmatch(piece) else piece
+            if words and (is_token or piece == ""):
+                ids += self._template.text_ids(words)
+                words = ""
+            if is_token:
+                ids.append(self._control.get(piece))
+        return ids
+
+    def apply_chat_template(
+        self, conversation: Sequence[Any], chat_template: str | None = None, tokenize: bool = False, **kwargs: Any
+    ) -> Any:
+        """transformers' own. With `tokenize`, all that is written in messages is letters, "<image>" included; in the
+        text that comes without it, such letters are not told from tokens."""
+        kwargs.pop("sanitize_control_tokens", None)  # newer versions' name for that, off by default
+        if tokenize:
+            conversation = self._as_letters(conversation)
+        return super().apply_chat_template(conversation, chat_template, tokenize=tokenize, **kwargs)
+
+    def _as_letters(self, part: Any) -> Any:
+        """A conversation, or a part of one, with control tokens in its texts marked as letters."""
+        if isinstance(part, list | tuple):
+            return [self._as_letters(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        return {
+            name: self._marked.sub(lambda match: LETTERS + match[0].removeprefix(LETTERS), value)
+            if isinstance(value, str) and name in ("text", "content")
+            else self._as_letters(value)
+            for name, value in part.items()
+        }
+
+    def post_process_image_text_to_text(self, generated_outputs: Any, *_: Any, **__: Any) -> list[str]:
+        """The texts among rows of ids, for pipelines."""
+        return [self.decode(ids) for ids in generated_outputs]
 
     def encode(self, messages: Sequence[dict[str, Any]], open_answer: bool = True) -> Sample:
         """A chat as one sequence; assistant turns are targets. `open_answer` ends it where the next answer begins.
@@ -159,6 +300,29 @@ def pack_rows(samples: Sequence[Sample], length: int) -> list[list[Sample]]:
         if max(full) <= length:
             break
     return rows
+
+
+def flat_images(images: Any) -> Iterator[Image.Image | torch.Tensor]:
+    """Images, nested or not: PIL images; paths, addresses and arrays as such; pixels [3, H, W] and codes_LK as they
+    are. Raises ValueError, in one line, for anything else."""
+    if isinstance(images, list | tuple):
+        for one in images:
+            yield from flat_images(one)
+        return
+    if torch.is_tensor(images) and images.dim() > 3 or isinstance(images, np.ndarray) and images.ndim > 3:
+        yield from flat_images(list(images))
+        return
+    if isinstance(images, str) and not Path(images).is_file() and re.match(r"https?:|data:", images):
+        try:
+            images = fetch_image(images)
+        except Exception as error:  # of the network, of base64, of Pillow
+            raise ValueError(f"cannot read {images[:80]} as an image: {' '.join(str(error).split())}") from error
+    image = as_image(images)
+    if isinstance(image, np.ndarray) or torch.is_tensor(image) and image.dtype == torch.uint8:
+        image = to_pil_image(image)
+    if not isinstance(image, Image.Image) and not torch.is_tensor(image):
+        raise ValueError(f"{image!r} is no image: give a PIL image, a path, pixels or codes")
+    yield image
 
 
 def as_codes(images: Sequence[Image.Image | torch.Tensor], image_tokenizer) -> torch.Tensor | None:

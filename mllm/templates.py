@@ -7,13 +7,14 @@ Shapes: L positions an image, K sub-codebooks.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from tokenizer.transform import pad_to_square, to_pixels
+from tokenizer.transform import load_image, pad_to_square, to_pixels
 
 from .text import BEGIN_IMAGE, END_IMAGE, IMAGE, PAD, SPECIAL_TOKENS, UNCONDITIONAL, text_ids
 
@@ -63,10 +64,50 @@ def join(chats: Sequence[Sample]) -> Sample:
     return joined
 
 
+# What the Jinja templates have in common, for transformers' `apply_chat_template`. There is no system turn: its text
+# opens the user's.
+JINJA = """\
+{%- set opening = namespace(text='') -%}
+{%- for message in messages -%}
+    {%- set content = message.content -%}
+    {%- set parts = [{'type': 'text', 'text': content}] if content is string else content -%}
+    {%- if message.role == 'system' -%}
+        {%- for part in parts -%}
+            {%- set opening.text = opening.text + part.text + '\\n' -%}
+        {%- endfor -%}
+    {%- elif message.role not in ['user', 'assistant'] -%}
+        {{- raise_exception('unknown role ' + message.role + '; known: system, user, assistant') -}}
+    {%- else -%}
+        {{- START -}}
+        {%- if message.role == 'user' -%}
+            {{- opening.text -}}
+            {%- set opening.text = '' -%}
+        {%- endif -%}
+        {%- for part in parts -%}
+            {{- IMAGE if part.type == 'image' else part.text -}}
+        {%- endfor -%}
+        {{- END -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- OPEN -}}
+{%- endif -%}
+"""
+
+
+def jinja(before: str, start: str, image: str, end: str, open: str) -> str:
+    """A Jinja template of the Jinja expressions for what stands before all, at the start and the end of a turn, for
+    an image, and where an answer is to begin."""
+    turns = JINJA.replace("START", start).replace("IMAGE", image).replace("END", end).replace("OPEN", open)
+    return f"{{{{- {before} -}}}}\n{turns}"
+
+
 class Template(ABC):
-    """A sub-class names the pieces its text tokenizer must have, sets the six ids, and writes chats and requests."""
+    """A sub-class names the pieces its text tokenizer must have, sets the six ids, writes chats and requests, and says
+    the same of chats in Jinja, `chat_template`, where IMAGE stands for an image."""
 
     preparation = "mllm"  # of images: what codes must have been made by
+    chat_template: str
     needs: tuple[str, ...]
     advice: str
     bos_id: int
@@ -76,12 +117,20 @@ class Template(ABC):
     boi_id: int
     eoi_id: int
 
-    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, num_positions: int, image_size: int):
+    def __init__(
+        self,
+        text_tokenizer: PreTrainedTokenizerBase,
+        num_positions: int,
+        image_size: int,
+        resize_ratio: float = 1.0,
+        interpolation: str = "bicubic",
+    ):
         known = text_tokenizer.get_vocab()
         missing = [piece for piece in self.needs if piece not in known]
         if missing:
             raise ValueError(f"the text tokenizer has no {', '.join(missing)}: {self.advice}")
         self.text_tokenizer, self.num_positions, self.image_size = text_tokenizer, num_positions, image_size
+        self.resize_ratio, self.interpolation = resize_ratio, interpolation
         self.bos_id, self.eos_id = text_tokenizer.bos_token_id, text_tokenizer.eos_token_id
 
     @abstractmethod
@@ -110,6 +159,23 @@ class Template(ABC):
         sample.add([self.bos_id, *self.request(prompt)])
         return sample
 
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of words between control tokens."""
+        return text_ids(self.text_tokenizer, text)
+
+    def control_ids(self) -> dict[str, int]:
+        """The tokens that the text of `chat_template` may have, but those of images."""
+        special = zip(self.text_tokenizer.all_special_tokens, self.text_tokenizer.all_special_ids, strict=True)
+        return {token: id for token, id in special if id not in (self.image_id, self.boi_id, self.eoi_id)}
+
+    def shown_ids(self) -> list[int]:
+        """What IMAGE in the text of `chat_template` stands for."""
+        return [self.boi_id, *[self.image_id] * self.num_positions, self.eoi_id]
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """[3, H, W], as the image tokenizer is to see it."""
+        return to_pixels(image, self.image_size, self.resize_ratio, self.interpolation)
+
     def add_image(self, sample: Sample, image: Any, target: bool) -> None:
         """Its L placeholders."""
         sample.add([self.image_id] * self.num_positions)
@@ -129,9 +195,16 @@ class MllmTemplate(Template):
 
     needs = SPECIAL_TOKENS
     advice = "train it with scripts.train_text_tokenizer"
+    chat_template = jinja(
+        before="bos_token",
+        start="'<' + message.role + '>'",
+        image="'<image>'",
+        end="eos_token if message.role == 'assistant' else ''",
+        open="'<assistant>'",
+    )
 
-    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, num_positions: int, image_size: int):
-        super().__init__(text_tokenizer, num_positions, image_size)
+    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, *sizes: Any):
+        super().__init__(text_tokenizer, *sizes)
         (
             self.pad_id,
             self.image_id,
@@ -170,9 +243,16 @@ class ChatMlTemplate(Template):
 
     needs = ("<|im_start|>", "<|im_end|>", PAD, IMAGE, BEGIN_IMAGE, END_IMAGE, UNCONDITIONAL)
     advice = "a recipe whose model.backbone is a name adds ours to a pretrained one's"
+    chat_template = jinja(
+        before="''",
+        start="'<|im_start|>' + message.role + '\\n'",
+        image="'<image>'",
+        end="'<|im_end|>\\n'",
+        open="'<|im_start|>assistant\\n'",
+    )
 
-    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, num_positions: int, image_size: int):
-        super().__init__(text_tokenizer, num_positions, image_size)
+    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, *sizes: Any):
+        super().__init__(text_tokenizer, *sizes)
         (
             self.bos_id,
             self.eos_id,
@@ -219,14 +299,21 @@ class UniTokTemplate(Template):
     )
     padding = (122, 116, 104)  # CLIP's mean color
 
-    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, num_positions: int, image_size: int):
-        super().__init__(text_tokenizer, num_positions, image_size)
+    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, *sizes: Any):
+        super().__init__(text_tokenizer, *sizes)
         self.pad_id, self.boi_id, self.eoi_id, self.newline_id = text_tokenizer.convert_tokens_to_ids(
             ["<unk>", "<0x00>", "<0x01>", "<0x0A>"]
         )
         self.image_id = -200
         # Llama's tokenizer puts a space before a text; the older `legacy` one after each end of turn, too.
         self.turn_start = " " if getattr(text_tokenizer, "legacy", False) else ""
+        self.chat_template = jinja(
+            before=f"bos_token + ' {self.system.replace(chr(39), chr(92) + chr(39))} '",
+            start="'USER: ' if message.role == 'user' else 'ASSISTANT: '",
+            image="'<image> \\n' if message.role == 'user' else '<0x00><image><0x01>'",
+            end=f"' ' if message.role == 'user' else eos_token + '{self.turn_start}'",
+            open="'ASSISTANT:'",
+        )
 
     def chat(self, messages: Sequence[dict[str, Any]], open_answer: bool) -> Sample:
         sample, text = Sample(), f" {self.system} "
@@ -251,7 +338,8 @@ class UniTokTemplate(Template):
                 text += value
             else:
                 sample.add(self.ids(text))
-                self.add_image(sample, self._pixels(value), target=False)
+                image = value if torch.is_tensor(value) else self.pixels(value)  # a tensor: codes
+                self.add_image(sample, image, target=False)
                 text = " \n"  # the space before a text, see above: images cut it into several
         return text
 
@@ -273,18 +361,30 @@ class UniTokTemplate(Template):
         ids = text_ids(self.text_tokenizer, "\n" + text.replace("\x00", "").replace("\x01", ""))
         return ids[ids.index(self.newline_id) + 1 :]
 
-    def _pixels(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
-        if torch.is_tensor(image):
-            return image  # codes
+    def text_ids(self, text: str) -> list[int]:
+        return self.ids(text)
+
+    def control_ids(self) -> dict[str, int]:
+        return {**super().control_ids(), "<0x00>": self.boi_id, "<0x01>": self.eoi_id}
+
+    def shown_ids(self) -> list[int]:
+        return [self.image_id] * self.num_positions
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
         return to_pixels(pad_to_square(image, self.padding), self.image_size, interpolation="bilinear")
 
 
 TEMPLATES = {"mllm": MllmTemplate, "chatml": ChatMlTemplate, "unitok": UniTokTemplate}
 
 
-def turns(messages: Sequence[dict[str, Any]]) -> Iterator[tuple[bool, list[tuple[str, Any]]]]:
-    """Messages as (is it an answer, its parts as ("text" or "image", value)). Raises ValueError for anything else."""
+def turns(messages: str | Sequence[dict[str, Any]]) -> Iterator[tuple[bool, list[tuple[str, Any]]]]:
+    """Messages as (is it an answer, its parts as ("text" or "image", value)); text alone is one question. Raises
+    ValueError for anything else."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
     for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise ValueError(f"{message!r} is no message: a dict with role and content")
         role, content = message["role"], message["content"]
         if role not in ("user", "assistant"):
             raise ValueError(f"unknown role {role!r}; known: user, assistant")
@@ -292,4 +392,10 @@ def turns(messages: Sequence[dict[str, Any]]) -> Iterator[tuple[bool, list[tuple
         for part in parts:
             if part["type"] not in ("text", "image"):
                 raise ValueError(f"unknown content type {part['type']!r}; known: text, image")
-        yield role == "assistant", [(part["type"], part[part["type"]]) for part in parts]
+        values = [(part["type"], part[part["type"]]) for part in parts]
+        yield role == "assistant", [(kind, as_image(value) if kind == "image" else value) for kind, value in values]
+
+
+def as_image(value: Any) -> Any:
+    """A path as its image; all else as it is."""
+    return load_image(value) if isinstance(value, str | Path) else value

@@ -27,9 +27,10 @@ def text_ids(text_tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def contrastive_ids(
-    text_tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context: int, vocab_size: int
+    text_tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | str, context: int, vocab_size: int
 ) -> torch.Tensor:
     """ids_NT for `ImageTokenizer.text_features`: zero-padded, cut to `context`, ended by the largest id."""
+    texts = [texts] if isinstance(texts, str) else texts
     ids_NT = torch.zeros(len(texts), context, dtype=torch.long)
     for row, text in zip(ids_NT, texts, strict=True):
         ids = text_ids(text_tokenizer, text)[: context - 1] + [vocab_size - 1]

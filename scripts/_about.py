@@ -3,7 +3,7 @@
 import platform
 import shlex
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +16,7 @@ def about(script: str, argv: list[str] | None) -> dict[str, Any]:
 
     words = sys.argv[1:] if argv is None else argv
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", f"scripts.{script}", *words]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "threads": torch.get_num_threads(),

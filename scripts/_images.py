@@ -84,3 +84,5 @@ def report(
     Console().print(table)
     if left_out:
         print(f"note: {len(left_out)} that cannot be used are left out, e.g. {left_out[0]}", file=sys.stderr)
+    for note in images.source.notes:
+        print(f"note: {note}", file=sys.stderr)

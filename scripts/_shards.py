@@ -12,6 +12,8 @@ from pathlib import Path
 
 from webdataset.writer import TarWriter
 
+from data_recipes.files import read_lines
+from data_recipes.shards import index_shard
 from eval.pieces import share, watch
 from scripts._files import finished, save_text
 
@@ -26,8 +28,10 @@ def write_shards(folder: Path, names: Sequence[str], samples: Callable[[int], Sa
     missing = [place for place in share(range(len(names))) if not (folder / names[place]).is_file()]
     for place in watch(missing, "shards"):
         write_shard(folder / names[place], samples(place), max_bad)
-    done = sum((folder / name).is_file() for name in names)
-    return f"{folder}: {done} of {len(names)} shards done, {len(problems(folder))} samples left out"
+    done = [folder / name for name in names if (folder / name).is_file()]
+    taken = sum(len(index_shard(f"file://{file.resolve()}")[0]) for file in done)
+    left_out = f"{len(problems(folder))} samples left out, {taken} taken"
+    return f"{folder}: {len(done)} of {len(names)} shards done, {left_out}"
 
 
 def write_shard(file: Path, samples: Samples, max_bad: int) -> None:
@@ -39,9 +43,9 @@ def write_shard(file: Path, samples: Samples, max_bad: int) -> None:
         with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as tar:
             for sample in samples:
                 if isinstance(sample, str):
-                    bad.append(sample)
-                    print(f"left out: {sample}", file=sys.stderr)
-                    check_bad(before + len(bad), max_bad, sample)
+                    bad.append(" ".join(sample.split()))  # names of files may hold ends of lines
+                    print(f"left out: {bad[-1]}", file=sys.stderr)
+                    check_bad(before + len(bad), max_bad, bad[-1])
                 else:
                     tar.write({"__key__": sample[0], **sample[1]})
         if bad:
@@ -56,4 +60,4 @@ def check_bad(count: int, max_bad: int, problem: str) -> None:
 
 def problems(folder: Path) -> list[str]:
     """All that the notes in a folder say."""
-    return [line for file in sorted(folder.glob(f"*{NOTES}")) for line in file.read_text("utf-8").splitlines()]
+    return [line for file in sorted(folder.glob(f"*{NOTES}")) for line in read_lines(file)]

@@ -2,8 +2,9 @@
 
 python -m scripts.doctor --model scenes
 
-Also tells versions, device and memory, and which packages are missing for what. The exit status is 0 when the model
-is healthy, else 1; what is missing for other features does not count.
+Compares what is installed with the ranges of requirements.txt and with requirements.lock, too, and tells device and
+memory. The exit status is 0 when the model is healthy and no package is out of its range, else 1; what is not
+installed, and for what, is told and does not count.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ finished shards are kept. Bad samples are left out, and named in a file beside t
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     reader = READERS[args.format](args.input, args.images, args.task)
     if not len(reader):
         raise ValueError(f"no samples in {args.input}")
+    for note in reader.notes:
+        print(f"note: {note}", file=sys.stderr)
     settings = {"format": args.format, "task": args.task, "per_shard": args.per_shard, "samples": len(reader)}
     claim(args.out, {"input": str(args.input.resolve()), **settings})
     firsts = range(0, len(reader), args.per_shard)

@@ -3,14 +3,18 @@
 python -m scripts.merge_adapter runs/smollm2/step_000500/adapter --out merged
 python -m scripts.merge_adapter adapter init_from=elsewhere/model --out merged
 
+The weights must be those that the adapter was trained beside: it knows their hash.
 A checkpoint's `model` folder is merged already; `adapter`, much smaller, holds only what trained. scripts.export_model
 makes a folder to ship from either. Words a.b=c change where the adapter's recipe takes its model from.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder
+
+SOURCES = ("init_from", "image_tokenizer", "text_tokenizer", "backbone")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,7 +28,13 @@ def main(argv: list[str] | None = None) -> None:
         from training.build import build_model, weights_to_save
         from training.config import ModelConfig, load_config
         from training.lora import load_adapter
-    config = load_config(ModelConfig, args.adapter / "model.yaml", args.overrides)
+        from training.values import leaves
+    recipe = args.adapter / "model.yaml"
+    before, config = load_config(ModelConfig, recipe), load_config(ModelConfig, recipe, args.overrides)
+    now = dict(leaves(asdict(config)))
+    for key, value in leaves(asdict(before)):
+        if now.get(key) != value and key.partition(".")[0] not in SOURCES:
+            raise ValueError(f"{key} was {value} in training, not {now.get(key)}: only {', '.join(SOURCES)} can change")
     model, processor, _ = build_model(config)
     load_adapter(model, args.adapter)
     model.save_pretrained(args.out, state_dict=weights_to_save(model.state_dict(), config))

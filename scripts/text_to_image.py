@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_recipes.files import read_lines, split_lines
 from scripts._bar import drawing_bar
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder, save_png
@@ -35,14 +36,12 @@ Record = dict[str, Any]  # a line of metadata.jsonl
 
 
 def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
-    """Prompts of the command line, then those of a file, one a line; empty lines of the file are left out."""
+    """Prompts of the command line, then those of a file, one a line; empty lines of the file are left out. Raises
+    ValueError for an empty prompt, none at all, and a file that is no text."""
     for place, prompt in enumerate(words, 1):
         if not prompt.strip():
             raise ValueError(f"prompt {place} is empty: say what to draw")
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines() if file else []
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: --prompts takes one prompt a line") from error
+    lines = read_lines(file) if file else []
     prompts = [prompt.strip() for prompt in [*words, *lines] if prompt.strip()]
     if not prompts:
         raise ValueError("no prompts: give some on the command line, or a file with --prompts")
@@ -94,7 +93,7 @@ def read_listed(file: Path) -> dict[str, Record]:
     if whole != text:
         file.write_text(whole, encoding="utf-8")
     try:
-        return {record["file"]: record for record in map(json.loads, whole.splitlines())}
+        return {record["file"]: record for record in map(json.loads, split_lines(whole))}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{file} was not written by this script: choose another --out") from error
 
@@ -106,7 +105,7 @@ def read_embedded(file: Path) -> Record | None:
     try:
         with Image.open(file) as image:
             return json.loads(image.info[PNG_KEY])
-    except (OSError, KeyError, ValueError):
+    except Exception:  # Pillow raises whatever it meets in a file of others
         return None
 
 
@@ -158,8 +157,10 @@ def save_grid(out: Path, records: Sequence[Record], prompts: int) -> None:
     """grid.png: a row for each prompt; the images of a single one in a square."""
     from PIL import Image
 
+    from tokenizer.transform import load_image
+
     columns = len(records) // prompts if prompts > 1 else math.isqrt(len(records) - 1) + 1
-    images = [Image.open(out / record["file"]).convert("RGB") for record in records[:GRID_IMAGES]]
+    images = [load_image(out / record["file"]) for record in records[:GRID_IMAGES]]
     (width, height), columns = images[0].size, min(columns, len(images))
     grid = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
     for index, image in enumerate(images):

@@ -91,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     form = ImageForm(model.image_tokenizer, processor.preparation)
     max_length = args.max_length or model.config.text_config.max_position_embeddings
     source = MessageShards(args.shards, processor, form, max_length)
+    print(source.shards.taken())
     totals, problems, shown = Totals(), list(source.damages), []
     every = max(1, len(source.shards) // max(1, args.preview))
     for index in watch(range(len(source.shards)), "samples"):

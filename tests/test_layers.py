@@ -3,17 +3,13 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 # Package -> the packages of this repository, and the dependency groups of pyproject.toml, that it may import.
@@ -109,7 +105,7 @@ def test_running_a_model_needs_only_the_run_group():
     """`make demo` installs no more than that. To import others, such as timm, would delay the first word of a chat."""
     run, *others = groups().values()
     hidden = sorted(modules(set().union(*others) - brought_along(run)))
-    wanted = ", ".join(["mllm", "mllm.engine", *(f"scripts.{script}" for script in RUN_SCRIPTS)])
+    wanted = ", ".join(["mllm", "mllm.decode.engine", *(f"scripts.{script}" for script in RUN_SCRIPTS)])
     code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); import {wanted}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """The two lists of dependencies agree, and our package names are ours alone."""
 
 import sys
+import tomllib
 from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
@@ -9,11 +10,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["tokenizer", "mllm", "training", "eval", "data_recipes"]

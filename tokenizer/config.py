@@ -41,6 +41,11 @@ class ImageTokenizerConfig:
 
     def __post_init__(self):
         self.conv_widths, self.conv_depths = tuple(self.conv_widths), tuple(self.conv_depths)
+        for name, value in vars(self).items():
+            least = {"drop_path": 0, "commitment": 0, "conv_depths": 0}.get(name, 1)
+            for number in value if isinstance(value, tuple) else (value,):
+                if not isinstance(number, (str, bool)) and not least <= number < float("inf"):
+                    raise ValueError(f"{name} {value} is below {least} or no number")
         if self.image_size <= 0 or self.image_size % STRIDE:
             raise ValueError(f"image_size {self.image_size} is not a positive multiple of {STRIDE}")
         if self.interpolation not in INTERPOLATIONS:

@@ -5,7 +5,8 @@ E channels of the embedding shared with text.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,12 +14,13 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from PIL import Image
 from torch import nn
+from transformers.utils import torch_compilable_check
 
 from .config import STRIDE, ImageTokenizerConfig
 from .projection import PROJECTIONS
 from .quantizer import UNITOK, MultiCodebookQuantizer, Quantized, QuantizerOptions
 from .text_tower import TextTower
-from .transform import to_images, to_pixels
+from .transform import load_image, to_images, to_pixels
 from .vitamin import Decoder, Encoder
 
 
@@ -32,7 +34,10 @@ class TrainingOutput(NamedTuple):
 
 
 class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
-    """The public calls are `encode`, `decode`, `image_features`, `text_features`; all accept a batch."""
+    """The public calls are `encode`, `decode`, `image_features`, `text_features`; all accept a batch.
+
+    Its weights are float32 whatever a model around it is cast to: rounded ones would give an image other codes.
+    """
 
     def __init__(self, config: ImageTokenizerConfig):
         super().__init__()
@@ -61,6 +66,17 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         _init_weights(self)
+        self.float()  # of whatever default type they were made
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "ImageTokenizer":
+        """All of `to`, `half` and `bfloat16` comes here: they move weights, and do not round them."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            cast = moved.is_floating_point() and moved.dtype != torch.float32
+            return tensor.to(moved.device, torch.float32) if cast else moved
+
+        return super()._apply(move, recurse)
 
     @property
     def device(self) -> torch.device:
@@ -82,14 +98,26 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
             return self.post_quant_proj(features_NLQ)
 
     @torch.no_grad()
-    def encode(self, images: Sequence[Image.Image | torch.Tensor] | torch.Tensor) -> torch.Tensor:
-        """PIL images (resized and cropped as the config says) and pixels [3, H, W], mixed -> codes_NLK, int64."""
-        return self.quantizer.encode(self.features(self._pixels(images)))
+    def encode(self, images: Sequence[Image.Image | str | Path | torch.Tensor] | torch.Tensor) -> torch.Tensor:
+        """PIL images and paths (resized and cropped as the config says) and pixels [3, H, W], mixed -> codes_NLK,
+        int64. In float32 under autocast, too. Raises ValueError where weights or pixels are not finite."""
+        with torch.autocast(self.device.type, enabled=False):
+            features_NLQ = self.features(self._pixels(images))
+        torch_compilable_check(
+            features_NLQ.isfinite().all(),
+            "the image tokenizer's features are not finite: its weights, or the pixels, are damaged",
+        )
+        return self.quantizer.encode(features_NLQ)
 
     @torch.no_grad()
     def decode(self, codes_NLK: torch.Tensor, grid: tuple[int, int] | None = None) -> list[Image.Image]:
-        """codes_NLK -> PIL images; `grid` is (rows, columns), square if not given."""
-        return to_images(self.decode_pixels(codes_NLK.to(self.device), grid))
+        """codes_NLK -> PIL images; `grid` is (rows, columns), square if not given. Raises ValueError for codes outside
+        the codebooks, and for weights that are not finite."""
+        with torch.autocast(self.device.type, enabled=False):
+            pixels_N3HW = self.decode_pixels(codes_NLK.to(self.device), grid)
+        if not bool(pixels_N3HW.isfinite().all()):
+            raise ValueError("the image tokenizer's pixels are not finite: its weights are damaged")
+        return to_images(pixels_N3HW)
 
     def decode_pixels(self, codes_NLK: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
         """codes_NLK -> pixels_N3HW, not clamped."""
@@ -134,13 +162,19 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
     def _pool(self, x_NLC: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.projection(self.fc_norm(x_NLC.mean(1))), dim=-1)
 
-    def _pixels(self, images: Sequence[Image.Image | torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    def _pixels(self, images: Sequence[Image.Image | str | Path | torch.Tensor] | torch.Tensor) -> torch.Tensor:
+        if isinstance(images, Image.Image | str | Path):  # one alone
+            images = [images]
         if not torch.is_tensor(images):
             images = torch.stack([image if torch.is_tensor(image) else self._transform(image) for image in images])
-        return images.to(self.device, self.projection.weight.dtype)
+        if images.dtype in (torch.float16, torch.bfloat16):
+            # A model's inputs are often cast to its precision; that moves pixels by less than half of an 8-bit level.
+            images = images.float().add(1.0).mul(127.5).round().div(127.5).sub(1.0)
+        return images.to(self.device, torch.float32)
 
-    def _transform(self, image: Image.Image) -> torch.Tensor:
+    def _transform(self, image: Image.Image | str | Path) -> torch.Tensor:
         config = self.config
+        image = load_image(image) if isinstance(image, str | Path) else image
         return to_pixels(image, config.image_size, config.resize_ratio, config.interpolation)
 
 

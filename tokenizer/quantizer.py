@@ -35,6 +35,9 @@ class QuantizerOptions:
         for name in ("perturbed", "perturbed_final"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"quantizer.{name}: {getattr(self, name)} is outside [0, 1]")
+        for name in ("entropy_every", "index_temperature"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"quantizer.{name}: {getattr(self, name)} is outside [0, inf); 0 goes without")
         if self.nearest < 1:
             raise ValueError(f"quantizer.nearest: {self.nearest} is below 1; without exchanged codes, perturbed is 0")
 

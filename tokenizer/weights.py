@@ -1,6 +1,7 @@
 """Weights: read from files, frozen inside a loss or a metric, and named by a hash."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -46,16 +47,19 @@ def efficientnet_lite0(file: str | Path) -> nn.Module:
     return load_frozen(network, dict(zip(network.state_dict(), tensors.values(), strict=True)), file)
 
 
-def weights_hash(network: nn.Module, parts: tuple[str, ...] = ("",)) -> str:
-    """12 hex digits that change with any weight, for the records of evaluations and drawings; of those weights whose
-    name starts with a word of `parts`."""
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """12 hex digits that change with any name or value, and not with the dtype that holds a value."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        if not name.startswith(parts):
-            continue
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def weights_hash(network: nn.Module, parts: tuple[str, ...] = ("",)) -> str:
+    """`tensors_hash`, for the records of evaluations and drawings, of those weights whose name starts with a word of
+    `parts`."""
+    return tensors_hash({name: tensor for name, tensor in network.state_dict().items() if name.startswith(parts)})
 
 
 def codes_hash(image_tokenizer: nn.Module) -> str:

@@ -94,7 +94,9 @@ def _assemble(config: ModelConfig) -> Start:
     text_tokenizer = pretrained.text_tokenizer if pretrained else AutoTokenizer.from_pretrained(config.text_tokenizer)
     sizes = image_tokenizer.config
     template = pretrained.template if pretrained else "mllm"
-    processor = Processor(text_tokenizer, sizes.num_positions, sizes.image_size, template)
+    processor = Processor(
+        text_tokenizer, sizes.num_positions, sizes.image_size, template, sizes.resize_ratio, sizes.interpolation
+    )
     model = _kind(config)(_model_config(config, processor, sizes, pretrained))
     model.image_tokenizer = image_tokenizer
     _share_codebooks(model)

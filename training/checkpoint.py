@@ -4,13 +4,15 @@ A folder is written under a temporary name and renamed, and renamed before it is
 killed never leaves one that looks finished and is not.
 """
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 WRITING, REMOVING = ".writing_", ".removing_"
 
@@ -37,24 +39,52 @@ def save_checkpoint(run: Path, step: int, save_model: Callable[[Path], None], st
         _remove(final)
     temporary.rename(final)
     _sync(run)
-    for old in _steps(run)[:-keep]:
+    for old in checkpoints(run)[:-keep]:
         _remove(old)
     return final
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """The finished step folders of a run, by number of steps."""
+    found = [path for path in run.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted((path for path in found if (path / "state.pt").is_file()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest finished step folder of a run, or None."""
-    steps = _steps(run)
-    return steps[-1] if steps else None
+    found = checkpoints(run)
+    return found[-1] if found else None
+
+
+def check_checkpoint(checkpoint: Path) -> None:
+    """Open every file of a checkpoint. Raises ValueError, naming the first that is damaged and what the run can go on
+    from without this checkpoint."""
+    for file in [checkpoint / "state.pt", *sorted(checkpoint.glob("*/*"))]:
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt") as tensors:
+                    tensors.keys()
+            elif file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+            elif file.name == "state.pt":
+                _load(file)
+        except Exception as error:  # damaged bytes raise whatever they lead to
+            before = [path.name for path in checkpoints(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
+            further = f"the run goes on from {before[-1]}" if before else "the run begins anew"
+            raise ValueError(f"cannot read {file}: it is damaged; remove {checkpoint}, and {further}") from error
 
 
 def load_state(checkpoint: Path) -> dict:
     """What `save_checkpoint` was given, and the step. Tensors are read from disk when they are used."""
-    return torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+    return _load(checkpoint / "state.pt")
 
 
-def _steps(run: Path) -> list[Path]:
-    return sorted(path for path in run.glob("step_*") if (path / "state.pt").is_file())
+def _load(file: Path) -> dict:
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _remove(checkpoint: Path) -> None:

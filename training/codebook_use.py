@@ -33,24 +33,33 @@ class CodeCounts:
 
 
 class Revival:
-    """Entries that no feature of any rank chose for `after` steps move onto features of the present batch."""
+    """Entries that no feature of any rank chose for `after` steps move onto features of the present update."""
 
     def __init__(self, quantizer: MultiCodebookQuantizer, after: int):
         self.quantizer, self.after = quantizer, after
         self.unused_KV = torch.zeros(quantizer.codebooks_KVq.shape[:2], dtype=torch.long)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.counts_KV, self.slices = torch.zeros(self.unused_KV.shape), []
+
+    def add(self, quantized: Quantized) -> None:
+        """A micro-batch of the update."""
+        self.counts_KV += count_codes(quantized.codes_NLK, self.unused_KV.shape[1]).cpu()
+        self.slices.append(quantized.slices_KMq)
 
     @torch.no_grad()
-    def step(self, quantized: Quantized) -> int:
-        """Count one update, and move what is due; all ranks must call. -> entries moved."""
-        codebooks_KVq = self.quantizer.codebooks_KVq
-        counts_KV = sum_over_ranks(count_codes(quantized.codes_NLK, codebooks_KVq.shape[1]))
-        self.unused_KV = torch.where(counts_KV.cpu() > 0, 0, self.unused_KV + 1)
+    def step(self) -> int:
+        """Count one update, of what was added, and move what is due; all ranks must call. -> entries moved."""
+        codebooks_KVq, slices_KMq = self.quantizer.codebooks_KVq, torch.cat(self.slices, 1)
+        counts_KV = sum_over_ranks(self.counts_KV)
+        self._begin()
+        self.unused_KV = torch.where(counts_KV > 0, 0, self.unused_KV + 1)
         due_KV = self.unused_KV >= self.after
         if not due_KV.any():
             return 0
-        M = quantized.slices_KMq.shape[1]
-        chosen_KV = torch.randint(M, due_KV.shape).to(codebooks_KVq.device)
-        features_KVq = quantized.slices_KMq.gather(1, chosen_KV[..., None].expand_as(codebooks_KVq)).contiguous()
+        chosen_KV = torch.randint(slices_KMq.shape[1], due_KV.shape).to(codebooks_KVq.device)
+        features_KVq = slices_KMq.gather(1, chosen_KV[..., None].expand_as(codebooks_KVq)).contiguous()
         features_KVq = from_rank_zero(features_KVq).to(codebooks_KVq)
         moved_KV1 = due_KV.to(codebooks_KVq.device)[..., None]
         codebooks_KVq.copy_(torch.where(moved_KV1, features_KVq, codebooks_KVq))

@@ -1,21 +1,24 @@
 """Recipes: nested dataclasses, filled by defaults <- YAML file <- `a.b=c` words, unknown keys refused (OmegaConf)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from tokenizer.quantizer import QuantizerOptions
 
+from .values import Section, check_values, one_of, within
+
 ConfigType = TypeVar("ConfigType")
 
 
 @dataclass
-class RunConfig:
+class RunConfig(Section):
     """Where a run lives, how long it is, and what it writes. `folder/name` holds everything. A step is one update from
     `accumulate` batches of `batch_size` on each rank. With `global_batch_size`, the samples of an update on all ranks,
     `accumulate` follows from the number of ranks, so that a run is the same on any. `checkpointing` saves memory by
@@ -24,28 +27,27 @@ class RunConfig:
 
     name: str = MISSING
     folder: str = "runs"
-    seed: int = 0
-    steps: int = MISSING
-    batch_size: int = 32
-    accumulate: int = 1
-    global_batch_size: int | None = None
-    save_every: int = 500
-    log_every: int = 20
-    sample_every: int = 0
-    keep: int = 2
-    precision: str = "bf16"
+    seed: int = within("[0, 4294967296)", 0)  # torch's seeds are made of it, step and rank, in 64 bits
+    steps: int = within("[1, inf)", MISSING)
+    batch_size: int = within("[1, inf)", 32)
+    accumulate: int = within("[1, inf)", 1)
+    global_batch_size: int | None = within("[1, inf)", None)
+    save_every: int = within("[1, inf)", 500)
+    log_every: int = within("[1, inf)", 20)
+    sample_every: int = within("[0, inf)", 0)
+    keep: int = within("[1, inf)", 2)
+    precision: str = one_of("bf16", "fp32")
     device: str = "auto"
-    threads: int = 0
-    workers: int = 1
+    threads: int = within("[0, 1024]", 0)
+    workers: int = within("[0, 1024]", 1)
     compile: bool = False
     checkpointing: bool = False
-    wandb: str = "off"
+    wandb: str = one_of("off", "online", "offline")
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "save_every", "log_every", "keep"):
-            value = getattr(self, name)
-            if value != MISSING and value < 1:
-                raise ValueError(f"recipe, run.{name}: {value} is below 1")
+        super().__post_init__()
+        if self.name in ("", ".", ".."):
+            raise ValueError(f"recipe, run.name: {self.name!r} names no folder in run.folder")
 
     @property
     def path(self) -> Path:
@@ -55,35 +57,39 @@ class RunConfig:
         """Set `accumulate` for so many ranks. Raises ValueError where `global_batch_size` cannot be divided."""
         if self.global_batch_size is None:
             return
-        if self.accumulate != 1:
-            raise ValueError("recipe, run: give accumulate or global_batch_size, not both")
         together = world * self.batch_size
-        if self.global_batch_size < 1 or self.global_batch_size % together:
+        if self.global_batch_size % together:
             raise ValueError(
                 f"recipe, run.global_batch_size: {self.global_batch_size} is no multiple of {together} "
                 f"({world} ranks x run.batch_size {self.batch_size})"
             )
-        self.accumulate = self.global_batch_size // together
+        accumulate = self.global_batch_size // together
+        if self.accumulate not in (1, accumulate):
+            raise ValueError(
+                f"recipe, run.accumulate: {self.accumulate}, but run.global_batch_size {self.global_batch_size} makes "
+                f"it {accumulate}; leave one of them out"
+            )
+        self.accumulate = accumulate
 
 
 @dataclass
-class OptimConfig:
+class OptimConfig(Section):
     """AdamW with warm-up and cosine decay. `lr_by_prefix` overrides `lr` for parameters by name prefix; matrices whose
     name starts with a word of `muon` are updated by Muon instead."""
 
-    lr: float = 1e-3
-    lr_by_prefix: dict[str, float] = field(default_factory=dict)
+    lr: float = within("(0, inf)", 1e-3)
+    lr_by_prefix: dict[str, float] = within("[0, inf)", dict)
     muon: list[str] = field(default_factory=list)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-6
-    weight_decay: float = 0.02
-    clip: float = 1.0
-    warmup: int = 100
-    final_lr: float = 0.02
+    betas: tuple[float, float] = within("[0, 1)", (0.9, 0.95))
+    eps: float = within("(0, inf)", 1e-6)
+    weight_decay: float = within("[0, inf)", 0.02)
+    clip: float = within("(0, inf]", 1.0)
+    warmup: int = within("[0, inf)", 100)
+    final_lr: float = within("[0, 1]", 0.02)
 
 
 @dataclass
-class ScenesConfig:
+class ScenesConfig(Section):
     """The scenes world as a source: which glyphs, which split."""
 
     artwork: str = "emoji"
@@ -98,24 +104,20 @@ class TokenizerDataConfig(ScenesConfig):
     """
 
     images: Any = "scenes"
-    crop: int = 0
-    scale: float = 1.0
-    max_bad: int = 100
-
-    def __post_init__(self):
-        if not 0 < self.scale <= 1:
-            raise ValueError(f"recipe, data.scale: {self.scale} is outside (0, 1]; 1 takes the centre")
+    crop: int = within("[0, inf)", 0)
+    scale: float = within("(0, 1]", 1.0)
+    max_bad: int = within("[0, inf)", 100)
 
 
 @dataclass
-class ReconstructionConfig:
+class ReconstructionConfig(Section):
     """Weights of what compares images before and after; without a weight, nothing is computed. `perceptual` and `gram`
     compare features of EfficientNet-Lite0, or of LPIPS with its file as `lpips`."""
 
-    l1: float = 0.2
-    l2: float = 1.0
-    perceptual: float = 0.0
-    gram: float = 0.0
+    l1: float = within("[0, inf)", 0.2)
+    l2: float = within("[0, inf)", 1.0)
+    perceptual: float = within("[0, inf)", 0.0)
+    gram: float = within("[0, inf)", 0.0)
     lpips: str | None = None
 
 
@@ -125,33 +127,33 @@ class TokenizerLossConfig(ReconstructionConfig):
     sub-codebooks apart (FQGAN, arXiv 2411.16681). The first `decoded` images of a rank's batch (null: all) are decoded;
     all of them count in the contrastive loss."""
 
-    quantizer: float = 1.0
-    entropy: float = 0.0
-    disentangle: float = 0.0
-    contrastive: float = 1.0
-    decoded: int | None = None
+    quantizer: float = within("[0, inf)", 1.0)
+    entropy: float = within("[0, inf)", 0.0)
+    disentangle: float = within("[0, inf)", 0.0)
+    contrastive: float = within("[0, inf)", 1.0)
+    decoded: int | None = within("[1, inf)", None)
 
 
 @dataclass
-class AdversarialConfig:
+class AdversarialConfig(Section):
     """The discriminator and its share in the loss: none at `weight` 0. It is DINOv2-S with its file as `dino`, else a
     patch discriminator from nothing. Its training begins with step `start`; from there, its weight grows over `ramp`
     steps, and the blur before it fades over `blur` steps."""
 
-    weight: float = 0.0
+    weight: float = within("[0, inf)", 0.0)
     dino: str | None = None
-    criterion: str = "hinge"
-    consistency: float = 4.0
-    start: int = 0
-    ramp: int = 0
-    blur: int = 0
+    criterion: str = one_of("hinge", "softplus", "linear")
+    consistency: float = within("[0, inf)", 4.0)
+    start: int = within("[0, inf)", 0)
+    ramp: int = within("[0, inf)", 0)
+    blur: int = within("[0, inf)", 0)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=2e-4, betas=(0.5, 0.9), weight_decay=0.2, clip=10.0, final_lr=0.1)
     )
 
 
 @dataclass
-class TokenizerTrainConfig:
+class TokenizerTrainConfig(Section):
     """A run of `scripts.train_tokenizer`: a new image tokenizer of a named size, `model` overriding its fields, or on
     from the one at `init_from`, alone or in a language model; `init_clip` is a file of ViTamin weights (timm's or
     open_clip's) for the encoder. Only parameters whose name starts with a word of `trainable` change: without encoder,
@@ -173,37 +175,29 @@ class TokenizerTrainConfig:
     losses: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    ema: float = 0.0
-    revive_after: int = 0
-
-    def __post_init__(self):
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"recipe, ema: {self.ema} is outside [0, 1); 0 keeps the last weights")
+    ema: float = within("[0, 1)", 0.0)
+    revive_after: int = within("[0, inf)", 0)
 
 
 @dataclass
-class AblationConfig:
+class AblationConfig(Section):
     """Variants of one recipe of the image tokenizer: `base` with the `a.b=c` words of each, once for each seed, all
     measured on as many `crops` of scenes that no run has seen."""
 
     base: str = MISSING
     variants: dict[str, list[str]] = field(default_factory=dict)
-    seeds: list[int] = field(default_factory=lambda: [0])
-    crops: int = 1000
+    seeds: list[int] = within("[0, 4294967296)", lambda: [0])
+    crops: int = within("[1, inf)", 1000)
 
 
 @dataclass
-class LoraConfig:
+class LoraConfig(Section):
     """Adapters of `rank` beside the backbone's matrices called `targets`, scaled by `alpha / rank`; they train, and the
     matrices do not."""
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: int = within("[1, inf)", 16)
+    alpha: float = within("(0, inf)", 32.0)
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
-
-    def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"recipe, model.lora.rank: {self.rank} is below 1; without adapters, leave model.lora out")
 
 
 @dataclass
@@ -212,16 +206,12 @@ class TuneConfig(ReconstructionConfig):
     that keeps its reconstructions, and of its quantizer's. Where codes are read by tables, gradient reaches all entries
     through a softmax over them at `temperature`."""
 
-    quantizer: float = 1.0
-    temperature: float = 0.05
-
-    def __post_init__(self):
-        if self.temperature <= 0:
-            raise ValueError(f"recipe, model.tune.temperature: {self.temperature} is not above 0")
+    quantizer: float = within("[0, inf)", 1.0)
+    temperature: float = within("(0, inf)", 0.05)
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Section):
     """What a language-model run starts from: either `init_from`, or the parts of a new model. Its `image_tokenizer` is
     a folder, a shipped model's, or a new one ("new:" and a size); its `backbone` is a config of transformers, or names
     pretrained weights (see backbones.py), which bring their own text tokenizer. `plan_length`: see `MllmConfig`. With
@@ -234,7 +224,7 @@ class ModelConfig:
     code_embedding: str = "tables"
     code_head: str = "depth"
     code_head_args: dict[str, Any] = field(default_factory=dict)
-    plan_length: int | None = None
+    plan_length: int | None = within("[0, inf)", None)
     trainable: list[str] = field(default_factory=lambda: [""])
     words: bool = False
     lora: LoraConfig | None = None
@@ -242,7 +232,7 @@ class ModelConfig:
 
 
 @dataclass
-class MixConfig:
+class MixConfig(Section):
     """Scenes with extracted `codes`, or with pixels that are rendered and encoded in training (null): shares of drawing
     and answering, and how captions and questions become sequences. All questions about an image are asked, and for
     its prompt, each on its own; a share `chats` of the images has `questions_per_image` as the turns of one chat. With
@@ -250,35 +240,35 @@ class MixConfig:
 
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     codes: str | None = None
-    draw: float = 0.6
-    answer: float = 0.4
-    caption_dropout: float = 0.1
-    chats: float = 0.2
-    questions_per_image: int = 4
+    draw: float = within("[0, inf)", 0.6)
+    answer: float = within("[0, inf)", 0.4)
+    caption_dropout: float = within("[0, 1]", 0.1)
+    chats: float = within("[0, 1]", 0.2)
+    questions_per_image: int = within("[1, inf)", 4)
     layouts: bool = False
 
 
 @dataclass
-class SourceConfig:
+class SourceConfig(Section):
     """Either `shards` of messages (see data_recipes/messages.py) or `scenes` with extracted codes. `weight` is the
     source's share of the samples. Of the text-to-image samples in shards, a share of `caption_dropout` has no prompt,
     for guidance; scenes have their own."""
 
-    weight: float = 1.0
+    weight: float = within("[0, inf)", 1.0)
     shards: list[str] = field(default_factory=list)
     scenes: MixConfig | None = None
-    caption_dropout: float = 0.1
+    caption_dropout: float = within("[0, 1]", 0.1)
 
 
 @dataclass
-class MixtureConfig:
+class MixtureConfig(Section):
     """Sources by name. A sample of more than `max_length` tokens is a bad one, and more than `max_bad` bad ones end
     the run. `pack` is the length of rows that hold several samples (0: a row for each sample)."""
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    max_length: int = 1024
-    max_bad: int = 100
-    pack: int = 0
+    max_length: int = within("[1, inf)", 1024)
+    max_bad: int = within("[0, inf)", 100)
+    pack: int = within("[0, inf)", 0)
 
 
 @dataclass
@@ -295,23 +285,22 @@ class PromptConfig:
 
 
 @dataclass
-class DeepSpeedConfig:
+class DeepSpeedConfig(Section):
     """DeepSpeed's ZeRO in place of plain torch. What ranks share: nothing (`stage` 0), the optimizer's state (1), also
     gradients (2), also weights (3). `offload` keeps the optimizer's state, and weights that are shared, in the host's
     memory."""
 
-    stage: int = 2
+    stage: int = within("[0, 3]", 2)
     offload: bool = False
 
     def __post_init__(self):
-        if self.stage not in range(4):
-            raise ValueError(f"recipe, deepspeed.stage: {self.stage} is none of 0, 1, 2, 3")
+        super().__post_init__()
         if self.offload and not self.stage:
             raise ValueError("recipe, deepspeed.offload needs deepspeed.stage 1, 2 or 3")
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Section):
     """A run of `scripts.train`. Codes count `code_weight` times as much as words. The code head predicts the codes of a
     `code_share` of the positions to draw, others in each update; their losses stand for those of all."""
 
@@ -320,13 +309,12 @@ class TrainConfig:
     data: MixtureConfig = field(default_factory=MixtureConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     deepspeed: DeepSpeedConfig | None = None
-    code_weight: float = 1.0
-    code_share: float = 1.0
+    code_weight: float = within("(0, inf)", 1.0)
+    code_share: float = within("(0, 1]", 1.0)
     prompts: list[PromptConfig] = field(default_factory=list)
 
     def __post_init__(self):
-        if not 0 < self.code_share <= 1:
-            raise ValueError(f"recipe, code_share: {self.code_share} is outside (0, 1]")
+        super().__post_init__()
         if self.run.sample_every and not self.prompts:
             raise ValueError("recipe, run.sample_every: there are no `prompts` to draw or to answer")
         if self.deepspeed and self.optim.muon:
@@ -341,13 +329,31 @@ def load_config(kind: type[ConfigType], path: str | Path, overrides: Sequence[st
     """A recipe file and `a.b=c` words as an instance of `kind`. Raises ValueError naming the key that is wrong."""
     if not Path(path).is_file():
         raise ValueError(f"no recipe at {path}")
+    for word in overrides:
+        if not re.match(r"[^=]+=", word):
+            raise ValueError(f"{word!r} is no change to the recipe: write KEY=VALUE, as in run.steps=100")
+    where = f"recipe {path}"
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(kind), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
-        )
+        merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(path))
+        for word in overrides:
+            where = f"recipe, {word}"
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([word]))
+        where = f"recipe {path}"
+        for name, section in _sections(merged):
+            check_values(OmegaConf.get_type(section), OmegaConf.to_container(section, resolve=True), name)
         return OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ValueError(f"recipe {path}: {' '.join(str(error).split())}") from error
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def _sections(node: DictConfig | ListConfig, name: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """("a.b.", node) of each part that is a dataclass, from the outermost in."""
+    if is_dataclass(OmegaConf.get_type(node)):
+        yield name, node
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        inner = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(inner, (DictConfig, ListConfig)):
+            yield from _sections(inner, f"{name}{key}.")
 
 
 def save_config(config: Any, path: Path) -> None:

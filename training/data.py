@@ -5,11 +5,11 @@ Shapes: N images, L positions, K sub-codebooks.
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from data_recipes.scenes import Question, Scene, World, layout, layout_questions, questions, some_caption
@@ -37,25 +37,29 @@ def extract_codes(
     image_tokenizer: ImageTokenizer, config: ScenesConfig, folder: Path, chunks: Iterable[int], chunk: int = CHUNK
 ) -> Iterator[int]:
     """Render and encode scenes, `chunk` to a file that says whose codes they are; files that exist are kept. Yields the
-    number of scenes done. Raises ValueError for files of another image tokenizer."""
+    number of scenes done. Raises ValueError for files of another image tokenizer, or of other scenes."""
     codes_of = {"image_tokenizer": codes_hash(image_tokenizer), "template": "mllm"}
+    about = {**codes_of, "artwork": config.artwork, "split": config.split}
     folder.mkdir(parents=True, exist_ok=True)
     world = World(config.artwork)
+    dtype = torch.int16 if image_tokenizer.config.codebook_size <= 2**15 else torch.int32
     for number in chunks:
         path = folder / f"codes_{number:05d}.safetensors"
         if path.exists():
-            if _read(path)[1] != codes_of:
+            made_by = _read(path)[1]
+            if any(made_by.get(key) != value for key, value in codes_of.items()):
                 raise ValueError(f"{path} holds codes of another image tokenizer: take another folder")
+            _check_scenes(path, made_by, config)
             yield chunk
             continue
         parts = []
         for first in range(number * chunk, (number + 1) * chunk, ENCODED_TOGETHER):
             seeds = [scene_seed(config.split, index) for index in range(first, first + ENCODED_TOGETHER)]
             images = [world.render(world.scene(seed, config.split)) for seed in seeds]
-            parts.append(image_tokenizer.encode(images).to(torch.int16))
+            parts.append(image_tokenizer.encode(images).to(dtype))
             yield len(images)
         temporary = path.with_suffix(".writing")
-        save_file({"codes_NLK": torch.cat(parts)}, temporary, metadata=codes_of)
+        save_file({"codes_NLK": torch.cat(parts)}, temporary, metadata=about)
         temporary.rename(path)
 
 
@@ -66,10 +70,18 @@ class CodedScenes:
         files = sorted(Path(folder).glob("codes_*.safetensors"))
         if not files:
             raise ValueError(f"no codes in {folder}: make them with scripts.extract_codes")
+        for number, file in enumerate(files):  # a scene's number is its place in all files together
+            if file.name != f"codes_{number:05d}.safetensors":
+                raise ValueError(f"{folder} lacks codes_{number:05d}.safetensors: run scripts.extract_codes again")
         self.config, self.world = config, World(config.artwork)
         parts, made_by = zip(*map(_read, files), strict=True)
         if any(other != made_by[0] for other in made_by):
             raise ValueError(f"{folder} holds codes of several image tokenizers: extract them again")
+        for file, codes_NLK in zip(files, parts, strict=True):
+            if len(codes_NLK) != len(parts[0]):
+                others = f"{files[0].name} holds {len(parts[0])}"
+                raise ValueError(f"{file} holds {len(codes_NLK)} scenes, {others}: extract them again")
+        _check_scenes(folder, made_by[0], config)
         self.codes_NLK, self.codes_of = torch.cat(parts), made_by[0]
 
     def __len__(self) -> int:
@@ -97,9 +109,19 @@ class RenderedScenes:
 
 
 def _read(path: Path) -> tuple[torch.Tensor, dict[str, str]]:
-    """Codes, and what made them: nothing, for a file that does not say."""
-    with safe_open(path, "pt") as file:
-        return file.get_tensor("codes_NLK"), file.metadata() or {}
+    """Codes, and what made them: nothing, for a file that does not say. Raises ValueError for a damaged one."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("codes_NLK"), file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"cannot read {path} as codes: {error}") from error
+
+
+def _check_scenes(path: str | Path, made_by: Mapping[str, str], config: ScenesConfig) -> None:
+    """Files of earlier versions do not say which scenes they are of."""
+    for key, ours in (("artwork", config.artwork), ("split", config.split)):
+        if made_by.get(key, ours) != ours:
+            raise ValueError(f"{path} holds codes of scenes with {key} {made_by[key]}, not {ours}")
 
 
 def drawing_sample(

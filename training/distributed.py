@@ -23,14 +23,19 @@ def start_ranks(device: torch.device, alone: bool = False) -> tuple[int, int]:
     return rank, world
 
 
+def rank_and_world() -> tuple[int, int]:
+    """This rank, and their number."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def world_size() -> int:
     """Number of ranks."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return rank_and_world()[1]
 
 
 def is_rank_zero() -> bool:
     """The rank that writes files and talks."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return rank_and_world()[0] == 0
 
 
 def stop_ranks() -> None:

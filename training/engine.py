@@ -23,7 +23,7 @@ from mllm import Mllm
 from .config import TrainConfig
 from .device import autocast
 from .distributed import is_rank_zero, start_ranks, sum_gradients
-from .optim import make_optimizer
+from .optim import State, check_names, load_optimizer_state, make_optimizer, optimizer_state, trained
 
 SMALL = 1_000_000  # weights that are not worth sending in parts
 
@@ -34,9 +34,8 @@ class TorchEngine:
     def __init__(self, model: Mllm, config: TrainConfig, device: torch.device):
         self.model, self.config, self.device = model.to(device), config, device
         self.image_tokenizer = model.image_tokenizer
-        autocast(config.run, device)  # raises for a precision that there is not
-        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = make_optimizer(self.trained.items(), config.optim)
+        self.trained = trained(model)
+        self.optimizer = make_optimizer(model.named_parameters(), config.optim)
 
     @property
     def param_groups(self) -> list[dict]:
@@ -69,21 +68,13 @@ class TorchEngine:
         """The model's state_dict; empty on other ranks than 0. All ranks must call it, as the next two."""
         return self.model.state_dict() if is_rank_zero() else {}
 
-    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Parameter's name -> its state; empty on other ranks than 0."""
-        optimizers = getattr(self.optimizer, "optimizers", [self.optimizer])
-        states = {p: state for one in optimizers for p, state in one.state.items()}
-        # One that had no gradient yet, as nothing used it, has no state.
-        return {name: dict(states.get(p, {})) for name, p in self.trained.items()} if is_rank_zero() else {}
+    def optimizer_state(self) -> State:
+        """Empty on other ranks than 0."""
+        return optimizer_state(self.optimizer, self.trained) if is_rank_zero() else {}
 
-    def load_optimizer_state(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
+    def load_optimizer_state(self, state: State) -> None:
         """What `optimizer_state` gave, with any engine. Raises ValueError when other parameters were trained."""
-        check_names(state, self.trained)
-        for optimizer in getattr(self.optimizer, "optimizers", [self.optimizer]):
-            parameters = {p for group in optimizer.param_groups for p in group["params"]}
-            for name, p in self.trained.items():
-                if p in parameters:
-                    optimizer.state[p] = {key: value.to(p.device, copy=True) for key, value in state[name].items()}
+        load_optimizer_state(self.optimizer, self.trained, state)
 
 
 class ZeroEngine(TorchEngine):
@@ -157,7 +148,7 @@ class ZeroEngine(TorchEngine):
                     weights[name] = tensor.detach().cpu().clone()
         return weights
 
-    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
+    def optimizer_state(self) -> State:
         if self.stage == 0:
             return super().optimizer_state()
         from deepspeed.utils import safe_get_full_optimizer_state
@@ -171,7 +162,7 @@ class ZeroEngine(TorchEngine):
                 state[name] = {"step": first["step"].clone(), **{key: value.cpu() for key, value in whole.items()}}
         return state
 
-    def load_optimizer_state(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
+    def load_optimizer_state(self, state: State) -> None:
         if self.stage == 0:
             return super().load_optimizer_state(state)
         check_names(state, self.trained)
@@ -309,13 +300,3 @@ def check_finite(norm: float) -> None:
     """Raises ValueError for a gradient's norm that is infinite or not a number."""
     if not norm < float("inf"):
         raise ValueError(f"the gradient is {norm}; stopped before the update: lower optim.lr")
-
-
-def check_names(state: dict, trained: dict) -> None:
-    """Raises ValueError when a checkpoint's optimizer trained other parameters than this run does."""
-    wrong = sorted(state.keys() ^ trained.keys())
-    if wrong:
-        raise ValueError(
-            f"the checkpoint and model.trainable disagree on {len(wrong)} parameters, e.g. {wrong[0]}: "
-            "a run goes on with what it began with; for something else, give a new run.name and model.init_from"
-        )

@@ -1,12 +1,15 @@
 """LoRA (arXiv 2106.09685) on the backbone, by peft: low-rank adapters train beside weights that stay as they were."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mllm import Mllm
+from mllm.folders import loading
+from tokenizer.weights import tensors_hash
 
 from .config import LoraConfig, ModelConfig, save_config
 
@@ -52,20 +55,36 @@ def merged(state: Mapping[str, torch.Tensor], config: LoraConfig) -> dict[str, t
     return plain
 
 
-def save_adapter(folder: Path, config: ModelConfig, trained: dict[str, torch.Tensor]) -> None:
-    """All that trained, adapters or not, and the recipe's `model`, which says beside what."""
+def base_hash(state: Mapping[str, torch.Tensor], trained: Collection[str]) -> str:
+    """Of the weights that an adapter stands beside: all but those that `trained` with it."""
+    return tensors_hash({name: tensor for name, tensor in state.items() if name not in trained})
+
+
+def save_adapter(folder: Path, config: ModelConfig, trained: dict[str, torch.Tensor], base: str) -> None:
+    """All that trained, adapters or not; the recipe's `model`, which says beside what, and the hash of that."""
     folder.mkdir()
-    save_file({name: tensor.contiguous() for name, tensor in trained.items()}, folder / "adapter.safetensors")
+    tensors = {name: tensor.contiguous() for name, tensor in trained.items()}
+    save_file(tensors, folder / "adapter.safetensors", {"base": base})
     save_config(config, folder / "model.yaml")
 
 
 def load_adapter(model: Mllm, folder: Path) -> None:
-    """Take over what `save_adapter` wrote. Raises ValueError when the model has no such parameters."""
+    """Take over what `save_adapter` wrote. Raises ValueError when the model has no such parameters, or other weights
+    beside them than those that the adapter was trained with."""
     file = folder / "adapter.safetensors"
     if not file.is_file():
         raise ValueError(f"no adapter in {folder}: it has no {file.name}")
-    trained, own = load_file(file), model.state_dict()
+    with loading(folder), safe_open(file, "pt") as opened:
+        base = (opened.metadata() or {}).get("base")
+        trained = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    own = model.state_dict()
     wrong = sorted(name for name in trained if name not in own or own[name].shape != trained[name].shape)
     if wrong:
         raise ValueError(f"{folder} does not fit the model: {len(wrong)} parameters differ, e.g. {wrong[0]}")
+    ours = base_hash(own, trained)
+    if base != ours:
+        raise ValueError(
+            f"{folder} was trained beside other weights ({base}) than these ({ours}): "
+            "give those that it began with as init_from"
+        )
     model.load_state_dict(trained, strict=False)

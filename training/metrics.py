@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import re
 import resource
 import signal
@@ -10,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -19,9 +22,9 @@ from torch import nn
 from .config import save_config
 from .distributed import sum_over_ranks
 
-WANDB_MODES = ("off", "online", "offline")
 # Dense bfloat16, operations a second, by a part of the device's name.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "RTX 4090": 165e12}
+TWICE = 5.0  # seconds, see StopSignal
 COMPUTING = ("backbone.", "lm_head.", "code_head.")
 
 
@@ -31,8 +34,6 @@ class Metrics:
 
     def __init__(self, config: Any, first_step: int):
         run, mode = config.run.path, config.run.wandb
-        if mode not in WANDB_MODES:
-            raise ValueError(f"unknown run.wandb {mode!r}; known: {', '.join(WANDB_MODES)}")
         run.mkdir(parents=True, exist_ok=True)
         with replacing(run / "config.yaml") as file:
             save_config(config, file)
@@ -93,11 +94,15 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def read_rows(file: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl, without one that was cut off when the process was killed or the disk full."""
+    """The rows of a metrics.jsonl, without one that was cut off when the process was killed or the disk full.
+    Raises ValueError for other damage."""
     lines = file.read_text().splitlines()
     if lines and not lines[-1].endswith("}"):
         lines.pop()
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def _start_wandb(run: Path, config: dict[str, Any], mode: str):
@@ -132,23 +137,33 @@ class Problems:
 
 
 class StopSignal:
-    """True once Ctrl-C or SIGTERM came; a second Ctrl-C stops at once."""
+    """Inside its `with`, Ctrl-C or SIGTERM sets `stopped`, so that the step can end and be saved. A second Ctrl-C stops
+    at once, and so does a later SIGTERM: launchers send it twice, but not seconds apart."""
 
-    def __init__(self):
-        self.stopped = False
-        signal.signal(signal.SIGINT, self._stop)
-        signal.signal(signal.SIGTERM, self._stop)
+    def __enter__(self):
+        self.stopped, self.since = False, 0.0
+        self.before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
-    def _stop(self, *_) -> None:
-        self.stopped = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def _stop(self, number: int, _frame: Any) -> None:
+        again = self.stopped and (number == signal.SIGINT or time.monotonic() - self.since > TWICE)
+        if not self.stopped:
+            self.stopped, self.since = True, time.monotonic()
+        if again:
+            signal.signal(number, self.before[number])
+            signal.raise_signal(number)
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def __bool__(self) -> bool:
         return self.stopped
 
     def anywhere(self) -> bool:
         """Has any rank been told to stop? All ranks must ask, and all get the same answer."""
-        self.stopped = bool(sum_over_ranks(torch.tensor(float(self.stopped))))
+        if sum_over_ranks(torch.tensor(float(self.stopped))):
+            self.stopped = True
         return self.stopped
 
 
@@ -200,9 +215,18 @@ def peak_memory(device: torch.device) -> int:
 
 
 def ignore_stop_signals(_worker: int) -> None:
-    """For data workers: a stop signal reaches the whole process group, and the loop still needs its batch."""
+    """For data workers: a stop signal reaches the whole process group, and the loop still needs its batch. SIGTERM
+    from the process that started them is obeyed: it sends it when it ends, for whatever reason, and waits for them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere, torch's own handler looks whom it is from
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        Thread(target=_end_with_parent, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def due(step: int, every: int, steps: int) -> bool:

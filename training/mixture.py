@@ -66,6 +66,8 @@ class Source(ABC):
 
     damages: Sequence[str] = ()
     """What is wrong with whole shards."""
+    notes: Sequence[str] = ()
+    """How much there is."""
 
     @abstractmethod
     def sample(self, number: int) -> Sample:
@@ -141,7 +143,7 @@ class MessageShards(Source):
     ):
         self.shards, self.processor, self.form = Shards(patterns), processor, form
         self.max_length, self.seed, self.caption_dropout = max_length, seed, caption_dropout
-        self.damages = self.shards.damages
+        self.damages, self.notes = self.shards.damages, [self.shards.taken()]
         self.order = Shuffled(self.shards.counts, seed)
 
     def sample(self, number: int) -> Sample:
@@ -244,6 +246,11 @@ class Mixture:
     def damages(self) -> list[str]:
         """What is wrong with whole shards."""
         return [damage for source in self.sources.values() for damage in source.damages]
+
+    @property
+    def notes(self) -> list[str]:
+        """How much each source has."""
+        return [f"source {name}: {note}" for name, source in self.sources.items() for note in source.notes]
 
     def sample(self, position: int) -> tuple[Sample | None, list[str]]:
         """-> the sample, and what was wrong with those before it: the next one of its source takes the place of a bad

@@ -54,7 +54,7 @@ def write_report(run: Path, page: Path) -> None:
 
 def _first_and_last(folder: Path) -> list[Path]:
     """Of each kind of file."""
-    files = sorted(folder.glob("[!.]*"))
+    files = sorted(folder.glob("[!.]*"), key=lambda file: (len(file.stem), file.stem))  # ..._999999, ..._1000000
     kinds = dict.fromkeys(file.stem.rpartition("_")[0] for file in files)
     return [kept for kind in kinds for kept in _ends([file for file in files if file.stem.rpartition("_")[0] == kind])]
 

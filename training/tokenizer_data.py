@@ -3,6 +3,7 @@
 Sample i is a function of (seed, i) alone, so a run resumes by counting, with any number of ranks and workers.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -71,13 +72,29 @@ class TrainingImages(Dataset):
         return ids_NT[0]
 
 
+class RankPositions(Sequence):
+    """The positions, after `first`, of one rank's batches among `batches` of all ranks together, by counting: a run may
+    have hundreds of millions."""
+
+    def __init__(self, rank: int, world: int, first: int, batches: int, batch_size: int):
+        self.rank, self.world, self.first, self.batch_size = rank, world, first, batch_size
+        self.batches = len(range(rank, batches, world))
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+    def __getitem__(self, place: int) -> int:
+        if not 0 <= place < len(self):
+            raise IndexError(f"position {place} of {len(self)}")
+        batch, inside = divmod(place, self.batch_size)
+        return self.first + (batch * self.world + self.rank) * self.batch_size + inside
+
+
 def image_loader(data: TrainingImages, rank: int, world: int, seen: int, steps: int) -> DataLoader:
     """This rank's batches of the next `steps` updates, after the `seen` images of the run so far."""
     run = data.config.run
-    end = seen + steps * run.accumulate * world * run.batch_size
-    mine = [position for position in range(seen, end) if (position - seen) // run.batch_size % world == rank]
     return DataLoader(
-        Subset(data, mine),
+        Subset(data, RankPositions(rank, world, seen, steps * run.accumulate * world, run.batch_size)),
         batch_size=run.batch_size,
         num_workers=run.workers,
         collate_fn=_stack,

@@ -3,13 +3,14 @@
 Shapes: N images of this rank's batch, of which the first ones are decoded.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -33,9 +34,18 @@ from .discriminator import (
     generator_loss,
     ramp,
 )
-from .distributed import barrier, start_ranks, stop_ranks, sum_gradients, sum_over_ranks, world_size
+from .distributed import (
+    barrier,
+    rank_and_world,
+    start_ranks,
+    stop_ranks,
+    sum_gradients,
+    sum_over_ranks,
+    world_size,
+)
 from .metrics import Metrics, Problems, Rate, StopSignal, due
-from .optim import freeze, make_optimizer, schedule, set_lr
+from .optim import freeze, load_optimizer_state, make_optimizer, optimizer_state, schedule, set_lr, trained
+from .run_folder import only_run
 from .tokenizer_data import ImageBatch, TrainingImages, image_loader
 from .tokenizer_losses import perceptual_network, tokenizer_losses
 
@@ -46,15 +56,16 @@ STRIP = 8  # images in the pictures of a run
 def model_config_of(config: TokenizerTrainConfig) -> ImageTokenizerConfig:
     """The named size with the recipe's overrides."""
     if config.size not in SIZES:
-        raise ValueError(f"unknown size {config.size!r}; known: {', '.join(SIZES)}")
+        raise ValueError(f"recipe, size: unknown {config.size!r}; known: {', '.join(SIZES)}")
     try:
-        return dataclasses.replace(SIZES[config.size], **config.model)
-    except TypeError as error:
-        raise ValueError(f"recipe, model: {error}") from error
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SIZES[config.size]), config.model))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"recipe, model: {' '.join(str(error).split())}") from error
 
 
 def build_image_tokenizer(config: TokenizerTrainConfig) -> ImageTokenizer:
-    """A new one, or the one at `init_from`. Raises ValueError when that has other sizes than the recipe."""
+    """A new one, the one at `init_from`, or with the encoder at `init_clip`. Raises ValueError when these have other
+    sizes than the recipe."""
     model = ImageTokenizer(model_config_of(config))
     if config.init_from:
         before = load_image_tokenizer(config.init_from)
@@ -63,8 +74,6 @@ def build_image_tokenizer(config: TokenizerTrainConfig) -> ImageTokenizer:
         model.load_state_dict(before.state_dict())
     if config.init_clip:
         load_clip(model, config.init_clip)
-    if config.run.checkpointing:
-        model.checkpoint_blocks()
     return model
 
 
@@ -77,17 +86,29 @@ def build_discriminator(config: AdversarialConfig, generator: torch.Generator) -
 
 def train_tokenizer(config: TokenizerTrainConfig) -> Path:
     """Train, or resume, a recipe's run; `run.batch_size` images on each rank. Returns the last checkpoint's model."""
-    run, device = config.run.path, pick_device(config.run)
-    rank, world = start_ranks(device)
+    device = pick_device(config.run)
+    _, world = start_ranks(device)
+    config.run.divide(world)
+    with only_run(config) as checkpoint:
+        run_updates(config, device, checkpoint)
+        barrier()
+    stop_ranks()
+    return latest_checkpoint(config.run.path) / "model"
+
+
+def run_updates(config: TokenizerTrainConfig, device: torch.device, checkpoint: Path | None) -> None:
+    """From the checkpoint, or the beginning, to the last step or a stop signal."""
+    rank, world = rank_and_world()
     torch.manual_seed(config.run.seed)
-    learner = Learner(config, device)
-    checkpoint = latest_checkpoint(run)
+    learner = Learner(config, device, checkpoint)
     step, seen = learner.restore(checkpoint) if checkpoint else (0, 0)
     data = TrainingImages(config, learner.model.config)
     batches = iter(image_loader(data, rank, world, seen, config.run.steps - step))
     metrics = Metrics(config, step) if rank == 0 else None
-    problems, stop, clock = Problems(config.data.max_bad), StopSignal(), Rate()
+    problems, clock = Problems(config.data.max_bad), Rate()
     if rank == 0:
+        for note in data.images.notes:
+            print(note, flush=True)
         problems.add(data.images.damages)
         fixed_N3HW = first_pixels(data)
 
@@ -95,27 +116,26 @@ def train_tokenizer(config: TokenizerTrainConfig) -> Path:
         learner.evaluated.save_pretrained(folder)
         data.text_tokenizer.save_pretrained(folder)  # what its text tower reads
 
-    stopping = False
-    while step < config.run.steps and not stopping:
-        micro_batches = [next(batches) for _ in range(config.run.accumulate)]
-        for batch in micro_batches:
-            problems.add(batch.problems, batch.complete)
-        report = learner.update(step, rank, micro_batches)
-        step, seen = step + 1, seen + world * config.run.batch_size * config.run.accumulate
-        stopping = stop.anywhere()
-        if due(step, config.run.log_every, config.run.steps):
-            values = report()
-            if metrics:
-                metrics.log(step, {**values, "images_per_s": clock.rate(seen)})
-        if rank == 0 and (due(step, config.run.save_every, config.run.steps) or stopping):
-            state = {**learner.state_dict(), "seen": seen}
-            save_checkpoint(run, step, save, state, config.run.keep)
-            metrics.picture(step, "reconstructions", learner.reconstructions(fixed_N3HW))
-    barrier()
+    with StopSignal() as stop:
+        while step < config.run.steps:
+            micro_batches = [next(batches) for _ in range(config.run.accumulate)]
+            for batch in micro_batches:
+                problems.add(batch.problems, batch.complete)
+            report = learner.update(step, rank, micro_batches)
+            step, seen = step + 1, seen + world * config.run.batch_size * config.run.accumulate
+            stopping = stop.anywhere()
+            if due(step, config.run.log_every, config.run.steps):
+                values = report()
+                if metrics:
+                    metrics.log(step, {**values, "images_per_s": clock.rate(seen)})
+            if rank == 0 and (due(step, config.run.save_every, config.run.steps) or stopping):
+                state = {**learner.state_dict(), "seen": seen}
+                save_checkpoint(config.run.path, step, save, state, config.run.keep)
+                metrics.picture(step, "reconstructions", learner.reconstructions(fixed_N3HW))
+            if stopping:
+                break
     if metrics:
         metrics.close()
-    stop_ranks()
-    return latest_checkpoint(run) / "model"
 
 
 class Learner:
@@ -124,9 +144,13 @@ class Learner:
     Everything drawn in an update depends on (seed, step, rank) alone, so a checkpoint holds no generator's state.
     """
 
-    def __init__(self, config: TokenizerTrainConfig, device: torch.device):
+    def __init__(self, config: TokenizerTrainConfig, device: torch.device, checkpoint: Path | None = None):
+        """What `init_from` and `init_clip` name is not read for a checkpoint, which is to be restored."""
         self.config, self.device = config, device
-        self.model = build_image_tokenizer(config).to(device, memory_format=torch.channels_last).train()
+        model = ImageTokenizer(model_config_of(config)) if checkpoint else build_image_tokenizer(config)
+        if config.run.checkpointing:
+            model.checkpoint_blocks()
+        self.model = model.to(device, memory_format=torch.channels_last).train()
         freeze(self.model, config.trainable)
         self.optimizer = make_optimizer(self.model.named_parameters(), config.optim)
         self.average = None
@@ -136,8 +160,8 @@ class Learner:
         self.discriminator = build_discriminator(config.adversarial, self.generator)
         if self.discriminator:
             self.discriminator.to(device)
-            parameters = self.discriminator.named_parameters()
-            self.discriminator_optimizer = make_optimizer(parameters, config.adversarial.optim)
+            parameters, options = self.discriminator.named_parameters(), config.adversarial.optim
+            self.discriminator_optimizer = make_optimizer(parameters, options, "adversarial.optim")
         network = perceptual_network(config.losses)
         self.network = network.to(device) if network else None
         self.revival = Revival(self.model.quantizer, config.revive_after) if config.revive_after else None
@@ -150,12 +174,14 @@ class Learner:
 
     def state_dict(self) -> dict:
         """What a checkpoint holds beside `evaluated`."""
-        state = {"optimizer": self.optimizer.state_dict()}
+        state = {"optimizer": optimizer_state(self.optimizer, trained(self.model))}
         if self.average:
             state["weights"] = self.model.state_dict()
         if self.discriminator:
             state["discriminator"] = self.discriminator.state_dict()
-            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+            state["discriminator_optimizer"] = optimizer_state(
+                self.discriminator_optimizer, trained(self.discriminator)
+            )
         if self.revival:
             state["unused_KV"] = self.revival.unused_KV
         return state
@@ -164,13 +190,14 @@ class Learner:
         """-> steps done, images seen."""
         state = load_state(checkpoint)
         self.evaluated.load_state_dict(ImageTokenizer.from_pretrained(checkpoint / "model").state_dict())
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, trained(self.model), state["optimizer"])
         if self.average:
             self.model.load_state_dict(state["weights"])
             self.average.n_averaged.fill_(state["step"])
         if self.discriminator:
             self.discriminator.load_state_dict(state["discriminator"])
-            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+            before = state["discriminator_optimizer"]
+            load_optimizer_state(self.discriminator_optimizer, trained(self.discriminator), before)
         if self.revival:
             self.revival.unused_KV = state["unused_KV"]
         return state["step"], state["seen"]
@@ -191,11 +218,13 @@ class Learner:
             terms, output = self._backward(step, pixels_N3HW, ids_NT, 1 / len(micro_batches))
             _add(sums, terms)
             self.counts.add(output.quantized.codes_NLK)
+            if self.revival:
+                self.revival.add(output.quantized)
             pairs.append((pixels_N3HW[: len(output.pixels_N3HW)], output.pixels_N3HW.detach()))
         grad_norm = self._apply(self.optimizer, self.model, config.optim.clip)
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-        revived = self.revival.step(output.quantized) if self.revival else 0
+        revived = self.revival.step() if self.revival else 0
         if self.average:
             self.average.update_parameters(self.model)
         _add(sums, self._train_discriminator(step, pairs))
@@ -268,7 +297,7 @@ class Learner:
 
     def _apply(self, optimizer, network: nn.Module, clip: float) -> torch.Tensor:
         """Sum gradients over ranks, clip, step; -> the norm before clipping."""
-        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        parameters = [*trained(network).values()]
         sum_gradients(parameters)
         grad_norm = nn.utils.clip_grad_norm_(parameters, clip)
         if not grad_norm.isfinite():

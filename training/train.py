@@ -16,12 +16,13 @@ from .build import build_model, choose_trained, weights_to_save
 from .checkpoint import latest_checkpoint, load_state, save_checkpoint
 from .config import TrainConfig
 from .device import pick_device
-from .distributed import barrier, is_rank_zero, stop_ranks, sum_over_ranks
+from .distributed import barrier, is_rank_zero, rank_and_world, stop_ranks, sum_over_ranks
 from .engine import TorchEngine, loading_in_parts, start_engine, start_engine_ranks
-from .lora import save_adapter
+from .lora import base_hash, save_adapter
 from .metrics import Metrics, Problems, Speed, StopSignal, due, ignore_stop_signals
 from .mixture import Mixture, MixtureUpdates, Update
 from .optim import schedule, set_lr
+from .run_folder import only_run
 from .samples import conversations, show_samples
 from .start import first_loss_line, parameter_lines, preview_lines, source_lines
 from .update import train_step
@@ -32,10 +33,19 @@ PADDED_TO = 16  # columns: a new shape costs the allocator new memory, and a com
 def train(config: TrainConfig) -> Path:
     """Train, or resume, a recipe's run. Returns the last checkpoint's model."""
     disable_progress_bar()  # of transformers, at each checkpoint
-    run, device = config.run.path, pick_device(config.run)
-    rank, world = start_engine_ranks(config, device)
+    device = pick_device(config.run)
+    _, world = start_engine_ranks(config, device)
     config.run.divide(world)
-    checkpoint = latest_checkpoint(run)
+    with only_run(config) as checkpoint:
+        run_updates(config, device, checkpoint)
+        barrier()
+    stop_ranks()
+    return latest_checkpoint(config.run.path) / "model"
+
+
+def run_updates(config: TrainConfig, device: torch.device, checkpoint: Path | None) -> None:
+    """From the checkpoint, or the beginning, to the last step or a stop signal."""
+    rank, world = rank_and_world()
     torch.manual_seed(config.run.seed)
     in_parts = loading_in_parts(config, device) if checkpoint or config.model.init_from else nullcontext()
     with in_parts:
@@ -44,37 +54,35 @@ def train(config: TrainConfig) -> Path:
     tuned, words = config.model.tune is not None, config.model.words
     mixture = Mixture(config.data, processor, model.image_tokenizer, config.run.seed, tuned, words)
     conversations(config.prompts)  # an image that is not there stops the run here, not at its first samples
-    talk(parameter_lines(model, loaded), source_lines(mixture), preview_lines(mixture))
+    talk(parameter_lines(model, loaded), mixture.notes, source_lines(mixture), preview_lines(mixture))
     speed = Speed(model, device, world)
     engine = start_engine(model, config, device)
     first, seen = restore(engine, checkpoint) if checkpoint else (0, 0)
     steps, micro = config.run.steps, (config.run.batch_size, config.run.accumulate)
     data = MixtureUpdates(mixture, *micro, rank, world, max(0, steps - first), seen)
     metrics = Metrics(config, first) if rank == 0 else None
-    problems, stop = Problems(config.data.max_bad), StopSignal()
+    problems = Problems(config.data.max_bad)
     problems.add(mixture.damages if metrics else [])
-    for step, update in enumerate(updates(data, config), start=first + 1):
-        problems.add(update.problems, update.complete)
-        torch.manual_seed((config.run.seed * 1_000_003 + step) * 1009 + rank)  # a resumed run draws the same
-        rates = set_lr(engine, schedule(step - 1, steps, config.optim))
-        report = train_step(engine, batches_of(update, processor, engine), config)
-        seen += data.samples
-        last, tokens = stop.anywhere() or step == steps, tokens_of(update)
-        if metrics:
-            metrics.log(step, {**report(), **rates, **speed.measure(tokens, data.samples)})
-            if step == first + 1:
-                talk([first_loss_line(report(), metrics.before, model, loaded)])
-        if config.prompts and config.run.sample_every and due(step, config.run.sample_every, steps):
-            show_samples(engine, processor, config.prompts, metrics, step)
-        if last or step % config.run.save_every == 0:
-            save(engine, processor, step, seen)
-        if last:
-            break
-    barrier()
+    with StopSignal() as stop:
+        for step, update in enumerate(updates(data, config), start=first + 1):
+            problems.add(update.problems, update.complete)
+            torch.manual_seed((config.run.seed * 1_000_003 + step) * 1009 + rank)  # a resumed run draws the same
+            rates = set_lr(engine, schedule(step - 1, steps, config.optim))
+            report = train_step(engine, batches_of(update, processor, engine), config)
+            seen += data.samples
+            last, tokens = stop.anywhere() or step == steps, tokens_of(update)
+            if metrics:
+                metrics.log(step, {**report(), **rates, **speed.measure(tokens, data.samples)})
+                if step == first + 1:
+                    talk([first_loss_line(report(), metrics.before, model, loaded)])
+            if config.prompts and config.run.sample_every and due(step, config.run.sample_every, steps):
+                show_samples(engine, processor, config.prompts, metrics, step)
+            if last or step % config.run.save_every == 0:
+                save(engine, processor, step, seen)
+            if last:
+                break
     if metrics:
         metrics.close()
-    stop_ranks()
-    return latest_checkpoint(run) / "model"
 
 
 def talk(*groups: list[str]) -> None:
@@ -110,7 +118,15 @@ def compile_layers(model: Mllm) -> None:
 def updates(data: MixtureUpdates, config: TrainConfig) -> Iterator[Update]:
     """What is left of the run, loaded ahead by workers."""
     workers = config.run.workers
-    return iter(DataLoader(data, batch_size=None, num_workers=workers, worker_init_fn=ignore_stop_signals))
+    return iter(
+        DataLoader(
+            data,
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=ignore_stop_signals,
+            multiprocessing_context="fork" if workers else None,  # no copy of what is open, whatever Python's default
+        )
+    )
 
 
 def batches_of(update: Update, processor: Processor, engine: TorchEngine) -> list[Batch]:
@@ -131,7 +147,8 @@ def save(engine: TorchEngine, processor: Processor, step: int, seen: int) -> Non
         engine.model.save_pretrained(folder, state_dict=weights_to_save(weights, config))
         processor.save_pretrained(folder)
         if config.lora:
-            save_adapter(folder.parent / "adapter", config, {name: weights[name] for name in engine.trained})
+            base = base_hash(weights, engine.trained)
+            save_adapter(folder.parent / "adapter", config, {name: weights[name] for name in engine.trained}, base)
 
     if is_rank_zero():
         save_checkpoint(run.path, step, save_model, state, run.keep)

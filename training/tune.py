@@ -31,7 +31,7 @@ class TunedOutput(MllmOutput):
 
 
 class TunedMllm(Mllm):
-    """Give it a TuneConfig by `guard`, and `pixels` in place of codes. Without labels it is like any other."""
+    """Give it a TuneConfig by `guard`, and `pixel_values` in place of codes. Without labels it is like any other."""
 
     def guard(self, config: TuneConfig) -> None:
         """Weights of the guard. Raises ValueError for a file that is not LPIPS."""
@@ -41,25 +41,25 @@ class TunedMllm(Mllm):
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
-        pixels: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
         is_target: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **inputs: Any,
     ) -> MllmOutput:
         if labels is None:
-            return super().forward(input_ids, codes, pixels=pixels, **inputs)
-        side, given = self.config.image_tokenizer["image_size"], pixels is not None
+            return super().forward(input_ids, codes, pixel_values=pixel_values, **inputs)
+        side, given = self.config.image_tokenizer["image_size"], pixel_values is not None
         if not given:  # under ZeRO every rank must run every module in every micro-batch
-            pixels = torch.zeros(1, 3, side, side, device=input_ids.device)
-        quantized = self.image_tokenizer.quantizer(self.image_tokenizer.features(pixels), self.options)
+            pixel_values = torch.zeros(1, 3, side, side, device=input_ids.device)
+        quantized = self.image_tokenizer.quantizer(self.image_tokenizer.features(pixel_values), self.options)
         codes = quantized.codes_NLK if given else None
         decoded_N3HW = self.image_tokenizer.decode_features(quantized.features_NLQ)
-        terms = reconstruction_losses(decoded_N3HW, pixels, self.tune, self.network)
+        terms = reconstruction_losses(decoded_N3HW, pixel_values, self.tune, self.network)
         guard = terms["reconstruction"] + self.tune.quantizer * quantized.loss
         embeds_BTD = self.embed(input_ids, codes, quantized)
         output = super().forward(input_ids, codes, is_target, inputs_embeds=embeds_BTD, labels=labels, **inputs)
-        count = len(pixels) if given else 0
+        count = len(pixel_values) if given else 0
         return TunedOutput(**output, guard_loss=count * guard, squared_error=count * terms["l2"].detach())
 
 

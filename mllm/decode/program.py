@@ -22,7 +22,7 @@ from .rerank import best, check_readable
 from .sampling import DrawingOptions, Sampling, check_chosen
 from .stream import check_length
 
-Messages = Sequence[dict[str, Any]]
+Messages = Sequence[dict[str, Any]] | str  # a string is one question
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ class Program:
             check_length(model, processor, sample, L)
             draw = partial(self._draw, options=drawing)
             codes = yield self._candidates(sample, draw, generators, L, drawing)
-            codes_LK = self._show(codes, words(request.messages[-1]))
+            codes_LK = self._show(codes, last_words(request.messages))
             sample.add([processor.image_id] * L + [processor.eoi_id])
             sample.images.append(codes_LK)
         self.ended_by = "length"
@@ -366,9 +366,9 @@ def candidate_generators(seed: int, count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(one) for one in (seed, *more)]
 
 
-def words(message: dict[str, Any]) -> str:
-    """The text of a message."""
-    content = message["content"]
+def last_words(messages: Messages) -> str:
+    """The text of the last message."""
+    content = messages if isinstance(messages, str) else messages[-1]["content"]
     parts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
     return " ".join(parts)
 

@@ -20,13 +20,17 @@ def fit(
     model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str, codes_NLK: torch.Tensor
 ) -> torch.Tensor:
     """[N], the log-probability that the model, shown each image and asked for a prompt, answers with this one: the
-    score of arXiv 2306.01879, by the model that drew. Raises as `check_readable`."""
+    score of arXiv 2306.01879, by the model that drew. Raises as `check_readable`, and ValueError for weights that are
+    not finite."""
     check_readable(model, processor, prompt)
     chats = [processor.encode(_answered(prompt.strip(), codes_LK), open_answer=False) for codes_LK in codes_NLK]
     batch = processor.collate(chats)
     ids_NT, labels_NT = batch.input_ids.to(model.device), batch.labels.to(model.device)
     h_NTD = model.backbone(inputs_embeds=model.embed(ids_NT, codes_NLK)).last_hidden_state
-    return -model.text_losses(h_NTD, labels_NT).view(len(chats), -1).sum(1)
+    fits_N = -model.text_losses(h_NTD, labels_NT).view(len(chats), -1).sum(1)
+    if not bool(fits_N.isfinite().all()):
+        raise NotFinite("scores of candidates")
+    return fits_N
 
 
 def check_readable(model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str) -> None:
@@ -55,8 +59,5 @@ def best(
     chosen = []
     for prompt, codes_CLK in zip(prompts, codes_NLK.chunk(len(prompts)), strict=True):
         # Prompt by prompt: in a batch of another size rounding could turn a tie.
-        scores_C = fit(model, processor, prompt, reread(model, codes_CLK))
-        if not scores_C.isfinite().all():
-            raise NotFinite("scores of candidates")
-        chosen.append(codes_CLK[scores_C.argmax()])
+        chosen.append(codes_CLK[fit(model, processor, prompt, reread(model, codes_CLK)).argmax()])
     return torch.stack(chosen)

@@ -86,19 +86,20 @@ def run_tracks(batch: Batch, tracks: Sequence[Track], told: Callable[[], Any] = 
 def generate_images(
     model: MllmForConditionalGeneration,
     processor: MllmProcessor,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | str,
     seeds: Sequence[int] | int = 0,
     progress: Callable[[int], Any] | None = None,
     kernels: str = "auto",
     **options: Any,
 ) -> list[Image.Image]:
-    """One image a prompt, as one batch. An image depends on its prompt and seed, not on the batch around it.
+    """One image a prompt, as one batch; a string is one prompt. An image depends on its prompt and seed, not on the batch around it.
 
     `seeds` is one for each prompt, or the first of a row. `progress` is called with the number of positions done, of
     `processor.num_positions`. `options` are those of `DrawingOptions`: cfg_scale, temperature, candidates and others.
     `kernels` "eager" runs operation by operation, to the same images. Raises ValueError for what cannot be drawn.
     """
     DrawingOptions(**options)  # also where there are no prompts
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     seeds = list(range(seeds, seeds + len(prompts))) if isinstance(seeds, int) else list(seeds)
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds")
@@ -110,18 +111,20 @@ def generate_images(
 def generate_texts(
     model: MllmForConditionalGeneration,
     processor: MllmProcessor,
-    conversations: Sequence[Messages],
+    conversations: Sequence[Messages] | Messages,
     max_new_tokens: int = 64,
     seeds: Sequence[int] | None = None,
     **options: Any,
 ) -> list[str]:
-    """The answers to several chats as one batch, text only: an answer ends where the model would begin to draw.
+    """The answers to several chats (one alone is a batch of one), text only: an answer ends where the model would begin to draw.
     `options`: those of `Sampling`, and `stop`, strings before which an answer ends."""
+    if isinstance(conversations, str) or conversations and isinstance(conversations[0], dict):
+        conversations = [conversations]
     if not conversations:
         return []
     chats = [
         Chat(messages, max_new_tokens, seed, drawing=None, **options)
-        for messages, seed in zip(conversations, seeds or range(len(conversations)), strict=True)
+        for messages, seed in zip(conversations, range(len(conversations)) if seeds is None else seeds, strict=True)
     ]
     texts = [""] * len(chats)
     for number, piece in run(model, processor, chats):

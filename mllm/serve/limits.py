@@ -113,7 +113,7 @@ class Gate:
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         try:
             return await asyncio.wait_for(self._read(scope, receive), self.limits.seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise Refusal(408, f"the request did not arrive within {self.limits.seconds:g} seconds") from None
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:

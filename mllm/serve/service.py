@@ -50,7 +50,7 @@ class Job:
         while True:
             try:
                 piece = await asyncio.wait_for(self.queue.get(), max(0.0, deadline - time.monotonic()))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise Refusal(504, LATE) from None
             if piece is None:
                 break

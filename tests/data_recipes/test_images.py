@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_recipes import artwork
 from data_recipes.images import Folder, Scenes, ShardImages, crop_around, open_images
 from data_recipes.scenes import CLASSES, COLORS, SKILLS, is_held_out
 from tests.shard_files import write_tar
@@ -218,11 +217,3 @@ def test_the_order_of_scenes_never_repeats(scenes):
 def test_open_images_hands_on_what_is_of_the_scenes():
     source = open_images("scenes", "shapes", "held_out", 64, "counting")
     assert source.fingerprint() == ["scenes", "shapes", "held_out", 64, "counting"]
-
-
-def test_scenes_without_the_font_are_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(artwork, "FONT_FOLDERS", (str(tmp_path),))
-    monkeypatch.delenv(artwork.FONT_VARIABLE, raising=False)
-    artwork.glyph.cache_clear()
-    with pytest.raises(ValueError, match="fonts-noto-color-emoji"):
-        open_images("scenes")

@@ -42,15 +42,7 @@ RECORDS = [json.loads(line) for line in GENEVAL.read_text(encoding="utf-8").spli
 EXPRESSIBLE = [record for record in RECORDS if expressible(record)]
 
 
-def has_font() -> bool:
-    try:
-        artwork.find_font()
-    except ValueError:
-        return False
-    return True
-
-
-ARTWORKS = ["shapes", *(["emoji"] if has_font() else [])]
+ARTWORKS = list(artwork.ARTWORK)
 
 
 @pytest.fixture(scope="module")
@@ -375,23 +367,3 @@ def test_unknown_choices_name_the_known_ones(world):
         world.scene_of({"tag": "single_object", "include": [{"class": "oven", "count": 1}]}, 0)
     with pytest.raises(ValueError, match="1 to 4 things, the record asks for 5"):
         world.scene_of({"tag": "counting", "include": [{"class": "dog", "count": 5}]}, 0)
-
-
-def test_a_missing_font_is_one_line_with_the_way_out(monkeypatch, tmp_path):
-    monkeypatch.setattr(artwork, "FONT_FOLDERS", (str(tmp_path),))
-    monkeypatch.delenv(artwork.FONT_VARIABLE, raising=False)
-    artwork.glyph.cache_clear()
-    with pytest.raises(ValueError, match="apt install fonts-noto-color-emoji") as error:
-        World("emoji")
-    assert "\n" not in str(error.value)
-    monkeypatch.setenv(artwork.FONT_VARIABLE, str(tmp_path / "none.ttf"))
-    with pytest.raises(ValueError, match=r"none\.ttf, which is not a file"):
-        World("emoji")
-    World("shapes")
-
-
-def test_a_font_without_the_bitmaps_is_named(tmp_path):
-    font = tmp_path / "other.ttf"
-    font.write_bytes(b"not a font")
-    with pytest.raises(ValueError, match=r"other\.ttf"):
-        artwork.load_font(font)

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from importlib.metadata import version
 
 import pytest
 import torch
-from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from eval import doctor
-from eval.doctor import CHECKS, Patient, caches, environment, examine, installed, missing, prefills, weights
+from eval.doctor import CHECKS, Patient, caches, environment, examine, lock, missing, prefills, requirements, weights
 from mllm import Mllm, Processor
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
 
@@ -21,7 +22,7 @@ def test_every_kind_of_model_is_healthy(make_tiny_model, embedding, head, tmp_pa
     checks = list(
         examine(str(tmp_path), lambda name: (Mllm.from_pretrained(name).eval(), Processor.from_pretrained(name)))
     )
-    assert [check.name for check in checks] == list(CHECKS)
+    assert [check.name for check in checks] == ["versions", *CHECKS]
     assert [check for check in checks if not check.healthy] == []
 
 
@@ -29,7 +30,7 @@ def test_a_model_that_does_not_load_ends_the_examination():
     def load(name):
         raise ValueError("cannot load\nmodel")
 
-    assert list(examine("nothing", load)) == [("loads", False, "cannot load model")]
+    assert list(examine("nothing", load))[1:] == [("loads", False, "cannot load model")]
 
 
 def test_numbers_that_are_not_finite_are_found(make_tiny_model):
@@ -66,12 +67,59 @@ def test_a_cache_that_forgets_is_found(tiny_model, monkeypatch):
         caches(patient)
 
 
+@pytest.mark.parametrize(("check", "method"), [("forward", "forward"), ("generate", "generate")])
+def test_a_way_in_of_transformers_that_raises_is_found(make_tiny_model, check, method):
+    model, processor = make_tiny_model()
+
+    def renamed(*args, **kwargs):
+        raise TypeError("unexpected keyword argument 'cache'")
+
+    setattr(model, method, renamed)
+    checks = {one.name: one for one in examine("tiny/model", lambda name: (model, processor))}
+    assert not checks[check].healthy and "'cache'" in checks[check].detail
+
+
+def test_a_generate_that_goes_another_way_is_found(make_tiny_model):
+    model, processor = make_tiny_model()
+    generate = type(model).generate
+    model.generate = lambda ids, **options: (generate(model, ids, **options) + 1) % len(processor.tokenizer)
+    checks = {one.name: one for one in examine("tiny/model", lambda name: (model, processor))}
+    assert not checks["generate"].healthy and "not the likeliest" in checks["generate"].detail
+
+
 def test_the_environment_is_told():
     assert set(environment()) == {"versions", "device", "memory"}
     assert f"torch {torch.__version__.split('+')[0]}" in environment()["versions"]
-    assert not {name.split(">")[0] for name in missing()} & {"torch", "transformers", "pillow"}
 
 
-@pytest.mark.parametrize(("wanted", "there"), [("torch>=2", True), ("torch>=99", False), ("no-such-package>=1", False)])
-def test_packages_count_when_they_are_new_enough(wanted, there):
-    assert installed(Requirement(wanted)) == there
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """written(ranges, lock): these lines for those of the project."""
+
+    def write(ranges: str, lock: str = "") -> None:
+        monkeypatch.setattr(doctor, "REQUIREMENTS", tmp_path / "requirements.txt")
+        (tmp_path / "requirements.txt").write_text(ranges)
+        (tmp_path / "requirements.lock").write_text(lock)
+
+    return write
+
+
+def test_a_package_out_of_its_range_is_named_with_the_reason(written):
+    written("torch>=2  # tensors\nfilelock<1  # lmms-eval\nno-such-package>=1  # nothing\n")
+    check = next(examine("nothing", None))
+    assert check.name == "versions" and not check.healthy
+    assert f"filelock {version('filelock')}, which must be <1 (lmms-eval)" in check.detail
+    assert "torch" not in check.detail and "no-such-package" not in check.detail
+    assert missing() == {"no-such-package>=1": "nothing"}
+
+
+def test_what_is_not_as_in_the_lock_is_told(written):
+    here = version("numpy")
+    written("", f"# by a tool\nnumpy=={here}  # via us\npillow==0.1\nsix==1 ; sys_platform == 'none'\nno-such==1\n")
+    check = next(examine("nothing", None))
+    assert check == ("versions", True, f"1 of 2 packages as in requirements.lock, pillow {version('pillow')} ==0.1")
+
+
+def test_our_own_lists_are_read():
+    names = {canonicalize_name(requirement.name) for requirement in requirements()}
+    assert {"torch", "deepspeed", "lmms-eval", "pytest"} <= names <= {one.name for one in lock()}

@@ -11,7 +11,8 @@ from scripts.doctor import main
 def test_a_healthy_model_ends_with_0(run, tiny_folder):
     ended = run(main, "--model", tiny_folder)
     assert ended.status == 0, ended.out
-    assert [line[5:].split(":")[0] for line in ended.out.splitlines() if line.startswith("ok")] == list(CHECKS)
+    found = [line[5:].split(":")[0] for line in ended.out.splitlines() if line.startswith("ok")]
+    assert found == ["versions", *CHECKS]
     assert "versions: Python" in ended.out and "memory:" in ended.out and "is healthy" in ended.out
 
 
@@ -26,4 +27,4 @@ def test_a_damaged_or_missing_model_ends_with_1(run, tiny_folder, tmp_path):
     file.write_bytes(b"damaged")
     for name in (folder, "no_such_model"):
         ended = run(main, "--model", name)
-        assert ended.status == 1 and ended.out.startswith("FAIL loads:") and ended.err == ""
+        assert ended.status == 1 and "FAIL loads:" in ended.out and ended.err == ""

@@ -3,7 +3,9 @@
 import json
 import sys
 import time
+from importlib.metadata import version
 
+import lmms_eval.evaluator
 import pytest
 
 from data_recipes.scenes import World
@@ -56,9 +58,19 @@ def test_an_unknown_task_is_one_line(refused, tiny_folder, tmp_path):
 
 
 def test_a_missing_package_is_one_line(refused, tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lmms_eval.evaluator", None)
+    for module in ("lmms_eval", "lmms_eval.evaluator"):
+        monkeypatch.setitem(sys.modules, module, None)
     words = ("--model", tiny_folder, "--tasks", "scenes_vqa", "--out", tmp_path)
     assert "pip install -e '.[eval]'" in refused(main, *words)
+
+
+def test_a_package_that_lmms_eval_does_not_fit_is_named(refused, tiny_folder, tmp_path, monkeypatch):
+    """It reaches into private modules of others, which move."""
+    monkeypatch.setitem(sys.modules, "filelock._api", None)
+    monkeypatch.delattr(lmms_eval.evaluator._enable_reentrant_filelocks, "_patched", raising=False)
+    line = refused(main, "--model", tiny_folder, "--tasks", "scenes_vqa", "--limit", 1, "--out", tmp_path)
+    assert f"filelock {version('filelock')} and lmms_eval {version('lmms_eval')} do not fit together" in line
+    assert "filelock._api" in line and "pip install -c requirements.lock filelock" in line
 
 
 def test_data_that_cannot_be_loaded_is_one_line(refused, tiny_folder, tmp_path, monkeypatch):

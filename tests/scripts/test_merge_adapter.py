@@ -46,6 +46,24 @@ def test_merging_gives_the_model_of_the_checkpoint(run, checkpoint, tmp_path):
 
 def test_what_does_not_fit_is_one_line(refused, checkpoint, tmp_path):
     adapter, out = checkpoint / "adapter", ["--out", tmp_path / "merged"]
-    assert "does not fit the model" in refused(main, adapter, "lora.rank=3", *out)
+    assert "lora.rank was 2 in training, not 3" in refused(main, adapter, "lora.rank=3", *out)
+    assert "lora.alpha was 32.0 in training, not 3.0" in refused(main, adapter, "lora.alpha=3", *out)
     assert "no_such_model" in refused(main, adapter, "init_from=no_such_model", *out)
     assert "no_such_key" in refused(main, adapter, "no_such_key=1", *out)
+
+
+def test_other_weights_than_those_in_training_are_refused(refused, checkpoint, tiny_folder, tmp_path):
+    model, processor = Mllm.from_pretrained(tiny_folder), Processor.from_pretrained(tiny_folder)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "other")
+    words = [f"init_from={tmp_path / 'other'}", "--out", tmp_path / "merged"]
+    assert "was trained beside other weights" in refused(main, checkpoint / "adapter", *words)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_damaged_adapter_is_named(refused, checkpoint, tmp_path):
+    file = checkpoint / "adapter" / "adapter.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    assert "cannot load" in refused(main, checkpoint / "adapter", "--out", tmp_path / "merged")

@@ -230,8 +230,9 @@ def test_dead_entries_move_onto_features_and_living_ones_stay():
     before = quantizer.codebooks_KVq.detach().clone()
     quantized = quantizer(torch.randn(1, 5, 4))
     revival = Revival(quantizer, after=3)
-    assert [revival.step(quantized) for _ in range(2)] == [0, 0]
-    moved = revival.step(quantized)
+    steps = [(revival.add(quantized), revival.step())[1] for _ in range(3)]
+    assert steps[:2] == [0, 0]
+    moved = steps[2]
     after = quantizer.codebooks_KVq.detach()
     same_KV = (after == before).all(-1)
     for k in range(2):
@@ -240,6 +241,21 @@ def test_dead_entries_move_onto_features_and_living_ones_stay():
         distances = torch.cdist(after[k][~same_KV[k]], quantized.slices_KMq[k])
         assert distances.amin(1).max() < 1e-6
     assert moved == int((~same_KV).sum()) > 0
+
+
+def test_an_entry_that_any_micro_batch_used_is_alive():
+    torch.manual_seed(0)
+    whole, parts = (Revival(MultiCodebookQuantizer(4, 2, 16), after=1) for _ in range(2))
+    parts.quantizer.load_state_dict(whole.quantizer.state_dict())
+    features_NLQ = torch.randn(2, 5, 4)
+    moved = []
+    for revival, sizes in ((whole, [2]), (parts, [1, 1])):
+        for micro_batch_NLQ in features_NLQ.split(sizes):
+            revival.add(revival.quantizer(micro_batch_NLQ))
+        torch.manual_seed(1)
+        moved.append(revival.step())
+    assert moved[0] == moved[1] > 0
+    assert torch.equal(whole.quantizer.codebooks_KVq, parts.quantizer.codebooks_KVq)
 
 
 @pytest.mark.parametrize("source", ["timm", "open_clip"])

@@ -12,11 +12,11 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from mllm.verify import ASKED_FOR_PROMPT
 from safetensors.torch import load_file
 
 from data_recipes.scenes import captions, layout, questions
 from mllm import Mllm, generate_images
+from mllm.decode.rerank import ASKED_FOR_PROMPT
 from mllm.model import MllmOutput
 from mllm.templates import IGNORED, join
 from tokenizer import SIZES, ImageTokenizer

@@ -192,7 +192,7 @@ def test_extracted_codes_are_refused_in_one_line(tuned, tmp_path):
     }
     mixture = Mixture(MixtureConfig(sources), processor, model.image_tokenizer, 0, tuned=True)
     found = [mixture.sample(position)[0] for position in range(4)]
-    assert processor.collate(found).pixels.shape == (4, 3, 32, 32)
+    assert processor.collate(found).pixel_values.shape == (4, 3, 32, 32)
 
 
 def test_what_does_not_fit_together_is_refused(tuned):

@@ -26,7 +26,11 @@ def _generators(seeds):
 def _draw(model, processor, prompts, seeds=(0, 1, 2), **options):
     samples = [processor.encode_drawing(prompt) for prompt in prompts]
     return sample_codes(
-        model, processor, samples, _generators(seeds[: len(prompts)]), **{"cfg_scale": 1.0, "temperature": 1.0, **options}
+        model,
+        processor,
+        samples,
+        _generators(seeds[: len(prompts)]),
+        **{"cfg_scale": 1.0, "temperature": 1.0, **options},
     )
 
 
