@@ -92,7 +92,8 @@ def generate_images(
     kernels: str = "auto",
     **options: Any,
 ) -> list[Image.Image]:
-    """One image a prompt, as one batch; a string is one prompt. An image depends on its prompt and seed, not on the batch around it.
+    """One image a prompt, as one batch; a string is one prompt. An image depends on its prompt and seed, not on the
+    batch around it.
 
     `seeds` is one for each prompt, or the first of a row. `progress` is called with the number of positions done, of
     `processor.num_positions`. `options` are those of `DrawingOptions`: cfg_scale, temperature, candidates and others.
@@ -116,8 +117,8 @@ def generate_texts(
     seeds: Sequence[int] | None = None,
     **options: Any,
 ) -> list[str]:
-    """The answers to several chats (one alone is a batch of one), text only: an answer ends where the model would begin to draw.
-    `options`: those of `Sampling`, and `stop`, strings before which an answer ends."""
+    """The answers to several chats (one alone is a batch of one), text only: an answer ends where the model would begin
+    to draw. `options`: those of `Sampling`, and `stop`, strings before which an answer ends."""
     if isinstance(conversations, str) or conversations and isinstance(conversations[0], dict):
         conversations = [conversations]
     if not conversations:

@@ -72,6 +72,7 @@ class Sampling(ctypes.Structure):
     _fields_ = [("temperature", c_double), ("top_p", c_double), ("guidance", c_double), ("top_k", c_int64)]
 
 
+MIRRORED = (Matrix, Layer, Body, Head, Norm, Embedding, Sampling)  # in the order of step.cpp's `sizes`
 building = Lock()  # one of a process's threads builds, the others wait
 
 
@@ -88,11 +89,22 @@ def library() -> ctypes.CDLL | None:
         with building:
             if not file.exists():
                 build(file)
-        return ctypes.CDLL(str(file))
+        built = ctypes.CDLL(str(file))
+        check_structures(built)
+        return built
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         reason = " ".join((getattr(error, "stderr", None) or str(error)).split())[:200]
         warnings.warn(f"generation runs uncompiled, which is slower: {reason}", stacklevel=2)
         return None
+
+
+def check_structures(built: ctypes.CDLL) -> None:
+    """Raises RuntimeError where step.cpp and this file describe a structure differently."""
+    theirs = (c_int64 * len(MIRRORED))()
+    built.sizes(theirs)
+    for mine, size in zip(MIRRORED, theirs, strict=True):
+        if ctypes.sizeof(mine) != size:
+            raise RuntimeError(f"{mine.__name__} has {size} bytes in step.cpp, {ctypes.sizeof(mine)} in cpu.py")
 
 
 def build(file: Path) -> None:

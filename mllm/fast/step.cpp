@@ -1,7 +1,7 @@
 // One position of Llama layers for a few rows, and the sub-codes of one position with guidance and sampling.
 //
 // Why not an operation at a time: a step of a small model is hundreds of them, and calling each costs more than its
-// arithmetic. Structures mirror those of compiled.py. All tensors are contiguous; activations are float32, keys and
+// arithmetic. Structures mirror those of cpu.py, which compares their sizes when it loads this. All tensors are contiguous; activations are float32, keys and
 // values float32 or bfloat16. Rows of a batch never meet, so a row's numbers depend on the others only by the order of
 // additions.
 
@@ -804,4 +804,11 @@ extern "C" void embed(const Embedding* e, const float* x, float* y, int64_t rows
         for (int64_t i = 0; i < rows * dim; ++i) mixed[i] *= 0.5f * (1 + std::erf(mixed[i] * 0.70710678f));
         linear(e->second, mixed.data(), y, rows, parts);
     }
+}
+
+// Of the structures, in the order of cpu.py's MIRRORED, which must be these.
+extern "C" void sizes(int64_t* bytes) {
+    for (size_t size : {sizeof(Matrix), sizeof(Layer), sizeof(Body), sizeof(Head), sizeof(Norm), sizeof(Embedding),
+                        sizeof(Sampling)})
+        *bytes++ = size;
 }

@@ -113,9 +113,9 @@ def test_an_answer_that_outgrows_the_context_after_an_image_ends_as_that_of_gene
 def test_a_request_longer_than_a_sliding_window_is_refused_before_it_runs(make_tiny_model):
     model, processor = make_tiny_model()
     window = model.config.text_config.sliding_window = len(processor.encode(_chat("hello")).ids) + 9
-    with Engine(model, processor) as engine:
-        with pytest.raises(ValueError, match=f"and 10 to generate, but the model reads {window}"):
-            engine.submit(Chat(_chat("hello"), max_new_tokens=10))
+    told = f"and 10 to generate, but the model reads {window}"
+    with Engine(model, processor) as engine, pytest.raises(ValueError, match=told):
+        engine.submit(Chat(_chat("hello"), max_new_tokens=10))
 
 
 def _begin_of_image_after(model, processor, words):
@@ -145,13 +145,14 @@ def test_text_streams_while_others_run(talkative):
 
 def test_cancelling_frees_the_place(talkative):
     with Engine(*talkative, max_rows=2) as engine:
-        running = engine.submit(_long_chat())
-        next(running.stream(WAIT))
+        running = [engine.submit(_long_chat()) for _ in range(2)]
+        for handle in running:
+            next(handle.stream(WAIT))
         queued, next_one = engine.submit(_long_chat()), engine.submit(Drawing("a dog"))
-        queued.cancel()
-        running.cancel()
+        for handle in (queued, *running):
+            handle.cancel()
         assert isinstance(next_one.result(WAIT)[0], Image.Image)
-        for handle in (running, queued):
+        for handle in (*running, queued):
             with pytest.raises(CancelledError):
                 handle.result(WAIT)
     assert (engine.running, engine.waiting) == (0, 0)
@@ -280,10 +281,10 @@ def test_impossible_requests_are_refused_at_once(tiny_model):
 
 def test_waiting_for_a_piece_has_an_end(talkative):
     with Engine(*talkative, max_rows=2) as engine:
-        running, waiting = engine.submit(_long_chat()), engine.submit(_long_chat())
+        *running, waiting = (engine.submit(_long_chat()) for _ in range(3))
         with pytest.raises(TimeoutError, match="nothing came for 0.01 seconds"):
             waiting.result(timeout=0.01)
-        for handle in (running, waiting):
+        for handle in (*running, waiting):
             handle.cancel()
 
 
@@ -353,13 +354,15 @@ def test_candidates_leave_together(tiny_model):
 
 def test_the_queue_has_an_end(talkative):
     with Engine(*talkative, max_rows=2, max_waiting=1) as engine:
-        running = engine.submit(_long_chat())
-        next(running.stream(WAIT))
+        running = [engine.submit(_long_chat()), None]
+        next(running[0].stream(WAIT))
+        running[1] = engine.submit(_long_chat())
+        next(running[1].stream(WAIT))
         waiting = engine.submit(_long_chat())
         with pytest.raises(Full, match="1 requests are waiting"):
             engine.submit(_long_chat())
-        waiting.cancel()
-        running.cancel()
+        for handle in (waiting, *running):
+            handle.cancel()
         with pytest.raises(CancelledError):
             waiting.result(WAIT)
         assert engine.submit(Drawing("a dog")).result(WAIT)

@@ -53,6 +53,15 @@ def test_codes_are_those_of_the_eager_step(make_tiny_model, make, code_embedding
         assert torch.equal(_draw(model, processor, **options), _draw(model, processor, kernels="eager", **options))
 
 
+def test_structures_that_differ_are_found(monkeypatch):
+    class Norm(cpu.ctypes.Structure):
+        _fields_ = cpu.Norm._fields_[:2]
+
+    monkeypatch.setattr(cpu, "MIRRORED", tuple(Norm if part is cpu.Norm else part for part in cpu.MIRRORED))
+    with pytest.raises(RuntimeError, match="Norm has 24 bytes in step.cpp, 16 in cpu.py"):
+        cpu.check_structures(library())
+
+
 def test_any_number_of_rows(make_tiny_model):
     """More than 16 are several tiles of a matrix unit."""
     model, processor = _exact_in_bfloat16(make_tiny_model)
@@ -197,7 +206,7 @@ def test_without_a_compiler_it_says_so_and_draws_the_same(make_tiny_model, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(cpu.shutil, "which", lambda name: None)
     library.cache_clear()
-    with pytest.warns(UserWarning, match="generation runs uncpu, which is slower: no C\\+\\+ compiler"):
+    with pytest.warns(UserWarning, match="generation runs uncompiled, which is slower: no C\\+\\+ compiler"):
         assert torch.equal(_draw(model, processor), expected)
     library.cache_clear()
 
@@ -205,6 +214,7 @@ def test_without_a_compiler_it_says_so_and_draws_the_same(make_tiny_model, monke
 def test_threads_that_need_it_at_once_build_it_once(monkeypatch, tmp_path):
     """What one has begun, another would take away, or take for built."""
     (tmp_path / "small.cpp").write_text('extern "C" int answer() { return 42; }')
+    monkeypatch.setattr(cpu, "check_structures", lambda built: None)
     monkeypatch.setattr(cpu, "SOURCE", tmp_path / "small.cpp")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library.cache_clear()

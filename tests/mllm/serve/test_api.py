@@ -213,12 +213,12 @@ def test_a_full_queue_says_when_to_come_back(start, slow_talker):
     server = start(*slow_talker, rows=2, queue=1)
     with server.client() as client:
         streams = []
-        for _ in range(2):  # one runs, one waits
+        for number in range(1, 4):  # two run, one waits
             streams.append(
                 client.chat.completions.create(model="tiny", messages=about("hi"), max_tokens=200, stream=True)
             )
-            if not streams[1:]:
-                until(lambda: server.engine.running == 1)
+            if number < 3:
+                until(lambda: server.engine.running == len(streams))
         with pytest.raises(openai.RateLimitError, match="1 requests are waiting") as error:
             _chat(server, about("hi"))
         assert int(error.value.response.headers["retry-after"]) > 0 and error.value.code == "queue_full"
