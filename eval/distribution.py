@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from data_recipes.files import read_lines, read_text
-from tokenizer.transform import load_image
+from data_recipes.files import read_lines, read_text, walk
+from tokenizer.transform import load_image, read_note
 from tokenizer.weights import efficientnet_lite0, load_frozen, read_weights
 
 from .clip import Clip
@@ -105,7 +105,7 @@ class Features(NamedTuple):
 
 def image_files(folder: Path) -> list[Path]:
     """All below the folder, in order, but grids of others. Raises ValueError when there are fewer than two."""
-    files = [path for path in sorted(folder.rglob("[!.]*")) if path.suffix.lower() in SUFFIXES]
+    files = [path for path in walk(folder)[0] if path.suffix.lower() in SUFFIXES]
     files = [path for path in files if path.name != "grid.png"]
     if len(files) < 2:
         raise ValueError(f"{folder} holds {len(files)} images: at least 2 are compared")
@@ -271,11 +271,7 @@ def read_prompts(folder: Path, file: Path | None) -> dict[Path, str]:
 
 
 def embedded_prompt(image: Path) -> str | None:
-    try:
-        with Image.open(image) as file:
-            return json.loads(file.info[PNG_KEY])["prompt"]
-    except (OSError, KeyError, ValueError, TypeError):
-        return None
+    return (read_note(image, PNG_KEY) or {}).get("prompt")
 
 
 def clip_score(prompts: dict[Path, str], clip: Clip, key: str, cache: Path) -> tuple[float, list[str]] | None:

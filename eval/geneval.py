@@ -10,10 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from data_recipes.files import read_lines
-from tokenizer.transform import load_image
+from tokenizer.transform import load_image, read_note
 
 from .pieces import claimed, digest, origin, work_json
 
@@ -244,10 +242,8 @@ def check_complete(folder: Path, run: dict, prompts: dict[str, Prompt], count: i
 
 def check_same_run(run: dict, record: dict, file: Path) -> None:
     """Every PNG says what drew it. Damaged ones are told later."""
-    try:
-        with Image.open(file) as image:
-            note = json.loads(image.info.get(PNG_KEY, "{}"))
-    except (OSError, ValueError):
+    note = read_note(file, PNG_KEY)
+    if note is None:
         return
     changed = [f"{key} {note[key]}, not {run[key]}" for key in note.keys() & run.keys() if note[key] != run[key]]
     if note.get("prompt") != record["prompt"]:

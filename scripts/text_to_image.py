@@ -70,11 +70,13 @@ def plan(prompts: Sequence[str], count: int, seed: int, settings: dict[str, Any]
 
 def find_missing(out: Path, records: Sequence[Record]) -> list[Record]:
     """The records without an image in `out`. ValueError when what is there was drawn in another way."""
+    from tokenizer.transform import read_note
+
     listed = read_listed(out / "metadata.jsonl")
     missing = []
     for record in records:
         exists = (out / record["file"]).exists()
-        before = listed.get(record["file"]) or (read_embedded(out / record["file"]) if exists else None)
+        before = listed.get(record["file"]) or (read_note(out / record["file"], PNG_KEY) if exists else None)
         if exists or before:
             check_same(out, record, before)
         if not exists:
@@ -98,21 +100,10 @@ def read_listed(file: Path) -> dict[str, Record]:
         raise ValueError(f"{file} was not written by this script: choose another --out") from error
 
 
-def read_embedded(file: Path) -> Record | None:
-    """The record inside an image of ours; None for any other file."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            return json.loads(image.info[PNG_KEY])
-    except Exception:  # Pillow raises whatever it meets in a file of others
-        return None
-
-
 def check_same(out: Path, record: Record, before: Record | None) -> None:
     """Raises ValueError unless the image that is there was drawn as this record says."""
     name = record["file"]
-    if before is None:
+    if not before:
         raise ValueError(f"{out / name} is there but was not drawn by this script: choose another --out")
     for key, value in record.items():
         if before.get(key) != value:

@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 import mllm
 from scripts import text_to_image
-from scripts.text_to_image import main
+from scripts.text_to_image import main, read_prompts
 
 
 @pytest.fixture
@@ -235,6 +235,13 @@ def test_wrong_options_are_refused_before_loading_a_model(refused, monkeypatch, 
     monkeypatch.setattr(text_to_image, "load_model", None)
     assert told in refused(main, *words, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_prompts_has_one_a_line_whatever_else_texts_hold(tmp_path, encoding):
+    (tmp_path / "prompts.txt").write_bytes("a red dog\r\n\r\nthis:\u2028a\x85cat\x0c and a bus\n".encode(encoding))
+    expected = ["first", "a red dog", "this:\u2028a\x85cat\x0c and a bus"]
+    assert read_prompts(["first"], tmp_path / "prompts.txt") == expected
 
 
 @pytest.mark.parametrize("content, told", [(b"\xff\xfe", "is not UTF-8 text"), (b"\n \n", "no prompts")])
