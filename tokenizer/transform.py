@@ -150,9 +150,6 @@ def _reason(error: Exception, head: bytes) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-# A file without all that only describes it, but for the orientation. Where it breaks off, struct.error or IndexError.
-
-
 def _png_pixels(content: bytes) -> bytes:
     """Chunks, each of length, kind, data and checksum (PNG specification, 5.3)."""
     kept, place = content[:8], 8
@@ -195,6 +192,7 @@ def _tiff_pixels(content: bytes) -> bytes:
 
 
 DESCRIBED = {b"\x89PNG": _png_pixels, b"\xff\xd8": _jpeg_pixels, b"II*\0": _tiff_pixels, b"MM\0*": _tiff_pixels}
+"""Beginning of a file -> what takes from it all that only describes the picture, but for the orientation."""
 
 
 # ---- modes
