@@ -32,7 +32,7 @@ def read_key(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        key = file.read_text(encoding="utf-8").strip()
+        key = file.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not text: --api-key-file holds one line, the key") from error
     if not key or len(key.split()) != 1:

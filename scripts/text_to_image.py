@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_recipes.files import read_lines, split_lines
+from data_recipes.files import read_lines, read_text, split_lines
 from scripts._bar import drawing_bar
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder, save_png
@@ -90,7 +90,7 @@ def read_listed(file: Path) -> dict[str, Record]:
     """The records of metadata.jsonl by file; a last line that was cut short is dropped from it."""
     if not file.exists():
         return {}
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file)
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         file.write_text(whole, encoding="utf-8")
