@@ -149,7 +149,7 @@ def check_backbone(sizes: Mapping[str, Any]) -> None:
         known = AutoConfig.for_model(kind).to_dict()
     except ValueError as error:
         raise ValueError(f"recipe, model.backbone.model_type: transformers knows no {kind!r}") from error
-    for key, value in sizes.items():
+    for key in sizes:
         if key not in known and key != "model_type":
             near = get_close_matches(key, known, n=3) or [name for name in known if name.startswith("num_")]
             raise ValueError(f"recipe, model.backbone: a {kind} has no {key!r}; near to it: {', '.join(near)}")

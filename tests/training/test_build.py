@@ -218,7 +218,7 @@ def test_a_model_that_cannot_be_is_one_line(text_tokenizer, tmp_path, options, n
     [
         (
             {"muon": ["bckbone"]},
-            "optim.muon .of matrices.: no parameter's name starts with 'bckbone'; the parts are ima",
+            "optim.muon .of matrices.: no parameter's name starts with 'bckbone'; the parts are",
         ),
         ({"muon": ["backbone.norm"]}, "optim.muon .of matrices.: no parameter's name starts with 'backbone.norm'"),
         ({"lr_by_prefix": {"backbon_": 1e-4}}, "optim.lr_by_prefix: no parameter's name starts with 'backbon_'"),
