@@ -100,14 +100,15 @@ def main(argv: list[str] | None = None) -> None:
         grace=args.grace,
     )
     model, processor = load_model(args.model)
-    name, hosts = args.name or Path(args.model).name, LOOPBACK if args.host in LOOPBACK | {"::1"} else None
+    name, hosts = args.name or Path(args.model).resolve().name, LOOPBACK if args.host in LOOPBACK else None
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("mllm.serve").setLevel(logging.INFO)
     engine = Engine(model, processor, args.max_rows, args.max_queue)
     try:
         remote = Remote(limits.body) if args.remote_images else None
         gate = create_app(engine, name, limits, key, hosts, example_images(), remote)
-        where = f"http://{args.host}:{listener.getsockname()[1]}"
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        where = f"http://{host}:{listener.getsockname()[1]}"
         print(f"{name} at {where}: the page; the API at {where}/v1; Ctrl-C ends it", flush=True)
         if hosts is None and key is None:
             print("anybody who reaches this address may use it: --api-key-file asks for a key", file=sys.stderr)

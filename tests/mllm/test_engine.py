@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mllm import engine as engine_module
 from mllm import generate_images, generate_text
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
-from mllm import engine as engine_module
 from mllm.engine import Chat, Drawing, Engine, Preview, UpTo
 from mllm.sampling import NotFinite
 
@@ -110,9 +110,9 @@ def test_an_answer_that_outgrows_the_context_after_an_image_ends_as_that_of_gene
 def test_a_request_longer_than_a_sliding_window_is_refused_before_it_runs(make_tiny_model):
     model, processor = make_tiny_model()
     window = model.config.text_config.sliding_window = len(processor.encode(_chat("hello")).ids) + 9
-    with Engine(model, processor) as engine:
-        with pytest.raises(ValueError, match=f"and 10 to generate, but the model reads {window}"):
-            engine.submit(Chat(_chat("hello"), max_new_tokens=10))
+    told = f"and 10 to generate, but the model reads {window}"
+    with Engine(model, processor) as engine, pytest.raises(ValueError, match=told):
+        engine.submit(Chat(_chat("hello"), max_new_tokens=10))
 
 
 def _begin_of_image_after(model, processor, words):
