@@ -166,7 +166,7 @@ def summarize(features_NF: np.ndarray, damaged: tuple[str, ...] = ()) -> Feature
 def check_numbers(what: str, *arrays: np.ndarray) -> None:
     """Raises ValueError for NaN, infinity, and what leads to it."""
     for array in arrays:
-        wrong = array.size - int((np.abs(array) < LARGEST).sum())  # NaN is not below
+        wrong = array.size - int((np.abs(array.astype(np.float64)) < LARGEST).sum())  # NaN is not below
         if wrong:
             raise ValueError(f"{what}: {wrong} of {array.size} numbers are NaN, infinite or above {LARGEST:g}")
 
@@ -182,7 +182,7 @@ def save_statistics(file: Path, features: Features, extractor: Extractor) -> Non
 def load_statistics(file: Path, extractor: Extractor) -> Features:
     """What `save_statistics` wrote, or mu and sigma alone. Raises ValueError for another file or extractor."""
     if not zipfile.is_zipfile(file):
-        raise ValueError(f"{file} is no .npz file of statistics (mu and sigma)")
+        raise ValueError(f"cannot read {file} as statistics (.npz with mu and sigma): no such file, or no .npz")
     try:
         with np.load(file) as arrays:
             name = str(arrays["extractor"]) if "extractor" in arrays else extractor.name
@@ -193,7 +193,8 @@ def load_statistics(file: Path, extractor: Extractor) -> Features:
     except Exception as error:  # numpy and zlib raise whatever the bytes lead to
         raise ValueError(f"cannot read {file} as statistics (.npz with mu and sigma): {error}") from error
     if mean_F is None or covariance_FF is None:
-        raise ValueError(f"{file} has no {'mu' if mean_F is None else 'sigma'}: statistics are mu and sigma")
+        missing = "mu" if mean_F is None else "sigma"
+        raise ValueError(f"cannot read {file} as statistics (.npz with mu and sigma): it has no {missing}")
     if name != extractor.name:
         raise ValueError(f"{file} has statistics over {name}, the images' are over {extractor.name}")
     F = mean_F.size

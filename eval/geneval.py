@@ -230,8 +230,8 @@ def check_complete(folder: Path, run: dict, prompts: dict[str, Prompt], count: i
     """Raises ValueError for missing prompts and images, and for images of another run."""
     if not prompts:
         looked_for = "folders 00000, 00001, ... with metadata.jsonl and samples/0000.png, ..."
-        told = f"{folder} holds no drawings of GenEval, which are {looked_for}"
-        raise ValueError(f"{told}: draw some with python -m scripts.geneval generate --out {folder}")
+        told = f"{folder} holds no images of GenEval: they are in {looked_for}"
+        raise ValueError(f"{told}; draw some with python -m scripts.geneval generate --out {folder}")
     expected = run.get("prompts", max(map(int, prompts)) + 1)
     if len(prompts) != expected:
         raise ValueError(f"{folder} is incomplete, {len(prompts)} of {expected} prompts: generate again to go on")

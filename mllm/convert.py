@@ -180,9 +180,11 @@ def _shards(index: Path, weight_map: object) -> list[Path]:
         raise ValueError(f"{len(missing)} of {len(files)} files that {index} names are missing, e.g. {missing[0]}")
     for shard, file in files.items():
         said = {tensor for tensor, where in weight_map.items() if where == shard}
-        wrong = said ^ unitok.load_tensors(file).keys()
-        if wrong:
-            raise ValueError(f"{index} and {file} disagree on {len(wrong)} tensors, e.g. {min(wrong)}")
+        found = unitok.load_tensors(file).keys()
+        told = [f"{len(said - found)} missing, e.g. {min(said - found)}"] if said - found else []
+        told += [f"{len(found - said)} too many, e.g. {min(found - said)}"] if found - said else []
+        if told:
+            raise ValueError(f"{file} has other tensors than {index.name} says: {'; '.join(told)}")
     return list(files.values())
 
 

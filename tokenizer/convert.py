@@ -170,7 +170,8 @@ def to_ours(layout: Layout, reference: Tensors) -> Tensors:
 
 def to_reference(layout: Layout, ours: Tensors, dropped: Tensors) -> Tensors:
     """The way back, bit for bit."""
-    compare({name: shape for entry in layout.values() for name, shape in entry.dropped.items()}, dropped, KEPT)
+    needed = {name: shape for entry in layout.values() for name, shape in entry.dropped.items()}
+    compare(needed, {name: tensor for name, tensor in dropped.items() if name in needed}, KEPT)
     reference = {}
     for name, entry in layout.items():
         shapes = list(entry.parts.values())
@@ -281,7 +282,7 @@ def load_torch(file: Path) -> Any:
     with file.open("rb") as opened:
         head = opened.read(64)
     if not zipfile.is_zipfile(file):
-        raise ValueError(f"{file} {_told_of(head)}")
+        raise ValueError(f"cannot read {file} as a checkpoint: it {_told_of(head)}")
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         if not foreign:
