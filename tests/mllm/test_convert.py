@@ -280,7 +280,7 @@ FILES = {
         "tokenizer.model",
         Path.unlink,
         ValueError,
-        "has no text tokenizer: tokenizer.model or tokenizer.json is",
+        "has no text tokenizer: tokenizer.model or",
     ),
     "a damaged text tokenizer": (
         "tokenizer.model",
