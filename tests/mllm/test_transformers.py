@@ -1,7 +1,6 @@
 """A citizen of transformers: what its own tests and its users ask of any model and processor."""
 
 import threading
-import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
-    DynamicCache,
+    GenerationConfig,
     PreTrainedModel,
     Trainer,
     TrainingArguments,
@@ -20,6 +19,8 @@ from transformers import (
 
 from mllm import Mllm, MllmConfig, MllmProcessor, Processor, generate_images, generate_text, generate_texts
 from mllm.codes import CODE_EMBEDDINGS
+from mllm.folders import SHIPPED
+from mllm.model import CACHE
 from mllm.templates import TEMPLATES
 from tests.golden_data import llama_tokenizer
 
@@ -117,14 +118,22 @@ def test_generate_ends_where_a_drawing_would_begin_and_never_writes_a_placeholde
         assert new == [wanted] if ends else wanted not in new
 
 
-def test_a_chat_goes_on_from_the_cache_of_the_last_answer(tiny_model):
+def test_a_chat_goes_on_from_the_keys_and_values_of_the_last_answer(tiny_model):
     model, processor = tiny_model
-    inputs, cache = _inputs(processor, CHATS[:1]), DynamicCache(config=model.config.text_config)
-    first = model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        rows = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
-    assert torch.equal(rows.sequences, first) and cache is not None
+    inputs, options = _inputs(processor, CHATS[:1]), {"do_sample": False, "eos_token_id": -1}
+    whole = model.generate(**inputs, max_new_tokens=8, **options)
+    start = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True, **options)
+    rest = model.generate(start.sequences, max_new_tokens=4, **{CACHE: start[CACHE]}, **options)
+    assert torch.equal(rest, whole)
+
+
+def test_the_shipped_model_says_where_its_answers_end():
+    config, shipped = (
+        MllmConfig.from_pretrained(SHIPPED / "scenes"),
+        GenerationConfig.from_pretrained(SHIPPED / "scenes"),
+    )
+    assert shipped.eos_token_id == [config.text_config.eos_token_id, config.boi_token_id]
+    assert shipped.suppress_tokens == [config.image_token_id] and shipped.pad_token_id == config.pad_token_id
 
 
 # Training with transformers' Trainer
@@ -158,13 +167,9 @@ def _updated(model: Mllm, samples: list[dict], accumulate: int, folder) -> torch
 
 def test_gradients_of_a_trainer_do_not_depend_on_accumulation(make_tiny_model, tmp_path):
     _, processor = make_tiny_model()
-    batches = [processor.collate([processor.encode_drawing(text, torch.randint(0, 16, (4, 2)))]) for text in "abcdefgh"]
-    samples = [
-        {name: value for name, value in vars(batch).items() if torch.is_tensor(value)}
-        for batch in batches
-        if batch.input_ids.shape == batches[0].input_ids.shape
-    ][:8]
-    assert len(samples) == 8
+    drawings = [processor.encode_drawing("a dog", torch.randint(0, 16, (4, 2))) for _ in range(8)]
+    batches = [vars(processor.collate([drawing])) for drawing in drawings]
+    samples = [{name: value for name, value in batch.items() if torch.is_tensor(value)} for batch in batches]
     updates = [_updated(make_tiny_model()[0].train(), samples, accumulate, tmp_path) for accumulate in (1, 2, 8)]
     assert updates[0].abs().max() > 0
     for update in updates[1:]:
