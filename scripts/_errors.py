@@ -7,13 +7,15 @@ import os
 import signal
 import sys
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 
 def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
-    """Run `main(*args)` and leave with its status; what a user can cause is told in one line."""
+    """Run `main(*args)` and leave with its status; what a user can cause is told in one line, and so are warnings."""
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     atexit.register(gc.freeze)  # or leaving would go through all that was imported, which takes a second
     try:
         status = main(*args)
