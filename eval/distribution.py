@@ -19,16 +19,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from data_recipes.files import read_lines, read_text
-from tokenizer.transform import load_image
+from data_recipes.files import read_lines, read_text, walk
+from tokenizer.transform import load_image, read_note
 from tokenizer.weights import efficientnet_lite0, load_frozen, read_weights
 
 from .clip import Clip
 from .drawing import in_batches
-from .geneval import PNG_KEY
+from .geneval import PNG_KEY, SUFFIXES
 from .pieces import device, digest, work, work_json, write_whole
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+LARGEST = 1e100  # of statistics: products of larger ones are infinite, on which eigenvalues end the process
 PIECE, BATCH = 256, 16  # images in a file of features, and at a time
 NEIGHBORS = 3  # of improved precision and recall
 KID_SUBSETS, KID_SUBSET = 100, 1000
@@ -105,10 +105,11 @@ class Features(NamedTuple):
 
 def image_files(folder: Path) -> list[Path]:
     """All below the folder, in order, but grids of others. Raises ValueError when there are fewer than two."""
-    files = [path for path in sorted(folder.rglob("[!.]*")) if path.suffix.lower() in SUFFIXES]
+    files = [path for path in walk(folder)[0] if path.suffix.lower() in SUFFIXES]
     files = [path for path in files if path.name != "grid.png"]
     if len(files) < 2:
-        raise ValueError(f"{folder} holds {len(files)} images: at least 2 are compared")
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise ValueError(f"{folder} holds {len(files)} images ({kinds}), in it or below: at least 2 are compared")
     return files
 
 
@@ -155,10 +156,19 @@ def squeeze(image: Image.Image, size: int) -> torch.Tensor:
 
 
 def summarize(features_NF: np.ndarray, damaged: tuple[str, ...] = ()) -> Features:
-    """Raises ValueError for fewer than two images."""
+    """Raises ValueError for fewer than two images, and for features that are not finite."""
     if len(features_NF) < 2:
         raise ValueError(f"{len(features_NF)} images could be read, {len(damaged)} are damaged: at least 2 are needed")
+    check_numbers("the network's features", features_NF)
     return Features(features_NF.mean(0, dtype=np.float64), np.cov(features_NF, rowvar=False), features_NF, damaged)
+
+
+def check_numbers(what: str, *arrays: np.ndarray) -> None:
+    """Raises ValueError for NaN, infinity, and what leads to it."""
+    for array in arrays:
+        wrong = array.size - int((np.abs(array.astype(np.float64)) < LARGEST).sum())  # NaN is not below
+        if wrong:
+            raise ValueError(f"{what}: {wrong} of {array.size} numbers are NaN, infinite or above {LARGEST:g}")
 
 
 def save_statistics(file: Path, features: Features, extractor: Extractor) -> None:
@@ -171,15 +181,31 @@ def save_statistics(file: Path, features: Features, extractor: Extractor) -> Non
 
 def load_statistics(file: Path, extractor: Extractor) -> Features:
     """What `save_statistics` wrote, or mu and sigma alone. Raises ValueError for another file or extractor."""
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"cannot read {file} as statistics (.npz with mu and sigma): no such file, or no .npz")
     try:
         with np.load(file) as arrays:
             name = str(arrays["extractor"]) if "extractor" in arrays else extractor.name
-            found = Features(arrays["mu"], arrays["sigma"], arrays.get("features"))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            mean_F, covariance_FF, features_NF = (
+                arrays[key].astype(kind) if key in arrays else None
+                for key, kind in (("mu", np.float64), ("sigma", np.float64), ("features", np.float32))
+            )
+    except Exception as error:  # numpy and zlib raise whatever the bytes lead to
         raise ValueError(f"cannot read {file} as statistics (.npz with mu and sigma): {error}") from error
+    if mean_F is None or covariance_FF is None:
+        missing = "mu" if mean_F is None else "sigma"
+        raise ValueError(f"cannot read {file} as statistics (.npz with mu and sigma): it has no {missing}")
     if name != extractor.name:
         raise ValueError(f"{file} has statistics over {name}, the images' are over {extractor.name}")
-    return found
+    F = mean_F.size
+    shapes = [mean_F.shape == (F,), covariance_FF.shape == (F, F)]
+    shapes += [features_NF is None or features_NF.shape[1:] == (F,)]
+    if not all(shapes):
+        told = " and ".join(str(list(x.shape)) for x in (mean_F, covariance_FF, features_NF) if x is not None)
+        raise ValueError(f"{file} has arrays of shapes {told}: mu is [F], sigma [F, F], features [N, F]")
+    found = [array for array in (mean_F, covariance_FF, features_NF) if array is not None]
+    check_numbers(f"the statistics in {file}", *found)
+    return Features(mean_F, covariance_FF, features_NF)
 
 
 # ---- metrics
@@ -271,11 +297,7 @@ def read_prompts(folder: Path, file: Path | None) -> dict[Path, str]:
 
 
 def embedded_prompt(image: Path) -> str | None:
-    try:
-        with Image.open(image) as file:
-            return json.loads(file.info[PNG_KEY])["prompt"]
-    except (OSError, KeyError, ValueError, TypeError):
-        return None
+    return (read_note(image, PNG_KEY) or {}).get("prompt")
 
 
 def clip_score(prompts: dict[Path, str], clip: Clip, key: str, cache: Path) -> tuple[float, list[str]] | None:
@@ -298,4 +320,5 @@ def clip_score(prompts: dict[Path, str], clip: Clip, key: str, cache: Path) -> t
     good = [score for score in scores.values() if score is not None]
     if not good:
         raise ValueError(f"none of {len(scores)} images can be read")
+    check_numbers("the scores of this CLIP", np.array(good))
     return sum(good) / len(good), [file for file, score in scores.items() if score is None]

@@ -89,7 +89,7 @@ def geneval_pictures(records: Iterable[tuple[int, dict]], settings: Settings) ->
 def plan_dpg(prompts: Path, settings: Settings) -> list[Picture]:
     """`images/NAME.png`, a prompt's images as one grid; github TencentQQGYLab/ELLA, whose folder dpg_bench/prompts
     `prompts` is: NAME.txt for each prompt."""
-    texts = {file.stem: read_text(file) for file in sorted(prompts.glob("*.txt"))}
+    texts = {file.stem: read_text(file) for file in sorted(prompts.glob("[!.]*.txt"))}
     if not texts:
         raise ValueError(f"{prompts} holds no prompts (*.txt): give the folder dpg_bench/prompts of ELLA")
     samples = range(settings.images_per_prompt)

@@ -10,10 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from data_recipes.files import read_lines
-from tokenizer.transform import load_image
+from tokenizer.transform import load_image, read_note
 
 from .pieces import claimed, digest, origin, work_json
 
@@ -23,6 +21,7 @@ MAX_OBJECTS = 16  # of one class
 POSITION_THRESHOLD = 0.1
 
 NOT_DRAWN = "not_drawn.json"  # {file: reason} in a folder of drawings
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # of images in folders, in either case
 PNG_KEY = "mllm"  # the PNG text that says what drew an image
 
 
@@ -124,7 +123,8 @@ def load_records(path: str | Path) -> list[dict]:
         records = [json.loads(line) for line in read_lines(Path(path)) if line.strip()]
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read GenEval records from {path}: {error}") from error
-    if not records or not all({"tag", "prompt", "include"} <= set(record) for record in records):
+    needed = {"tag", "prompt", "include"}
+    if not records or not all(isinstance(record, dict) and needed <= record.keys() for record in records):
         raise ValueError(f"{path} has no GenEval records: each line needs tag, prompt and include")
     return records
 
@@ -209,15 +209,16 @@ def report(folder: Path, rows: list[dict], known: Iterable[str]) -> dict:
 
 
 def read_drawings(folder: Path, images_per_prompt: int = 4) -> dict[str, Prompt]:
-    """{"00000": prompt} of a complete folder. Where `drawing.draw` made it, run.json says what is complete. Raises
-    ValueError for one that is not, or that holds images of more than one run."""
+    """{"00000": prompt} of a complete folder, with images of `SUFFIXES`. Where `drawing.draw` made it, run.json says
+    what is complete. Raises ValueError for one that is not, or that holds images of more than one run."""
     run, refused = claimed(folder), folder / NOT_DRAWN
     refusals = json.loads(refused.read_text()) if refused.is_file() else {}
     count = run.get("images_per_prompt", images_per_prompt)
     prompts = {}
-    for place in sorted(path for path in folder.glob("*/") if path.name.isdigit()):
+    for place in sorted(path for path in folder.glob("*/") if path.name.isdecimal()):
         record = load_records(place / "metadata.jsonl")[0]
-        files = sorted(file for file in (place / "samples").glob("*.png") if file.stem.isdigit())
+        files = [file for file in (place / "samples").glob("*") if file.suffix.lower() in SUFFIXES]
+        files = sorted(file for file in files if file.stem.isdecimal())
         planned = [place / "samples" / f"{sample:04d}.png" for sample in range(count)]
         refusal = refusals.get(str(planned[0].relative_to(folder)), "")
         prompts[place.name] = Prompt(record, planned if refusal else files, refusal)
@@ -228,13 +229,16 @@ def read_drawings(folder: Path, images_per_prompt: int = 4) -> dict[str, Prompt]
 def check_complete(folder: Path, run: dict, prompts: dict[str, Prompt], count: int) -> None:
     """Raises ValueError for missing prompts and images, and for images of another run."""
     if not prompts:
-        raise ValueError(f"{folder} holds no images: draw some with python -m scripts.geneval generate --out {folder}")
+        looked_for = "folders 00000, 00001, ... with metadata.jsonl and samples/0000.png, ..."
+        told = f"{folder} holds no images of GenEval: they are in {looked_for}"
+        raise ValueError(f"{told}; draw some with python -m scripts.geneval generate --out {folder}")
     expected = run.get("prompts", max(map(int, prompts)) + 1)
     if len(prompts) != expected:
         raise ValueError(f"{folder} is incomplete, {len(prompts)} of {expected} prompts: generate again to go on")
     for name, prompt in prompts.items():
         if len(prompt.files) != count:
-            found = f"{len(prompt.files)} images in {folder / name / 'samples'}, {count} are wanted"
+            named = f"0000.png, 0001.png, ..., or {', '.join(sorted(SUFFIXES - {'.png'}))}"
+            found = f"{len(prompt.files)} images in {folder / name / 'samples'} ({named}), {count} are wanted"
             raise ValueError(f"{folder} is incomplete or mixed, {found}: generate again to go on")
         for file in prompt.files if run else []:
             check_same_run(run, prompt.record, file)
@@ -244,10 +248,8 @@ def check_complete(folder: Path, run: dict, prompts: dict[str, Prompt], count: i
 
 def check_same_run(run: dict, record: dict, file: Path) -> None:
     """Every PNG says what drew it. Damaged ones are told later."""
-    try:
-        with Image.open(file) as image:
-            note = json.loads(image.info.get(PNG_KEY, "{}"))
-    except (OSError, ValueError):
+    note = read_note(file, PNG_KEY)
+    if note is None:
         return
     changed = [f"{key} {note[key]}, not {run[key]}" for key in note.keys() & run.keys() if note[key] != run[key]]
     if note.get("prompt") != record["prompt"]:

@@ -43,6 +43,15 @@ class MllmConfig(PretrainedConfig):
         self.code_head_args = dict(self.code_head_args or {})
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """transformers' own. Raises ValueError for the config of another kind of model, which it would only warn of:
+        what then is missing becomes 7 billion random weights."""
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(f"config.json is of a model of type {kind!r}, not {cls.model_type!r}")
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def image_tokenizer_config(self) -> ImageTokenizerConfig:
         return ImageTokenizerConfig(**self.image_tokenizer)

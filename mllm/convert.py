@@ -18,6 +18,7 @@ from .model import MllmForConditionalGeneration
 from .processor import MllmProcessor
 
 SHARD = "1GB"
+TEXT_TOKENIZER = ("tokenizer.model", "tokenizer.json")
 INSIDE = "image_tokenizer."  # prefix of the image tokenizer's tensors
 
 # What config.json says of the backbone; the second line may be missing.
@@ -146,6 +147,9 @@ def _rename(name: str) -> list[str]:
 
 
 def _processor(folder: Path, sizes: ImageTokenizerConfig) -> MllmProcessor:
+    # Without either, transformers would make one that knows no words.
+    if not any((folder / name).is_file() for name in TEXT_TOKENIZER):
+        raise ValueError(f"{folder} has no text tokenizer: {' or '.join(TEXT_TOKENIZER)} is missing")
     try:
         text_tokenizer = LlamaTokenizer.from_pretrained(folder)
     except Exception as error:  # sentencepiece, protobuf and tokenizers raise what they like
@@ -154,13 +158,34 @@ def _processor(folder: Path, sizes: ImageTokenizerConfig) -> MllmProcessor:
 
 
 def _weights(folder: Path) -> list[Path]:
+    """The files, after a look at their index. Raises ValueError for files and tensors that are not where it says."""
     for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / f"{name}.index.json").is_file():
-            index = unitok.read_json(folder / f"{name}.index.json", "weight_map")
-            return [folder / shard for shard in sorted(set(index["weight_map"].values()))]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _shards(index, unitok.read_json(index, "weight_map")["weight_map"])
         if (folder / name).is_file():
             return [folder / name]
     raise ValueError(f"{folder} has no model.safetensors or pytorch_model.bin, whole or in shards with an index")
+
+
+def _shards(index: Path, weight_map: object) -> list[Path]:
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index}: weight_map is no map of tensors to files")
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise ValueError(f"{index}: {tensor} is said to be in {shard!r}, which is no file beside it")
+    files = {shard: index.with_name(shard) for shard in sorted(set(weight_map.values()))}
+    missing = [shard for shard, file in files.items() if not file.is_file()]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(files)} files that {index} names are missing, e.g. {missing[0]}")
+    for shard, file in files.items():
+        said = {tensor for tensor, where in weight_map.items() if where == shard}
+        found = unitok.load_tensors(file).keys()
+        told = [f"{len(said - found)} missing, e.g. {min(said - found)}"] if said - found else []
+        told += [f"{len(found - said)} too many, e.g. {min(found - said)}"] if found - said else []
+        if told:
+            raise ValueError(f"{file} has other tensors than {index.name} says: {'; '.join(told)}")
+    return list(files.values())
 
 
 def _compare_codebooks(layout: Layout, files: Files) -> list[str]:

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import can_return_tuple, torch_compilable_check
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from tokenizer import ImageTokenizer
 from tokenizer.quantizer import Quantized
@@ -72,6 +73,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # `loss` is a mean over this batch: a trainer that accumulates has to divide
     _supports_sdpa = _supports_flash_attn = True
+    _tp_plan = {"lm_head": "colwise_gather_output"}
     # Rounded weights would give other codes than those that the language model was trained on.
     _keep_in_fp32_modules_strict = ["image_tokenizer"]
 
@@ -192,7 +194,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         code_weight: float = 1.0,
         code_share: float = 1.0,
         pixel_values: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MllmOutput:
         """With `labels` [B, T] (-100: ignored), losses, and outside of training `logits` [B, T, S], too; without, only
         `logits`, of the last `logits_to_keep` positions (0: all; or the places of those to keep). `codes` are

@@ -171,16 +171,14 @@ class MllmProcessor(ProcessorMixin):
         transformers' tokenizers take for a token is a state that threads share."""
         ids: list[int | None] = []
         words = ""
-        for piece in [*self._marked.split(text), ""]:
-            is_token = piece in self._control or (piece == IMAGE and shown)
-            if not is_token:
-                words += piece.removeprefix(LETTERS) if self._marked.fullmatch(piece) else piece
-            if words and (is_token or piece == ""):
-                ids += self._template.text_ids(words)
-                words = ""
-            if is_token:
+        for piece in self._marked.split(text):
+            if piece in self._control or (piece == IMAGE and shown):
+                ids += self._template.text_ids(words) if words else []
                 ids.append(self._control.get(piece))
-        return ids
+                words = ""
+            else:
+                words += piece.removeprefix(LETTERS) if self._marked.fullmatch(piece) else piece
+        return ids + self._template.text_ids(words) if words else ids
 
     def apply_chat_template(
         self, conversation: Sequence[Any], chat_template: str | None = None, tokenize: bool = False, **kwargs: Any

@@ -98,7 +98,7 @@ JINJA = """\
 def jinja(before: str, start: str, image: str, end: str, open: str) -> str:
     """A Jinja template of the Jinja expressions for what stands before all, at the start and the end of a turn, for
     an image, and where an answer is to begin."""
-    turns = JINJA.replace("START", start).replace("IMAGE", image).replace("END", end).replace("OPEN", open)
+    turns = JINJA.replace("START", start).replace("IMAGE", f"({image})").replace("END", end).replace("OPEN", open)
     return f"{{{{- {before} -}}}}\n{turns}"
 
 

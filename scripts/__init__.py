@@ -1,0 +1,7 @@
+"""The commands. Each begins here, before torch is imported."""
+
+import os
+
+from ._threads import settle
+
+settle(os.environ)

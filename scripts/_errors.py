@@ -6,13 +6,16 @@ import gc
 import os
 import signal
 import sys
+import unicodedata
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 
 def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
-    """Run `main(*args)` and leave with its status; what a user can cause is told in one line."""
+    """Run `main(*args)` and leave with its status; what a user can cause is told in one line, and so are warnings."""
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     atexit.register(gc.freeze)  # or leaving would go through all that was imported, which takes a second
     try:
         status = main(*args)
@@ -31,9 +34,15 @@ def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
 
 def one_line(error: Exception) -> str:
     """An error's message without line breaks; for the system's errors, the file and what is wrong with it."""
+    told = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        told = f"{error.filename}: {error.strerror}"
+    return plain(" ".join(told.split())) or type(error).__name__
+
+
+def plain(text: str) -> str:
+    """Without what a terminal would obey: names of files, and what a model says, may hold any bytes."""
+    return "".join(letter for letter in text if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cs"))
 
 
 class Parser(argparse.ArgumentParser):

@@ -26,6 +26,7 @@ from typing import Any
 from scripts._about import about
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder, save_text
+from scripts._threads import settle
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "coins", "ihc", "motorcycle_left", "retina", "rocket", "hubble_deep_field")
 UNSEEN = 1_000_003  # a seed of the scenes' order that no run has
@@ -42,6 +43,7 @@ class Run:
     changes: tuple[str, ...]
     steps: int
     out: Path
+    jobs: int
 
     @property
     def folder(self) -> Path:
@@ -53,7 +55,7 @@ class Run:
 
     def train(self) -> None:
         names = [f"run.folder={self.folder}", "run.name=run", f"run.seed={self.seed}"]
-        call(self.folder, "train_tokenizer", self.recipe, *self.changes, *names)
+        call(self, "train_tokenizer", self.recipe, *self.changes, *names)
 
     def measure(self, data: Path, text_tokenizer: str | None) -> dict[str, float]:
         """On what `prepare` wrote; zero-shot accuracy with a text tokenizer only."""
@@ -68,16 +70,18 @@ class Run:
 
     def score(self, kind: str, data: str, *options: str) -> dict[str, Any]:
         out = self.folder / f"{kind}_{Path(data).name}"
-        call(self.folder, f"eval_{kind}", data, "--model", str(self.model), "--out", str(out), *options)
+        call(self, f"eval_{kind}", data, "--model", str(self.model), "--out", str(out), *options)
         return json.loads((out / "results.json").read_text())["scores"]
 
 
-def call(folder: Path, script: str, *words: str) -> None:
+def call(run: Run, script: str, *words: str) -> None:
     """Run a script of ours, its output in `log.txt`. Raises ValueError with its last line when it fails."""
+    folder, environment = run.folder, {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    settle(environment, run.jobs)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
         command = [sys.executable, "-m", f"scripts.{script}", *words]
-        status = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+        status = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
     if status:
         last = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1:]
         raise ValueError(f"scripts.{script} ended with status {status}, see {folder / 'log.txt'}: {' '.join(last)}")
@@ -179,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
         for variant, changes in ablation.variants.items():
             config = load_config(TokenizerTrainConfig, ablation.base, [*changes, *args.overrides])
             changed = (*changes, *args.overrides)
-            runs.append(Run(variant, seed, ablation.base, changed, config.run.steps, args.out))
+            runs.append(Run(variant, seed, ablation.base, changed, config.run.steps, args.out, args.jobs))
             configs.append(config)
     prepare(args.out / "data", ablation.crops, configs[0].data.crop)
     scores: list[dict[str, float]] = []

@@ -9,6 +9,7 @@ python -m scripts.bench prefill --shape 7b-layers --tokens 256
 python -m scripts.bench load --shape w576 --form int8
 python -m scripts.bench train --shape scenes --batch 32
 python -m scripts.bench update --shape scenes --batch 8
+python -m scripts.bench threads --shape scenes --batch 8 --repeats 3
 
 encode: pixels to codes. decode: codes to PIL images. generate: prompts to the codes of images, with guidance.
 These three run against the loops of the reference implementation; answer, a question about an image to text,
@@ -18,7 +19,9 @@ of --tokens, against the matrix throughput of this machine; load, files to weigh
 the files, its memory against the weights alone, libraries first without and then with what they take once in a process;
 train, an update of the image tokenizer in bfloat16, against a loop in float32 over one codebook after the other;
 update, one of a new language model as large as that of scenes, each thing that makes it fast or small against doing
-without: packed rows, extracted codes, logits at labels only, compiled bfloat16, two processes, ZeRO-3.
+without: packed rows, extracted codes, logits at labels only, compiled bfloat16, two processes, ZeRO-3;
+threads, an update, a drawing and encoding, with the threads that a command chooses by itself, against each other number
+of threads, way of waiting and allocator that is installed: a ratio above 1 says that its own choice is better.
 --shape takes random weights instead of a model's. For encode, decode and train it names an image tokenizer's sizes,
 for the others a width of the language model (w320: 320), with the reference's code embedding and code head. Such
 weights are numbers of bfloat16, as those of released checkpoints. --plot draws the ratios.
@@ -73,6 +76,7 @@ from scripts._bench_reference import (
     reference_encode,
     reference_pick,
 )
+from scripts._bench_threads import measure as measure_threads
 from scripts._bench_train import training_steps
 from scripts._errors import Parser, cli
 from scripts._files import finished
@@ -353,6 +357,19 @@ def bench_update(args: argparse.Namespace, batch: int) -> list[Figure]:
     return figures
 
 
+def bench_threads(args: argparse.Namespace, batch: int) -> list[Figure]:
+    if args.shape != "scenes":
+        raise ValueError("threads is of the model of scenes: give --shape scenes")
+    figures: list[Figure] = []
+    for work, rates in measure_threads(batch, args.repeats).items():
+        name, unit = work.split(", ")
+        (_, own), *others = rates.items()
+        for setting, other in others:
+            mine, theirs = median(own), median(other)
+            figures.append(Figure(f"{name}: {setting}", mine, unit, theirs, mine / theirs, spread(own), spread(other)))
+    return figures
+
+
 BENCHES = {
     "encode": bench_encode,
     "decode": bench_decode,
@@ -363,6 +380,7 @@ BENCHES = {
     "load": bench_load,
     "train": bench_train,
     "update": bench_update,
+    "threads": bench_threads,
 }
 
 
@@ -606,7 +624,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("command", choices=BENCHES, help="what to time")
     subject.add_argument("--model", help="a model's name or folder")
     subject.add_argument(
-        "--shape", help=f"encode, decode, train: {', '.join(SIZES)}; update: scenes; others: {', '.join(BACKBONES)}"
+        "--shape",
+        help=f"encode, decode, train: {', '.join(SIZES)}; update, threads: scenes; others: {', '.join(BACKBONES)}",
     )
     add("--batch", type=int, nargs="+", default=[1], help="images at a time, one or more numbers (default: 1)")
     add("--repeats", type=int, default=5, help="timed runs of each way (default: %(default)s)")

@@ -11,13 +11,15 @@ printed on a line of its own.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts._bar import drawing_bar
-from scripts._errors import Parser, cli, one_line, stop_at_once
+from scripts._errors import Parser, cli, one_line, plain, stop_at_once
 from scripts._files import check_folder, save_png
 from scripts._load import CFG_SCALE, QUANTIZATIONS, check_sampling, load_model
 
@@ -114,14 +116,19 @@ def add_piece(answer: list[dict[str, Any]], piece: str | Image.Image) -> None:
 
 
 def show(pieces: Iterator[str | Path], write: Callable[[str], Any]) -> None:
-    """Text as it comes, files on lines of their own, and a line break at the end."""
+    """Text as it comes, files on lines of their own, and a line break at the end, or before an error."""
     inside_line = False
-    for piece in pieces:
-        if isinstance(piece, str):
-            write(piece)
-        else:
-            write(f"\n{piece}\n" if inside_line else f"{piece}\n")
-        inside_line = isinstance(piece, str)
+    try:
+        for piece in pieces:
+            if isinstance(piece, str):
+                write(plain(piece))
+            else:
+                write(f"\n{piece}\n" if inside_line else f"{piece}\n")
+            inside_line = isinstance(piece, str)
+    except (ValueError, OSError):
+        if inside_line:
+            write("\n")
+        raise
     if inside_line:
         write("\n")
 
@@ -131,32 +138,31 @@ def talk(chat: Chat) -> None:
     from rich.console import Console
 
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    with suppress(AttributeError):  # of streams that are no files
+        sys.stdin.reconfigure(errors="surrogateescape")  # one line in another encoding is refused, not all after it
     if sys.stdin.isatty():
+        import readline  # noqa: F401  input() then edits lines and remembers them
+
         console.print(f"[bold]{chat.args.model}[/bold]: ask, or /help", style="dim")
-    for line in user_lines():
+    while True:
         try:
-            if line == "/quit":
+            line = read_line()
+            if line in (None, "/quit"):
                 return
-            respond(chat, line, console)
+            if line:
+                respond(chat, line, console)
         except (ValueError, OSError) as error:
             errors.print(f"error: {one_line(error)}", style="red", markup=False, soft_wrap=True)
 
 
-def user_lines() -> Iterator[str]:
-    """Lines that are not empty; on a terminal with a prompt, and earlier lines on the arrow keys."""
-    if not sys.stdin.isatty():
-        yield from filter(None, map(str.strip, sys.stdin))
-        return
-    import readline  # noqa: F401  input() then edits lines and remembers them
-
-    while True:
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            print()
-            return
-        if line:
-            yield line
+def read_line() -> str | None:
+    """The user's next, on a terminal with a prompt; None at the end."""
+    try:
+        line = input("> ") if sys.stdin.isatty() else sys.stdin.readline() or None
+    except EOFError:  # Ctrl-D
+        print()
+        line = None
+    return line and line.strip()
 
 
 def respond(chat: Chat, line: str, console: Console) -> None:
@@ -176,13 +182,23 @@ def respond(chat: Chat, line: str, console: Console) -> None:
     elif command == "/help":
         console.print(HELP, markup=False)
     else:
-        raise ValueError(f"unknown command {command}; known: /image, /draw, /clear, /help, /quit")
+        raise ValueError(f"unknown command {command!r}; known: /image, /draw, /clear, /help, /quit")
 
 
 def say(console: Console, text: str) -> None:
     """A remark of ours; only on a terminal, so that a pipe carries the model's answers alone."""
     if console.is_terminal:
-        console.print(text, style="dim", markup=False, soft_wrap=True)
+        console.print(plain(text), style="dim", markup=False, soft_wrap=True)
+
+
+def end_by_sigterm() -> None:
+    """In one line, as Ctrl-C does; a file that is being written goes away."""
+
+    def stop(*_: Any) -> None:
+        print("stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def load(file: str) -> Image.Image:
@@ -190,7 +206,13 @@ def load(file: str) -> Image.Image:
         from tokenizer.transform import load_image
     if not file:
         raise ValueError("/image needs a file: /image cat.png")
-    return load_image(Path(file).expanduser())
+    try:
+        path = Path(file).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"no image file at {file}: nobody here is called {Path(file).parts[0][1:]!r}") from error
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name one image in it")
+    return load_image(path)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -217,6 +239,11 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens} is below 1: an answer needs room")
     if args.prompt is not None and not args.prompt.strip():
         raise ValueError("--prompt is empty: ask something, or leave it out for a chat")
+    end_by_sigterm()
+    if sys.stdout is None:
+        raise ValueError("standard output is closed: there is nowhere to answer")
+    if args.prompt is None and sys.stdin is None:
+        raise ValueError("standard input is closed: ask with --prompt, or give lines to answer")
     check_sampling(args.seed, **{name: getattr(args, name) for name in DRAWING})
     check_sampling(temperature=args.temperature, top_p=args.top_p)
     images = [load(file) for file in args.image]

@@ -34,7 +34,8 @@ def of_scenes(image_tokenizer: ImageTokenizer, args: argparse.Namespace) -> None
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     chunks = range(rank, -(-args.scenes // CHUNK), world)
-    work = extract_codes(image_tokenizer, ScenesConfig(args.artwork, args.split), args.out, chunks, CHUNK)
+    config = ScenesConfig(args.artwork, args.split)
+    work = extract_codes(image_tokenizer, config, args.out, chunks, CHUNK, args.language)
     with Progress(disable=rank > 0) as progress:
         scenes = progress.add_task("scenes", total=len(chunks) * CHUNK)
         for done in work:
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--scenes", type=int, default=120_000, help="rounded up to whole files (default: %(default)s)")
     add("--artwork", default="emoji", help="emoji or shapes (default: %(default)s)")
     add("--split", default="train", help="train or held_out (default: %(default)s)")
+    add("--language", action="store_true", help="pictures of conversations about scenes, changed ones included")
     args = parser.parse_args(argv)
     check_folder(args.out)
     image_tokenizer = load_image_tokenizer(args.image_tokenizer)

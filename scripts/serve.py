@@ -32,7 +32,7 @@ def read_key(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        key = file.read_text(encoding="utf-8").strip()
+        key = file.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not text: --api-key-file holds one line, the key") from error
     if not key or len(key.split()) != 1:
@@ -89,31 +89,32 @@ def main(argv: list[str] | None = None) -> None:
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is not installed: pip install -e ".[serve]"') from error
         from mllm.decode.engine import Engine
-    listener = listen(args.host, args.port)
-    limits = Limits(
-        body=int(args.max_body_mb * 2**20),
-        pixels=args.max_pixels,
-        prompt=args.max_prompt,
-        n=args.max_n,
-        queue=args.max_queue,
-        seconds=args.timeout,
-        grace=args.grace,
-    )
-    model, processor = load_model(args.model)
-    name, hosts = args.name or Path(args.model).name, LOOPBACK if args.host in LOOPBACK | {"::1"} else None
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logging.getLogger("mllm.serve").setLevel(logging.INFO)
-    engine = Engine(model, processor, args.max_rows, args.max_queue)
-    try:
-        remote = Remote(limits.body) if args.remote_images else None
-        gate = create_app(engine, name, limits, key, hosts, example_images(), remote)
-        where = f"http://{args.host}:{listener.getsockname()[1]}"
-        print(f"{name} at {where}: the page; the API at {where}/v1; Ctrl-C ends it", flush=True)
-        if hosts is None and key is None:
-            print("anybody who reaches this address may use it: --api-key-file asks for a key", file=sys.stderr)
-        serve(gate, listener)
-    finally:
-        engine.close(timeout=0)
+    with listen(args.host, args.port) as listener:
+        limits = Limits(
+            body=int(args.max_body_mb * 2**20),
+            pixels=args.max_pixels,
+            prompt=args.max_prompt,
+            n=args.max_n,
+            queue=args.max_queue,
+            seconds=args.timeout,
+            grace=args.grace,
+        )
+        model, processor = load_model(args.model)
+        name, hosts = args.name or Path(args.model).resolve().name, LOOPBACK if args.host in LOOPBACK else None
+        logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+        logging.getLogger("mllm.serve").setLevel(logging.INFO)
+        engine = Engine(model, processor, args.max_rows, args.max_queue)
+        try:
+            remote = Remote(limits.body) if args.remote_images else None
+            gate = create_app(engine, name, limits, key, hosts, example_images(), remote)
+            host = f"[{args.host}]" if ":" in args.host else args.host
+            where = f"http://{host}:{listener.getsockname()[1]}"
+            print(f"{name} at {where}: the page; the API at {where}/v1; Ctrl-C ends it", flush=True)
+            if hosts is None and key is None:
+                print("anybody who reaches this address may use it: --api-key-file asks for a key", file=sys.stderr)
+            serve(gate, listener)
+        finally:
+            engine.close(timeout=0)
 
 
 if __name__ == "__main__":

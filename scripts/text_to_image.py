@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_recipes.files import read_lines, split_lines
+from data_recipes.files import read_lines, read_text, split_lines
 from scripts._bar import drawing_bar
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder, save_png
@@ -70,11 +70,13 @@ def plan(prompts: Sequence[str], count: int, seed: int, settings: dict[str, Any]
 
 def find_missing(out: Path, records: Sequence[Record]) -> list[Record]:
     """The records without an image in `out`. ValueError when what is there was drawn in another way."""
+    from tokenizer.transform import read_note
+
     listed = read_listed(out / "metadata.jsonl")
     missing = []
     for record in records:
         exists = (out / record["file"]).exists()
-        before = listed.get(record["file"]) or (read_embedded(out / record["file"]) if exists else None)
+        before = listed.get(record["file"]) or (read_note(out / record["file"], PNG_KEY) if exists else None)
         if exists or before:
             check_same(out, record, before)
         if not exists:
@@ -88,7 +90,7 @@ def read_listed(file: Path) -> dict[str, Record]:
     """The records of metadata.jsonl by file; a last line that was cut short is dropped from it."""
     if not file.exists():
         return {}
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file)
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         file.write_text(whole, encoding="utf-8")
@@ -98,21 +100,10 @@ def read_listed(file: Path) -> dict[str, Record]:
         raise ValueError(f"{file} was not written by this script: choose another --out") from error
 
 
-def read_embedded(file: Path) -> Record | None:
-    """The record inside an image of ours; None for any other file."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            return json.loads(image.info[PNG_KEY])
-    except Exception:  # Pillow raises whatever it meets in a file of others
-        return None
-
-
 def check_same(out: Path, record: Record, before: Record | None) -> None:
     """Raises ValueError unless the image that is there was drawn as this record says."""
     name = record["file"]
-    if before is None:
+    if not before:
         raise ValueError(f"{out / name} is there but was not drawn by this script: choose another --out")
     for key, value in record.items():
         if before.get(key) != value:

@@ -10,7 +10,6 @@ light), because it has to read images that come out of a small image tokenizer.
 import json
 import math
 import random
-import signal
 import time
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +26,9 @@ from data_recipes.scenes import CLASSES, COLORS, GENEVAL, SPLITS, Scene, World, 
 from eval.detector import Detector, DetectorConfig, Prediction
 from eval.geneval import judge_images, load_records, summary
 from scripts._errors import Parser, cli
+from scripts._files import check_folder
+from training.metrics import StopSignal, ignore_stop_signals
+from training.run_folder import locked
 
 BATCH = 32
 LEARNING_RATE, WARMUP, WEIGHT_DECAY = 2e-3, 100, 0.02
@@ -117,12 +119,11 @@ def batches(seed: int, first_step: int, steps: int, grid: int) -> DataLoader:
     """The batches from `first_step` on; a resumed run sees the ones it would have seen."""
     data = SpoiledScenes(seed, steps * BATCH, grid)
     ahead = range(first_step * BATCH, steps * BATCH)
-    return DataLoader(data, BATCH, sampler=ahead, num_workers=1, prefetch_factor=4, worker_init_fn=ignore_interrupt)
+    return DataLoader(data, BATCH, sampler=ahead, num_workers=1, prefetch_factor=4, worker_init_fn=prepare_worker)
 
 
-def ignore_interrupt(_worker: int) -> None:
-    """Ctrl-C is for the main process, which still wants its batches to stop in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def prepare_worker(worker: int) -> None:
+    ignore_stop_signals(worker)
     torch.set_num_threads(1)
 
 
@@ -189,7 +190,10 @@ def resume(path: Path, recipe: dict, model: Detector, optimizer: torch.optim.Opt
     """-> steps done and the seconds they took; (0, 0) when there is no checkpoint."""
     if not path.is_file():
         return 0, 0.0
-    state = torch.load(path, weights_only=True)
+    try:
+        state = torch.load(path, weights_only=True)
+    except Exception as error:  # damaged bytes raise whatever they lead to
+        raise ValueError(f"cannot read {path}: it is damaged; remove it to begin anew") from error
     if state["recipe"] != recipe:
         raise ValueError(
             f"{path} belongs to another run ({state['recipe']}, not {recipe}): finish that one or remove the file"
@@ -197,22 +201,6 @@ def resume(path: Path, recipe: dict, model: Detector, optimizer: torch.optim.Opt
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"], state["seconds"]
-
-
-class InterruptAfterStep:
-    """The first Ctrl-C sets `asked`, so that the step can end and be saved; a second interrupts at once."""
-
-    def __enter__(self):
-        self.asked = False
-        self.before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, *_) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *_) -> None:
-        signal.signal(signal.SIGINT, self.before)
 
 
 def train(out: Path, recipe: dict) -> tuple[Detector, float]:
@@ -232,7 +220,7 @@ def train(out: Path, recipe: dict) -> tuple[Detector, float]:
     with (
         open(out / "log.jsonl", "a" if first else "w", encoding="utf-8") as log,
         Progress(*columns) as progress,
-        InterruptAfterStep() as interrupt,
+        StopSignal() as stop,
     ):
         task = progress.add_task("", total=steps, completed=first, losses="")
         for step, (images, goal) in enumerate(batches(seed, first, steps, model.config.grid), first + 1):
@@ -244,9 +232,9 @@ def train(out: Path, recipe: dict) -> tuple[Detector, float]:
             if step % LOG_EVERY == 0:
                 row = {"step": step, "learning_rate": rate, **parts, "seconds": time.monotonic() - start}
                 print(json.dumps(row), file=log, flush=True)
-            if interrupt.asked or step % SAVE_EVERY == 0:
+            if stop or step % SAVE_EVERY == 0:
                 save_checkpoint(out / CHECKPOINT, recipe, step, time.monotonic() - start, model, optimizer)
-            if interrupt.asked:
+            if stop:
                 raise KeyboardInterrupt
     return model.eval(), time.monotonic() - start
 
@@ -282,8 +270,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     recipe = {"steps": args.steps, "seed": args.seed, "batch": BATCH, "learning_rate": LEARNING_RATE}
-    args.out.mkdir(parents=True, exist_ok=True)
-    model, seconds = train(args.out, recipe)
+    for name, least in (("steps", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} {getattr(args, name)} is below {least}")
+    check_folder(args.out)
+    with locked(args.out):
+        model, seconds = train(args.out, recipe)
     model.save_pretrained(args.out)
     scores = score(Detector.from_pretrained(args.out))  # of the weights as they were saved
     model.save_pretrained(args.out, {**recipe, "seconds": round(seconds), "geneval_on_true_scenes": scores})

@@ -1,4 +1,4 @@
-"""The two lists of dependencies agree, and our package names are ours alone."""
+"""The lists of dependencies agree, and our package names are ours alone."""
 
 import sys
 import tomllib
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["tokenizer", "mllm", "training", "eval", "data_recipes"]
 PYPROJECT = ROOT / "pyproject.toml"
 REQUIREMENTS = ROOT / "requirements.txt"
+LOCK = ROOT / "requirements.lock"
 
 
 def ranges(lines: list[str]) -> dict[str, str]:
@@ -52,6 +54,31 @@ def test_flash_attention_is_a_commented_line():
     """Building it needs CUDA, so `pip install -r requirements.txt` must not try."""
     commented = [line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("# flash-attn")]
     assert ranges([line.removeprefix("# ") for line in commented]) == groups()["flash"]
+
+
+def locked() -> list[Requirement]:
+    lines = [line.partition("#")[0].strip() for line in LOCK.read_text().splitlines()]
+    return [Requirement(line) for line in lines if line]
+
+
+def test_the_lock_pins_each_package_once_and_names_no_place():
+    names = [canonicalize_name(one.name) for one in locked()]
+    assert sorted(names) == sorted(set(names))
+    assert [str(one) for one in locked() if one.url or [clause.operator for clause in one.specifier] != ["=="]] == []
+    assert [line for line in LOCK.read_text().splitlines() if line.startswith("-") or "://" in line] == []
+
+
+def test_the_lock_has_all_groups_within_their_ranges():
+    """`make lock` renews it."""
+    pinned = {canonicalize_name(one.name): next(iter(one.specifier)).version for one in locked()}
+    wanted = {name: group for name, group in groups().items() if name != "flash"}
+    wrong = [
+        f"{package} {bounds} of group {name}, locked is {pinned.get(package)}"
+        for name, group in wanted.items()
+        for package, bounds in group.items()
+        if package not in pinned or not SpecifierSet(bounds).contains(pinned[package])
+    ]
+    assert not wrong, wrong
 
 
 def test_packages_are_listed_literally():

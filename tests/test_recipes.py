@@ -2,11 +2,15 @@
 
 import json
 import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
+from tokenizer.quantizer import QuantizerOptions
 from training.config import AblationConfig, TokenizerTrainConfig, TrainConfig, load_config
+from training.values import ALLOWED, Interval
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(
@@ -97,11 +101,68 @@ def test_the_variants_of_the_ablation_have_as_many_entries():
         ("run.steps=-5", "run.steps: -5 is below 1"),
         ("data.scale=0", "data.scale: 0.0 is outside"),
         ("ema=1", "ema: 1.0 is outside"),
+        ("ema=nan", "ema: nan is outside"),
+        ("optim.lr=-1", "optim.lr: -1.0 is not above 0"),
+        ("optim.lr=inf", "optim.lr: inf is outside"),
+        ("optim.betas=[0.9,1]", "optim.betas: 1.0 is outside"),
+        ("adversarial.optim.lr=-1", "adversarial.optim.lr: -1.0 is not above 0"),
+        ("optim.lr_by_prefix={encoder: -1}", "optim.lr_by_prefix.encoder: -1.0 is below 0"),
+        ("losses.decoded=0", "losses.decoded: 0 is below 1"),
+        ("losses.l2=-1", "losses.l2: -1.0 is below 0"),
+        ("quantizer.entropy_every=-1", "quantizer.entropy_every: -1 is outside"),
+        ("run.seed=99999999999", "run.seed: 99999999999 is outside"),
+        ("run.threads=5000", "run.threads: 5000 is outside"),
+        ("run.precision=fp16", "run.precision: fp16 is unknown; known: bf16, fp32"),
+        ("adversarial.criterion=higne", "adversarial.criterion: higne is unknown; known: hinge"),
+        ("optim.lr", "'optim.lr' is no change to the recipe: write KEY=VALUE"),
+        ("optim.muon=encoder", "recipe, optim.muon=encoder: "),
     ],
 )
 def test_numbers_that_make_no_run_are_refused(override, named):
     with pytest.raises(ValueError, match=named):
         load("training/stages/tokenizer.yaml", override)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("code_weight=0", "code_weight: 0.0 is not above 0"),
+        ("model.lora={alpha: 0}", "model.lora.alpha: 0.0 is not above 0"),
+        ("model.tune={l1: -1}", "model.tune.l1: -1.0 is below 0"),
+        ("data.sources.scenes.weight=-1", "data.sources.scenes.weight: -1.0 is below 0"),
+        ("data.sources.scenes.scenes.chats=2", "data.sources.scenes.scenes.chats: 2.0 is outside"),
+        ("deepspeed.stage=4", "deepspeed.stage: 4 is outside"),
+        ("run.global_batch_size=0", "run.global_batch_size: 0 is below 1"),
+    ],
+)
+def test_numbers_of_the_language_model_have_the_whole_key(override, named):
+    with pytest.raises(ValueError, match=f"^recipe, {re.escape(named)}"):
+        load("training/stages/mixed.yaml", override)
+
+
+def test_every_number_of_every_recipe_has_a_range():
+    """Those of the image tokenizer's quantizer are checked by its own class."""
+    seen: set[type] = set()
+
+    def look(kind: type) -> None:
+        seen.add(kind)
+        hints = get_type_hints(kind)
+        for field in fields(kind):
+            inner = {hints[field.name], *flat(hints[field.name])}
+            if inner & {int, float}:
+                assert isinstance(field.metadata.get(ALLOWED), Interval), f"{kind.__name__}.{field.name}"
+            for one in inner:
+                if is_dataclass(one) and one not in seen and one is not QuantizerOptions:
+                    look(one)
+
+    def flat(hint):
+        for one in get_args(hint):
+            yield one
+            yield from flat(one)
+
+    for kind in (TrainConfig, TokenizerTrainConfig, AblationConfig):
+        look(kind)
+    assert len(seen) > 15
 
 
 def test_a_source_can_be_added_on_the_command_line():

@@ -41,6 +41,8 @@ class ImageTokenizerConfig:
 
     def __post_init__(self):
         self.conv_widths, self.conv_depths = tuple(self.conv_widths), tuple(self.conv_depths)
+        if not 1 <= self.resize_ratio <= 4:
+            raise ValueError(f"resize_ratio {self.resize_ratio} is outside 1 to 4; 1 crops as little as possible")
         for name, value in vars(self).items():
             least = {"drop_path": 0, "commitment": 0, "conv_depths": 0}.get(name, 1)
             for number in value if isinstance(value, tuple) else (value,):
@@ -50,8 +52,6 @@ class ImageTokenizerConfig:
             raise ValueError(f"image_size {self.image_size} is not a positive multiple of {STRIDE}")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"unknown interpolation {self.interpolation!r}; known: {', '.join(INTERPOLATIONS)}")
-        if not 1 <= self.resize_ratio <= 4:
-            raise ValueError(f"resize_ratio {self.resize_ratio} is outside 1 to 4; 1 crops as little as possible")
         for whole, part in (
             ("width", "heads"),
             ("code_width", "num_codebooks"),

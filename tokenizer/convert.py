@@ -5,6 +5,7 @@ has lies beside our weights, in `reference/`, so that the way back gives the sam
 """
 
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -169,6 +170,8 @@ def to_ours(layout: Layout, reference: Tensors) -> Tensors:
 
 def to_reference(layout: Layout, ours: Tensors, dropped: Tensors) -> Tensors:
     """The way back, bit for bit."""
+    needed = {name: shape for entry in layout.values() for name, shape in entry.dropped.items()}
+    compare(needed, {name: tensor for name, tensor in dropped.items() if name in needed}, KEPT)
     reference = {}
     for name, entry in layout.items():
         shapes = list(entry.parts.values())
@@ -253,9 +256,11 @@ def compare(expected: dict[str, torch.Size], found: Tensors, where: object) -> N
 def read_json(file: Path, *needed: str) -> dict[str, Any]:
     """Raises ValueError for what is no JSON object, or one without a key that is needed."""
     try:
-        content = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{file} is no JSON object: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is no JSON object, but a {type(content).__name__}")
     for key in needed:
         if key not in content:
             raise ValueError(f"{file} has no {key!r}")
@@ -265,12 +270,19 @@ def read_json(file: Path, *needed: str) -> dict[str, Any]:
 def load_kept(folder: Path) -> dict[str, Any]:
     if not (folder / KEPT).is_file():
         raise ValueError(f"{folder} was not converted from the reference: it has no {KEPT}")
-    return load_torch(folder / KEPT)
+    kept = load_torch(folder / KEPT)
+    if not isinstance(kept, dict) or not all(isinstance(kept.get(key), dict) for key in ("args", "dropped")):
+        raise ValueError(f"{folder / KEPT} is not what a conversion keeps: it has no `args` and `dropped`")
+    return kept
 
 
 def load_torch(file: Path) -> Any:
     """A file of torch.save, mapped. The reference saves no more than `weights_only` lets through by itself: tensors,
-    dtypes, OrderedDict and plain values."""
+    dtypes, OrderedDict and plain values. Raises ValueError for any other, and OSError."""
+    with file.open("rb") as opened:
+        head = opened.read(64)
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"cannot read {file} as a checkpoint: it {_told_of(head)}")
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         if not foreign:
@@ -282,8 +294,24 @@ def load_torch(file: Path) -> Any:
     raise ValueError(f"{file} holds objects that may run code, such as {foreign[0]}: not loaded")
 
 
+def _told_of(head: bytes) -> str:
+    """What a file is that begins so, and is none that torch.save writes today."""
+    if not head:
+        return "is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "is Git LFS's note of where a file is: fetch the file itself with git lfs pull"
+    if head.startswith(b"PK"):
+        return "is cut off: copy or download it again"
+    if head[:1] == b"\x80" and head[1:2] in b"\1\2\3\4\5":
+        told = "is in the format that torch.save had before version 1.6, which is not read, as it is a pickle"
+        return f"{told}: where you trust it, load it with torch.load and save it with torch.save again"
+    return "is no file of torch.save"
+
+
 def load_tensors(file: Path) -> Tensors:
     """Mapped, from safetensors or torch.save."""
+    if not file.is_file():
+        raise ValueError(f"no file {file}")
     if file.suffix == ".safetensors":
         try:
             return load_file(file)

@@ -5,6 +5,7 @@ profiles, comments) never decides whether it is shown; what its numbers mean is 
 """
 
 import io
+import json
 import struct
 import warnings
 import zlib
@@ -81,16 +82,15 @@ def read_image(
         raise
     except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
         source.seek(0)
-        content = source.read()
-        pixels_alone = _without_description(content)
+        head = source.read(16)
         try:
-            if pixels_alone != content:
-                return _decode(io.BytesIO(pixels_alone), name, formats, max_pixels)
+            if strip := next((strip for mark, strip in DESCRIBED.items() if head.startswith(mark)), None):
+                return _decode(io.BytesIO(strip(head + source.read())), name, formats, max_pixels)
         except _WrongSize:
             raise
         except Exception:  # the pixels are damaged as well: the first error says it
             pass
-        raise ValueError(f"cannot read {name} as an image: {_reason(error, content)}") from error
+        raise ValueError(f"cannot read {name} as an image: {_reason(error, head)}") from error
 
 
 class _WrongSize(ValueError):
@@ -98,11 +98,27 @@ class _WrongSize(ValueError):
 
 
 def _decode(source: BinaryIO, name: object, formats: Sequence[str] | None, max_pixels: int) -> Image.Image:
-    with warnings.catch_warnings(), _whole_files():
-        warnings.simplefilter("ignore")  # of Pillow, on odd metadata
-        with Image.open(source, formats=formats) as file:
-            _check_size(name, file.size, max_pixels)
-            return to_rgb(file)
+    with _quiet(), _whole_files(), Image.open(source, formats=formats) as file:
+        _check_size(name, file.size, max_pixels)
+        return to_rgb(file)
+
+
+def read_note(path: Path, key: str) -> dict | None:
+    """The JSON object that a PNG holds as a text called `key`, {} where it holds none; None for what cannot be read."""
+    try:
+        with _quiet(), Image.open(path) as file:
+            note = json.loads(file.info.get(key, "{}"))
+    except Exception:  # Pillow raises whatever it meets in a file of others
+        return None
+    return note if isinstance(note, dict) else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow warns of odd metadata."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
@@ -122,30 +138,16 @@ def _check_size(name: object, size: tuple[int, int], max_pixels: int) -> None:
         raise _WrongSize(f"{name} has {size[0]} x {size[1]} pixels; each side needs at least {MIN_SIDE}")
 
 
-def _reason(error: Exception, content: bytes) -> str:
-    if not content:
+def _reason(error: Exception, head: bytes) -> str:
+    """In words, with the first bytes of the file at hand."""
+    if not head:
         return "it is empty"
     if isinstance(error, UnidentifiedImageError):
-        beginnings = (content.lstrip()[:8], content[4:12])
         for mark, kind in UNKNOWN_FORMATS.items():
-            if any(beginning.startswith(mark) for beginning in beginnings):
+            if head.lstrip().startswith(mark) or head[4:].startswith(mark):
                 return f"{kind} is not supported; save it as PNG or JPEG"
         return "it has no format that is known (PNG, JPEG, WebP, GIF, BMP, TIFF and others), or is damaged"
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _without_description(content: bytes) -> bytes:
-    """A PNG, JPEG or TIFF without all that only describes it, but for the orientation; any other file as it is."""
-    try:
-        if content.startswith(b"\x89PNG"):
-            return _png_pixels(content)
-        if content.startswith(b"\xff\xd8"):
-            return _jpeg_pixels(content)
-        if content.startswith((b"II*\0", b"MM\0*")):
-            return _tiff_pixels(content)
-    except (struct.error, IndexError):  # cut off
-        pass
-    return content
 
 
 def _png_pixels(content: bytes) -> bytes:
@@ -189,6 +191,10 @@ def _tiff_pixels(content: bytes) -> bytes:
     return content[:place] + directory + content[place + len(directory) :]
 
 
+DESCRIBED = {b"\x89PNG": _png_pixels, b"\xff\xd8": _jpeg_pixels, b"II*\0": _tiff_pixels, b"MM\0*": _tiff_pixels}
+"""Beginning of a file -> what takes from it all that only describes the picture, but for the orientation."""
+
+
 # ---- modes
 
 
@@ -196,8 +202,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL mode as RGB, upright, and without the metadata, so that nothing turns it again. Raises ValueError for
     numbers whose range is not known."""
     _scale_color_key(image)
-    image.load()
-    turn = _turn(image)
+    with _quiet():
+        image.load()
+        turn = _turn(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # convert("RGB") would clip these at 255
         rgb = _grey_8_bits(image).convert("RGB")
     elif image.has_transparency_data:

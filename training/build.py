@@ -1,17 +1,20 @@
 """What a recipe's `model` says, as a model: new, pretrained in part, or from a folder; and which of it trains."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from mllm import Mllm, MllmConfig, Processor
 from mllm.codes import CodebookEmbedding
-from mllm.folders import find_model
+from mllm.folders import find_model, loading
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 
 from .backbones import Pretrained, load_pretrained, take_over, text_config
@@ -19,6 +22,7 @@ from .config import ModelConfig
 from .lora import add_lora, load_adapter, merged, train_adapters
 from .optim import freeze
 from .tune import TunedMllm, settle
+from .values import Interval
 from .words import WordsMllm
 
 NEW = "new:"  # before the size of an image tokenizer
@@ -91,13 +95,14 @@ def _assemble(config: ModelConfig) -> Start:
             "recipe, model: give init_from; or image_tokenizer, and text_tokenizer or the name of a pretrained backbone"
         )
     image_tokenizer = _image_tokenizer(config.image_tokenizer)
-    text_tokenizer = pretrained.text_tokenizer if pretrained else AutoTokenizer.from_pretrained(config.text_tokenizer)
+    text_tokenizer = pretrained.text_tokenizer if pretrained else load_text_tokenizer(config.text_tokenizer)
     sizes = image_tokenizer.config
     template = pretrained.template if pretrained else "mllm"
     processor = Processor(
         text_tokenizer, sizes.num_positions, sizes.image_size, template, sizes.resize_ratio, sizes.interpolation
     )
-    model = _kind(config)(_model_config(config, processor, sizes, pretrained))
+    with naming_model():
+        model = _kind(config)(_model_config(config, processor, sizes, pretrained))
     model.image_tokenizer = image_tokenizer
     _share_codebooks(model)
     loaded = () if config.image_tokenizer.startswith(NEW) else ("image_tokenizer",)
@@ -107,10 +112,19 @@ def _assemble(config: ModelConfig) -> Start:
     return Start(model, processor, loaded)
 
 
+def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Raises ValueError, in one line, for what is not there."""
+    with loading(name):
+        return AutoTokenizer.from_pretrained(name)
+
+
 def _model_config(
     config: ModelConfig, processor: Processor, image_tokenizer: ImageTokenizerConfig, pretrained: Pretrained | None
 ) -> MllmConfig:
     vocab_size = len(processor.tokenizer)
+    if not pretrained:
+        check_backbone(config.backbone)
+    check_sizes("model.code_head_args", config.code_head_args)
     sizes = text_config(pretrained) if pretrained else {"model_type": "llama", "vocab_size": vocab_size}
     ids = {"bos_token_id": processor.bos_id, "eos_token_id": processor.eos_id, "pad_token_id": processor.pad_id}
     return MllmConfig(
@@ -125,6 +139,42 @@ def _model_config(
         boi_token_id=processor.boi_id,
         eoi_token_id=processor.eoi_id,
     )
+
+
+def check_backbone(sizes: Mapping[str, Any]) -> None:
+    """Raises ValueError for a key that transformers' config of this backbone does not know, which it would take in
+    silence, and for sizes that are below 1."""
+    kind = sizes.get("model_type", "llama")
+    try:
+        known = AutoConfig.for_model(kind).to_dict()
+    except ValueError as error:
+        raise ValueError(f"recipe, model.backbone.model_type: transformers knows no {kind!r}") from error
+    for key in sizes:
+        if key not in known and key != "model_type":
+            near = get_close_matches(key, known, n=3) or [name for name in known if name.startswith("num_")]
+            raise ValueError(f"recipe, model.backbone: a {kind} has no {key!r}; near to it: {', '.join(near)}")
+    ends = ("_size", "_layers", "_heads", "_embeddings")
+    check_sizes("model.backbone", {key: value for key, value in sizes.items() if key.endswith(ends)})
+
+
+def check_sizes(name: str, sizes: Mapping[str, Any]) -> None:
+    """Raises ValueError for one that is no number, or below 1; true and false are no sizes."""
+    for key, value in sizes.items():
+        if isinstance(value, bool):
+            continue
+        problem = Interval("[1, inf)").problem(value) if isinstance(value, (int, float)) else "is no number"
+        if problem:
+            raise ValueError(f"recipe, {name}.{key}: {value} {problem}")
+
+
+@contextmanager
+def naming_model() -> Iterator[None]:
+    """Sizes that make no model, of whatever part, end in one ValueError."""
+    try:
+        yield
+    except (TypeError, RuntimeError, ZeroDivisionError, AttributeError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"recipe, model: these sizes make no model: {reason}") from error
 
 
 def _share_codebooks(model: Mllm) -> None:

@@ -236,7 +236,9 @@ class MixConfig(Section):
     """Scenes with extracted `codes`, or with pixels that are rendered and encoded in training (null): shares of drawing
     and answering, and how captions and questions become sequences. All questions about an image are asked, and for
     its prompt, each on its own; a share `chats` of the images has `questions_per_image` as the turns of one chat. With
-    `layouts`, drawings begin with the layout as text, and answers give it, too."""
+    `layouts`, drawings begin with the layout as text, and answers give it, too. With `language`, samples are
+    conversations of data_recipes/language, each a seed's, in other words every epoch: `codes` are those of their
+    pictures (scripts.extract_codes --language), and of the other keys only `caption_dropout` counts."""
 
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     codes: str | None = None
@@ -246,6 +248,7 @@ class MixConfig(Section):
     chats: float = within("[0, 1]", 0.2)
     questions_per_image: int = within("[1, inf)", 4)
     layouts: bool = False
+    language: bool = False
 
 
 @dataclass

@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from data_recipes.language import conversation, story
+from data_recipes.messages import Messages, with_images
 from data_recipes.scenes import Question, Scene, World, layout, layout_questions, questions, some_caption
 from mllm.decode.rerank import ASKED_FOR_PROMPT
 from mllm.processor import MllmProcessor
@@ -34,37 +36,51 @@ def scene_seed(split: str, index: int) -> int:
 
 
 def extract_codes(
-    image_tokenizer: ImageTokenizer, config: ScenesConfig, folder: Path, chunks: Iterable[int], chunk: int = CHUNK
+    image_tokenizer: ImageTokenizer,
+    config: ScenesConfig,
+    folder: Path,
+    chunks: Iterable[int],
+    chunk: int = CHUNK,
+    language: bool = False,
 ) -> Iterator[int]:
     """Render and encode scenes, `chunk` to a file that says whose codes they are; files that exist are kept. Yields the
-    number of scenes done. Raises ValueError for files of another image tokenizer, or of other scenes."""
+    number of scenes done. With `language` the pictures of conversations (data_recipes/language) take the place of
+    scenes: none, one or several each. Raises ValueError for files of another image tokenizer, or of other scenes."""
     codes_of = {"image_tokenizer": codes_hash(image_tokenizer), "template": "mllm"}
-    about = {**codes_of, "artwork": config.artwork, "split": config.split}
+    about = {**codes_of, "artwork": config.artwork, "split": config.split, "language": str(language)}
     folder.mkdir(parents=True, exist_ok=True)
     world = World(config.artwork)
     dtype = torch.int16 if image_tokenizer.config.codebook_size <= 2**15 else torch.int32
     for number in chunks:
         path = folder / f"codes_{number:05d}.safetensors"
         if path.exists():
-            made_by = _read(path)[1]
+            made_by = _read(path)[2]
             if any(made_by.get(key) != value for key, value in codes_of.items()):
                 raise ValueError(f"{path} holds codes of another image tokenizer: take another folder")
-            _check_scenes(path, made_by, config)
+            _check_scenes(path, made_by, config, language)
             yield chunk
             continue
-        parts = []
+        parts, counts = [], []
         for first in range(number * chunk, (number + 1) * chunk, ENCODED_TOGETHER):
             seeds = [scene_seed(config.split, index) for index in range(first, first + ENCODED_TOGETHER)]
-            images = [world.render(world.scene(seed, config.split)) for seed in seeds]
+            pictures = [_pictures(world, seed, config.split, language) for seed in seeds]
+            counts += map(len, pictures)
+            images = [world.render(scene) for scenes in pictures for scene in scenes]
             parts.append(image_tokenizer.encode(images).to(dtype))
-            yield len(images)
+            yield len(seeds)
         temporary = path.with_suffix(".writing")
-        save_file({"codes_NLK": torch.cat(parts)}, temporary, metadata=about)
+        save_file({"codes_NLK": torch.cat(parts), "counts": torch.tensor(counts)}, temporary, metadata=about)
         temporary.rename(path)
+
+
+def _pictures(world: World, seed: int, split: str, language: bool) -> list[Scene]:
+    return [step.scene for step in story(world, seed, split)] if language else [world.scene(seed, split)]
 
 
 class CodedScenes:
     """Extracted codes with the scenes they belong to; `codes_of` says what made them, as in shards."""
+
+    language = False
 
     def __init__(self, config: ScenesConfig, folder: str | Path):
         files = sorted(Path(folder).glob("codes_*.safetensors"))
@@ -74,22 +90,33 @@ class CodedScenes:
             if file.name != f"codes_{number:05d}.safetensors":
                 raise ValueError(f"{folder} lacks codes_{number:05d}.safetensors: run scripts.extract_codes again")
         self.config, self.world = config, World(config.artwork)
-        parts, made_by = zip(*map(_read, files), strict=True)
+        parts, counts, made_by = zip(*map(_read, files), strict=True)
         if any(other != made_by[0] for other in made_by):
             raise ValueError(f"{folder} holds codes of several image tokenizers: extract them again")
-        for file, codes_NLK in zip(files, parts, strict=True):
-            if len(codes_NLK) != len(parts[0]):
-                others = f"{files[0].name} holds {len(parts[0])}"
-                raise ValueError(f"{file} holds {len(codes_NLK)} scenes, {others}: extract them again")
-        _check_scenes(folder, made_by[0], config)
+        for file, in_file in zip(files, counts, strict=True):
+            if len(in_file) != len(counts[0]):
+                others = f"{files[0].name} holds {len(counts[0])}"
+                raise ValueError(f"{file} holds {len(in_file)} scenes, {others}: extract them again")
+        _check_scenes(folder, made_by[0], config, self.language)
         self.codes_NLK, self.codes_of = torch.cat(parts), made_by[0]
+        self.ends = torch.cat(counts).cumsum(0)
 
     def __len__(self) -> int:
-        return len(self.codes_NLK)
+        return len(self.ends)
 
     def __getitem__(self, index: int) -> tuple[Scene, torch.Tensor]:
         scene = self.world.scene(scene_seed(self.config.split, index), self.config.split)
         return scene, self.codes_NLK[index]
+
+
+class CodedStories(CodedScenes):
+    """Extracted codes of the pictures of conversations."""
+
+    language = True
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        start = int(self.ends[index - 1]) if index else 0
+        return list(self.codes_NLK[start : int(self.ends[index])])
 
 
 class RenderedScenes:
@@ -103,25 +130,52 @@ class RenderedScenes:
 
     def __getitem__(self, index: int) -> tuple[Scene, torch.Tensor]:
         scene = self.world.scene(scene_seed(self.config.split, index), self.config.split)
+        return scene, self._pixels(scene)
+
+    def _pixels(self, scene: Scene) -> torch.Tensor:
         sizes = self.sizes
-        image = self.world.render(scene)
-        return scene, to_pixels(image, sizes.image_size, sizes.resize_ratio, sizes.interpolation)
+        return to_pixels(self.world.render(scene), sizes.image_size, sizes.resize_ratio, sizes.interpolation)
 
 
-def _read(path: Path) -> tuple[torch.Tensor, dict[str, str]]:
-    """Codes, and what made them: nothing, for a file that does not say. Raises ValueError for a damaged one."""
+class RenderedStories(RenderedScenes):
+    """The pictures of as many conversations as pixels."""
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        split = self.config.split
+        return list(map(self._pixels, _pictures(self.world, scene_seed(split, index), split, language=True)))
+
+
+def _read(path: Path) -> tuple[torch.Tensor, torch.Tensor, dict[str, str]]:
+    """Codes, how many pictures each scene or conversation has, and what made them: nothing, for a file that does not
+    say. Raises ValueError for a damaged one."""
     try:
         with safe_open(path, "pt") as file:
-            return file.get_tensor("codes_NLK"), file.metadata() or {}
+            codes_NLK = file.get_tensor("codes_NLK")
+            has_counts = "counts" in file.keys()  # noqa: SIM118 - no mapping
+            counts = file.get_tensor("counts") if has_counts else torch.ones(len(codes_NLK), dtype=torch.int64)
+            return codes_NLK, counts, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"cannot read {path} as codes: {error}") from error
 
 
-def _check_scenes(path: str | Path, made_by: Mapping[str, str], config: ScenesConfig) -> None:
-    """Files of earlier versions do not say which scenes they are of."""
+def _check_scenes(path: str | Path, made_by: Mapping[str, str], config: ScenesConfig, language: bool) -> None:
+    """Files of earlier versions do not say which scenes they are of; none is of conversations."""
+    if (made_by.get("language") == "True") != language:
+        other = "scenes of conversations" if not language else "single scenes, none of conversations"
+        raise ValueError(
+            f"{path} holds codes of {other}: extract them again, {'with' if language else 'without'} --language"
+        )
     for key, ours in (("artwork", config.artwork), ("split", config.split)):
         if made_by.get(key, ours) != ours:
             raise ValueError(f"{path} holds codes of scenes with {key} {made_by[key]}, not {ours}")
+
+
+def conversation_messages(
+    world: World, config: ScenesConfig, index: int, wording: int, images: Sequence[torch.Tensor]
+) -> Messages:
+    """Conversation `index`, with its pictures as codes_LK or pixels, in the words of this `wording`."""
+    chat = conversation(world, scene_seed(config.split, index), config.split, wording=wording)
+    return with_images(chat, images)
 
 
 def drawing_sample(

@@ -1,4 +1,4 @@
-"""Device and precision of a run."""
+"""Device, threads and precision of a run."""
 
 import torch
 
@@ -6,7 +6,10 @@ from .config import RunConfig
 
 
 def pick_device(config: RunConfig) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ValueError for a device that is not there."""
+    """`auto` is CUDA where there is one. Also sets the number of threads (0: as they are). Raises ValueError for a
+    device that is not there."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -27,7 +27,16 @@ from tokenizer.transform import read_image, to_pixels
 from tokenizer.weights import codes_hash
 
 from .config import MixConfig, MixtureConfig
-from .data import CodedScenes, RenderedScenes, answering_sample, drawing_sample, words_sample
+from .data import (
+    CodedScenes,
+    CodedStories,
+    RenderedScenes,
+    RenderedStories,
+    answering_sample,
+    conversation_messages,
+    drawing_sample,
+    words_sample,
+)
 
 LONGEST_CYCLE = 1_000_000
 
@@ -174,6 +183,25 @@ class MessageShards(Source):
                 raise ValueError(f"{self.shards.name(first)}: {mismatch}")
 
 
+class ConversationsSource(Source):
+    """Conversations about scenes, by codes of their pictures or by pixels; each epoch in other words."""
+
+    def __init__(self, config: MixConfig, processor: MllmProcessor, image_tokenizer: ImageTokenizer, seed: int):
+        self.config, self.processor, self.seed = config, processor, seed
+        if config.codes:
+            self.scenes = CodedStories(config.scenes, config.codes)
+        else:
+            self.scenes = RenderedStories(config.scenes, image_tokenizer)
+        self.order = Shuffled([len(self.scenes)], seed)
+
+    def sample(self, number: int) -> Sample:
+        index, wording = self.order[number], number // len(self.scenes)
+        images = self.scenes[index]
+        messages = conversation_messages(self.scenes.world, self.config.scenes, index, wording, images)
+        drop_prompt = random.Random(f"{self.seed} {number}").random() < self.config.caption_dropout
+        return to_sample(self.processor, messages, drop_prompt)
+
+
 class ScenesSource(Source):
     """Scenes to draw and to answer about, or to name position by position (`words`): by their codes, or without any, by
     their pixels."""
@@ -231,7 +259,12 @@ class Mixture:
         if bool(source.shards) == bool(source.scenes):
             raise ValueError(f"data.sources.{name}: give shards or scenes, and not both")
         if source.scenes:
-            scenes = ScenesSource(source.scenes, self.processor, self.image_tokenizer, seed, self.words)
+            if source.scenes.language and self.words:
+                raise ValueError(f"data.sources.{name}: model.words needs scenes without language")
+            if source.scenes.language:
+                scenes = ConversationsSource(source.scenes, self.processor, self.image_tokenizer, seed)
+            else:
+                scenes = ScenesSource(source.scenes, self.processor, self.image_tokenizer, seed, self.words)
             mismatch = self.form.mismatch(scenes.scenes.codes_of) if source.scenes.codes else ""
             if mismatch:
                 raise ValueError(f"{source.scenes.codes}: {mismatch}")

@@ -52,7 +52,9 @@ def locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             if error.errno in TAKEN:
                 other = file.read().strip() or "another process"
-                raise ValueError(f"{folder} is in use by {other}: stop it, or give another run.name") from error
+                raise ValueError(
+                    f"{folder} is in use by {other}: stop it, or take another folder (run.name, --out)"
+                ) from error
             print(f"{folder}: its file system has no locks; see that no other run uses it", file=sys.stderr, flush=True)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

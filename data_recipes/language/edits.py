@@ -40,7 +40,7 @@ from .question_forms import PLACE_WORDS, RELATION_WORDS
 
 EDITED = "edited"  # the skill of a scene after a change: it may show any four things
 MOST_THINGS = 4
-TRIES = 40  # to find a place
+CHANGES, PLACES_TRIED = 12, 20  # tried before it is found that a scene leaves no room for one
 
 FORMS: Mapping[str, Mapping[str, Forms]] = {
     "recolor": forms_by_split(
@@ -113,7 +113,7 @@ FORMS: Mapping[str, Mapping[str, Forms]] = {
         """,
         """
         i would rather not see {x}.
-        make {x} vanish.
+        make {x} vanish into thin air.
         what if {x} had never been there?
         {x} is in the way.
         keep everything except {x}.
@@ -280,7 +280,7 @@ def edit(world: World, scene: Scene, rng: Random, split: str = "train", kind: st
     """A change of this kind (None: of any). In "train" the new scene shows no held-out combination; in "held_out" a
     change that makes combinations makes a held-out one. None when this scene cannot be changed so."""
     kind = kind or rng.choice(tuple(KINDS))
-    for _ in range(TRIES):
+    for _ in range(CHANGES):
         change = KINDS[kind](world, scene, rng)
         if change is None:
             continue
@@ -295,7 +295,7 @@ def chain(world: World, scene: Scene, rng: Random, split: str = "train", length:
     """Changes, each of what the one before left; at least one, and `length` where the scene allows."""
     done: list[Edit] = []
     while len(done) < length:
-        change = next(filter(None, (edit(world, scene, rng, split) for _ in range(TRIES))), None)
+        change = next(filter(None, (edit(world, scene, rng, split) for _ in range(CHANGES))), None)
         if change is None:
             break
         done.append(change)
@@ -359,9 +359,10 @@ def _place(
     """The thing, of this size, at a free place that fits."""
     margin = MARGIN * world.size // 128
     w, h = size
-    for _ in range(TRIES):
-        x, y = rng.randint(margin, world.size - margin - w), rng.randint(margin, world.size - margin - h)
-        placed = replace(thing, box=(x, y, x + w, y + h))
+    across, down = world.size - 2 * margin - w + 1, world.size - 2 * margin - h + 1
+    for _ in range(PLACES_TRIED):
+        x, y = margin + int(rng.random() * across), margin + int(rng.random() * down)
+        placed = Thing(thing.name, thing.color, (x, y, x + w, y + h))
         if fits(placed) and _free(world, placed.box, others):
             return placed
     return None

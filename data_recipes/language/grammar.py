@@ -77,7 +77,7 @@ def _tidy(text: str) -> str:
 
 def normalized(text: str) -> str:
     """Words alone: what makes two forms the same whatever their case and punctuation."""
-    return " ".join(re.findall(r"[a-z']+|\{\w+\}", text.lower()))
+    return " ".join(re.findall(r"[a-z0-9']+|\{\w+\}", text.lower()))
 
 
 def forms_by_split(train: str, held_out: str) -> Mapping[str, Forms]:

@@ -42,13 +42,13 @@ FORMS = forms_by_split(
     next, draw {x}.
     """,
     """
-    depict {x}.
-    illustrate this: {x}.
+    depict the following: {x}.
+    illustrate this idea: {x}.
     render {x} for my daughter's birthday card.
     i could use an artwork that features {x}.
-    my story needs art: {x}.
+    my story needs art, namely {x}.
     turn these words into pixels: {x}.
-    visualize {x}.
+    visualize the following for me: {x}.
     fill a blank canvas with {x}.
     be my artist today and come up with {x}.
     design a postcard on which one can see {x}.
@@ -247,17 +247,22 @@ DECLINED = {
 }
 
 
-def _lines(text: str) -> list[str]:
-    return [part for line in text.strip().splitlines() for part in line.split("|")]
+def _by_split(text: str) -> dict[str, list[str]]:
+    """What is asked for in training, and every fifth, which never is."""
+    listed = [part for line in text.strip().splitlines() for part in line.split("|")]
+    return {
+        "train": [part for number, part in enumerate(listed) if number % 5 != 4],
+        "held_out": listed[4::5],
+    }
 
 
-_CHOICES = {
-    "outside": _lines(OUTSIDE),
-    "people": _lines(PEOPLE),
-    "writing": _lines(WRITING),
-    "actions": _lines(ACTIONS),
-    "shade": _lines(SHADES),
-    "count": _lines(COUNTS),
+BEYOND = {
+    "outside": _by_split(OUTSIDE),
+    "people": _by_split(PEOPLE),
+    "writing": _by_split(WRITING),
+    "actions": _by_split(ACTIONS),
+    "shade": _by_split(SHADES),
+    "count": _by_split(COUNTS),
 }
 _SHARES: Mapping[str, float] = {"outside": 10, "people": 3, "writing": 3, "actions": 3, "shade": 2, "count": 3}
 
@@ -265,7 +270,7 @@ _SHARES: Mapping[str, float] = {"outside": 10, "people": 3, "writing": 3, "actio
 def declined(rng: Random, forms: str = "train") -> tuple[str, str]:
     """A request for what cannot be drawn, and the answer in words."""
     kind = rng.choices(list(_SHARES), list(_SHARES.values()))[0]
-    chosen = rng.choice(_CHOICES[kind])
+    chosen = rng.choice(BEYOND[kind][forms])
     asked = chosen
     if kind == "shade":
         asked = words.a(f"{chosen} {words.written(rng.choice([name for name in CLASSES if name not in words.UNITS]))}")

@@ -62,7 +62,6 @@ OWN_COLORS = {
     "bear": ("brown", "orange black"),
     "zebra": ("black and white", "gray"),
     "backpack": ("red", "gray pink orange"),
-    "umbrella": ("purple", "gray blue teal"),
     "handbag": ("brown", "yellow orange"),
     "suitcase": ("blue", "gray black green orange"),
     "frisbee": ("blue", "white"),

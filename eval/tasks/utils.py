@@ -15,6 +15,7 @@ from eval.detector import Detector
 from eval.geneval import judge_images, load_records, summary
 from eval.scenes import Settings, asked_once, scene_seeds
 from mllm.folders import SHIPPED
+from tokenizer.transform import load_image
 
 Rows = Any  # a datasets.Dataset
 
@@ -80,7 +81,7 @@ def detector() -> Detector:
 def geneval(doc: dict, results: list[str]) -> dict:
     """Of one drawing: is it right, under "overall" and under its skill. The answer is JSON with the image's path."""
     record, files = json.loads(doc["record"]), json.loads(results[0])["images"]
-    [row] = judge_images(detector(), [record], [Image.open(files[0])]) if files else [{**record, "correct": False}]
+    [row] = judge_images(detector(), [record], [load_image(files[0])]) if files else [{**record, "correct": False}]
     return {"overall": {"tag": row["tag"], "correct": row["correct"]}, row["tag"]: float(row["correct"])}
 
 

@@ -1,5 +1,6 @@
 """The app: routes, the page, and how errors look."""
 
+import json
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -14,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from ..decode.engine import Engine
 from . import schema
-from .errors import FAILED, Refusal, documented
+from .errors import FAILED, Refusal, documented, invalid
 from .images import png
 from .limits import LEFT, Gate, Limits
 from .metrics import Metrics
@@ -25,7 +26,7 @@ WORK = documented(400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504)
 LOOK = documented(401, 403)
 EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in ("event", "data")}, "required": ["data"]}
 EVENTS: dict[str, Any] = {"content": {"text/event-stream": {"schema": EVENT}}}
-LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 def create_app(
@@ -56,13 +57,21 @@ def add_errors(app: FastAPI) -> None:
         return refusal.response()
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
-        return Refusal(422, f"{place}: {first['msg']}" if place else first["msg"], place or None).response()
+    async def wrong(request: Request, error: RequestValidationError) -> Response:
+        first, sent = error.errors()[0], request.headers.get("content-type", "missing")
+        if first["type"] == "json_invalid":
+            place = json.JSONDecodeError(first["ctx"]["error"], error.body, first["loc"][1])
+            return Refusal(422, f"the body is not JSON: {place}").response()
+        if isinstance(error.body, bytes):
+            told = f"the header content-type is {sent}: send content-type: application/json"
+            return Refusal(422, told, "content-type").response()
+        return invalid(first, error.body).response()
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, (UnicodeDecodeError, RecursionError)):
+            told = "UTF-8" if isinstance(error.__cause__, UnicodeDecodeError) else "JSON of reasonable depth"
+            return Refusal(error.status_code, f"the body is not {told}").response()
         response = Refusal(error.status_code, error.detail).response()
         response.headers.update(error.headers or {})  # which methods there are, after 405
         return response
@@ -91,15 +100,20 @@ def add_api(app: FastAPI, service: Service, gate: Gate) -> None:
     async def models() -> schema.Models:
         return schema.Models(data=[service.model()])
 
-    @app.get("/v1/models/{model}", responses={**LOOK, **documented(404)})
+    @app.get("/v1/models/{model:path}", responses={**LOOK, **documented(404)})
     async def model(model: str) -> schema.Model:
         service.check_model(model)
         return service.model()
 
     @app.get("/health", responses=documented(403, 503))
     async def health() -> schema.Health:
+        """Status 503 when requests are not answered: while the server shuts down, and when its engine has stopped, or
+        is stuck in a step that takes longer than a request may."""
         if gate.closing or not service.engine.alive:
             raise Refusal(503, "the server is shutting down" if gate.closing else "the engine has stopped")
+        busy = service.engine.busy_for
+        if busy > service.limits.seconds:
+            raise Refusal(503, f"the engine is stuck: its step takes {busy:.0f} seconds so far")
         return schema.Health()
 
     @app.get("/metrics", response_class=Response, responses={**LOOK, 200: {"content": {"text/plain": {}}}})

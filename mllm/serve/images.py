@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
@@ -16,15 +17,19 @@ def uri_bytes(uri: str, name: str) -> bytes:
     """What a data URI holds. Raises Refusal (422), by `name`, for anything else: paths are not followed, and addresses
     have been fetched before."""
     head, _, data = uri.partition(",")
-    if not head.startswith("data:"):
+    if not head.lower().startswith("data:"):
         told = "send a data URI (data:image/png;base64,...); paths are never read, and addresses"
-        raise Refusal(422, f"{name}: {told} (http, https) only by servers that are started with --remote-images")
-    if not head.startswith("data:image/") or not head.endswith(";base64"):
-        raise Refusal(422, f"{name}: a data URI of an image begins with data:image/png;base64, or so")
+        told = f"{name}: {told} (http, https) only by servers that are started with --remote-images"
+        raise Refusal(422, told, name)
+    if not re.fullmatch(r"data:image/[^,]*;base64", head, re.IGNORECASE):
+        raise Refusal(422, f"{name}: a data URI of an image begins with data:image/png;base64, or so", name)
     try:
-        return base64.b64decode(data, validate=True)
+        raw = base64.b64decode("".join(data.split()), validate=True)  # encoders break lines
     except (binascii.Error, ValueError) as error:
-        raise Refusal(422, f"{name} is not base64: {error}") from error
+        raise Refusal(422, f"{name} is not base64: {error}", name) from error
+    if not raw:
+        raise Refusal(422, f"{name}: nothing follows {head}, in the data URI", name)
+    return raw
 
 
 def read_bytes(raw: bytes, name: str, max_pixels: int) -> Image.Image:
@@ -33,8 +38,8 @@ def read_bytes(raw: bytes, name: str, max_pixels: int) -> Image.Image:
         return read_image(BytesIO(raw), name, FORMATS, max_pixels)
     except ValueError as error:
         if isinstance(error.__cause__, UnidentifiedImageError):
-            raise Refusal(422, f"{name} is none of {', '.join(FORMATS)}, or damaged") from error
-        raise Refusal(422, str(error)) from error
+            raise Refusal(422, f"{name} is none of {', '.join(FORMATS)}, or damaged", name) from error
+        raise Refusal(422, str(error), name) from error
 
 
 def png(image: Image.Image) -> bytes:

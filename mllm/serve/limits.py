@@ -4,8 +4,11 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -97,7 +100,7 @@ class Gate:
 
     def _check(self, scope: Scope, works: bool) -> None:
         headers, path = Headers(scope=scope), scope["path"]
-        if self.hosts and headers.get("host", "").rsplit(":", 1)[0] not in self.hosts:
+        if self.hosts and host_name(headers.get("host", "")) not in self.hosts:
             # A page elsewhere whose name resolves to this machine could otherwise read our answers.
             raise Refusal(403, f"this server is called {' or '.join(sorted(self.hosts))}")
         if self.key and not (path in OPEN_PATHS or path.startswith("/examples/")):
@@ -129,6 +132,15 @@ class Gate:
         if max(size, declared) > limit:
             raise Refusal(413, f"the request has more than {limit} bytes: send smaller or fewer images")
         return b"".join(chunks)
+
+
+def host_name(host: str) -> str:
+    """Of a Host header: without port, and in one spelling; "" for what is none."""
+    found = re.fullmatch(r"(\[[^\[\]]*\]|[^:\[\]]*)(:\d*)?", host.lower())
+    name = found[1].strip("[]").removesuffix(".") if found else ""
+    with suppress(ValueError):
+        name = str(ip_address(name))
+    return name
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:

@@ -1,17 +1,30 @@
 """What clients send and get: OpenAI's fields, as far as the model has what they stand for, and a few of ours.
 
-A field that is not here is refused, not ignored: an answer without what it asked for would pass as one with it.
+A field that the model has nothing for is taken at the values that ask for nothing (`only`), and is refused, not
+ignored, at others: an answer without what it asked for would pass as one with it.
 """
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from ..decode.engine import Handle
 from ..decode.sampling import DrawingOptions
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow's names; others, as EPS, start programs or have odd readers
-IMAGE_URL = rf"^(data:image/({'|'.join(FORMATS).lower()});base64,[A-Za-z0-9+/]+=*|https?://.+)$"
+IMAGE_URL = rf"^(data:image/({'|'.join(FORMATS).lower()});base64,[A-Za-z0-9+/\s]+[=\s]*|https?://.+)$"
 MAX_SEED = 2**63 - 1
 STOP_LENGTH, STOPS, PREVIEWS = 64, 4, 8
 
@@ -21,7 +34,32 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Guidance = Annotated[float, Field(ge=1, le=30)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=STOP_LENGTH)]
 Previews = Annotated[int, Field(ge=0, le=PREVIEWS)]
-Nothing = Annotated[float, Field(ge=0, le=0)]  # of penalties we do not have
+
+
+def only(*values: Any) -> Any:
+    """The type of a field at nothing but null and these values."""
+    told = "not supported: leave it out" + "".join(f", or send {json.dumps(value)}" for value in values)
+
+    def check(value: Any) -> Any:
+        # True equals 1 in Python, not in JSON.
+        if not any(value == one and isinstance(value, bool) is isinstance(one, bool) for one in (None, *values)):
+            raise PydanticCustomError("unsupported", "{told}", {"told": told})
+        return value
+
+    return Annotated[Any, AfterValidator(check), WithJsonSchema({"enum": [None, *values]})]
+
+
+def one_or_list(one: Any, several: Any, told: str) -> Any:
+    """`one | several`, which pydantic would try both, and blame the wrong one."""
+
+    def tag(value: Any) -> str | None:
+        return "several" if isinstance(value, list) else "one" if isinstance(value, str) else None
+
+    kinds = Discriminator(tag, custom_error_type="neither", custom_error_message=f"Input should be {told}")
+    return Annotated[Annotated[one, Tag("one")] | Annotated[several, Tag("several")], kinds]
+
+
+PARTS = "a string or a list of parts"
 
 
 class Strict(BaseModel):
@@ -42,17 +80,19 @@ class ImageUrl(Strict):
     url: str = Field(
         json_schema_extra={"pattern": IMAGE_URL}, description="a data URI; an address, where the server fetches them"
     )
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None  # images have one size here
 
 
 class ImagePart(Strict):
     type: Literal["image_url"] = "image_url"
     image_url: ImageUrl
+    prompt_cache_breakpoint: dict[str, str] | None = None  # of caches: the answer is the same
 
 
 class TextPart(Strict):
     type: Literal["text"] = "text"
     text: str
+    prompt_cache_breakpoint: dict[str, str] | None = None
 
 
 class DrawnImage(BaseModel):
@@ -68,17 +108,24 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 class UserMessage(Strict):
     role: Literal["user"]
-    content: str | Annotated[list[Part], Field(min_length=1)]
+    content: one_or_list(str, Annotated[list[Part], Field(min_length=1)], PARTS)
     name: str | None = None
 
 
 class AssistantMessage(BaseModel):
     """As it was given: clients send whole messages back, with fields that say nothing."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, only()]
     role: Literal["assistant"]
-    content: str | list[Part] | None = None
+    content: one_or_list(str, list[Part], PARTS) | None = None
     images: list[DrawnImage] | None = None
+    name: str | None = None
+    refusal: only("") = None
+    annotations: only([]) = None
+    audio: only() = None
+    function_call: only() = None
+    tool_calls: only([]) = None
 
 
 Messages = list[Annotated[UserMessage | AssistantMessage, Field(discriminator="role")]]
@@ -89,6 +136,20 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = None
 
 
+def check_modalities(values: list[str]) -> list[str]:
+    if "text" not in values:
+        told = 'the model decides whether it draws: send ["text", "image"], or ask /v1/images/generations for images'
+        raise PydanticCustomError("unsupported", "{told}", {"told": told})
+    return values
+
+
+Modalities = Annotated[
+    list[Literal["text", "image"]],
+    AfterValidator(check_modalities),
+    Field(json_schema_extra={"contains": {"const": "text"}}),
+]
+
+
 class ChatRequest(Strict):
     model: str | None = None
     messages: Annotated[Messages, Field(min_length=1)]
@@ -97,17 +158,43 @@ class ChatRequest(Strict):
     temperature: Temperature | None = Field(0.0, description="0: the most likely, the default")
     top_p: TopP | None = 1.0
     seed: Seed | None = Field(None, description="None: another one each time, told in the answer")
-    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
+    stop: one_or_list(Stop, Annotated[list[Stop], Field(max_length=STOPS)], "a string or a list of strings") | None = (
+        None
+    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    modalities: list[Literal["text", "image"]] | None = Field(
+    modalities: Modalities | None = Field(
         ["text", "image"], description='["text"]: the answer ends where the model would begin to draw'
     )
     guidance: Guidance | None = Field(DrawingOptions.cfg_scale, description="of drawings; 1: none")
     partial_images: Previews | None = Field(0, description="previews of each drawing, with stream")
-    n: Annotated[int, Field(ge=1, le=1)] | None = 1  # Literal[1] would take true
-    frequency_penalty: Nothing | None = 0
-    presence_penalty: Nothing | None = 0
+    # Nothing here that they could do.
+    n: only(1) = None
+    frequency_penalty: only(0) = None
+    presence_penalty: only(0) = None
+    logit_bias: only({}) = None
+    logprobs: only(False) = None
+    top_logprobs: only(0) = None
+    response_format: only({"type": "text"}) = None
+    tools: only([]) = None
+    tool_choice: only("none", "auto") = None
+    functions: only([]) = None
+    function_call: only("none", "auto") = None
+    audio: only() = None
+    moderation: only() = None
+    reasoning_effort: only("none") = None
+    verbosity: only("medium") = None
+    web_search_options: only() = None
+    store: only(False) = None
+    service_tier: only("auto", "default") = None
+    # With any value, the answer is the same.
+    parallel_tool_calls: bool | None = None
+    prediction: dict[str, Any] | None = None
+    metadata: dict[str, str] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, str] | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
     user: str | None = None
 
     @property
@@ -164,8 +251,18 @@ class ImageRequest(Strict):
     )
     stream: bool | None = False
     partial_images: Previews | None = Field(0, description="previews, with stream")
-    response_format: Literal["b64_json"] | None = "b64_json"
-    output_format: Literal["png"] | None = "png"
+    response_format: only("b64_json") = None
+    output_format: only("png") = None
+    output_compression: only(100) = None
+    quality: only("auto", "standard") = None
+    background: only("auto", "opaque") = None
+    moderation: only("auto", "low") = None
+    style: only() = None
+    complexity: only() = None
+    frame_count: only() = None
+    frame_duration_ms: only() = None
+    svg: only() = None
+    safety_identifier: str | None = None
     user: str | None = None
 
 

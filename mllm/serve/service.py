@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from ..decode.engine import Engine, Handle
 from ..decode.program import Chat, Drawing, Messages, Piece, Preview
-from ..decode.sampling import DrawingOptions
+from ..decode.sampling import DrawingOptions, NotFinite
 from . import schema
 from .errors import FAILED, Refusal
 from .images import png_base64, read_bytes, uri_bytes
@@ -55,6 +55,8 @@ class Job:
             if piece is None:
                 break
             yield piece
+        if isinstance(self.handle.error, NotFinite):
+            raise Refusal(500, str(self.handle.error))
         if isinstance(self.handle.error, ValueError):
             raise Refusal(422, str(self.handle.error))
         if self.handle.error:
@@ -282,7 +284,8 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
 def check_messages(messages: schema.Messages, limits: Limits) -> None:
     """Raises Refusal for what is too much."""
     if messages[-1].role != "user":
-        raise Refusal(422, "the last message is the user's: there is nothing to answer", "messages")
+        told = f"messages[{len(messages) - 1}].role"
+        raise Refusal(422, f"{told}: 'assistant' comes last, so there is nothing to answer: end with a user's", told)
     parts = [part for *_, part in parts_of(messages)]
     length = sum(len(part) for part in parts if isinstance(part, str))
     images = sum(not isinstance(part, str) for part in parts)
@@ -309,9 +312,11 @@ def parts_of(messages: schema.Messages) -> Iterator[tuple[int, str, str | schema
     """(place of its message, what errors call it, part)"""
     for place, message in enumerate(messages):
         content = message.content or []
-        parts = [content] if isinstance(content, str) else [p.text if p.type == "text" else p for p in content]
-        for part in parts + list(getattr(message, "images", None) or []):
-            yield place, f"the image in message {place + 1}", part
+        for number, part in enumerate([schema.TextPart(text=content)] if isinstance(content, str) else content):
+            name = f"messages[{place}].content[{number}].image_url.url"
+            yield place, name, part.text if part.type == "text" else part
+        for number, part in enumerate(getattr(message, "images", None) or []):
+            yield place, f"messages[{place}].images[{number}].image_url.url", part
 
 
 def event_stream(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:

@@ -1,7 +1,9 @@
 """Captioned images of every source: captions and labels, damage, and an order that follows from (seed, position)."""
 
 import json
+import os
 import random
+import unicodedata
 from io import BytesIO
 from pathlib import Path
 
@@ -102,6 +104,134 @@ def test_a_fingerprint_tells_another_file(folder):
     assert json.dumps(Folder(folder).fingerprint()) == before
     put(folder / "plain.png", encoded("yellow") + b" ")
     assert json.dumps(Folder(folder).fingerprint()) != before
+
+
+def captions(folder: Path) -> dict[str, str]:
+    source = Folder(folder)
+    return {Path(source.files[n]).relative_to(folder).as_posix(): source.caption(n)[0] for n in range(len(source))}
+
+
+def rows(*pairs: tuple, **options) -> str:
+    lines = [json.dumps({"file_name": name, "text": text}, ensure_ascii=False) for name, text in pairs]
+    return "\n".join(lines)
+
+
+def test_metadata_of_a_sub_folder_names_files_from_there(tmp_path):
+    for name in ("train/1.png", "train/deep/2.png", "test/1.png", "0.png"):
+        put(tmp_path / name, encoded("red"))
+    put(tmp_path / "train" / "metadata.jsonl", rows(("1.png", "one"), ("deep/2.png", "two")))
+    put(tmp_path / "test" / "metadata.csv", 'file_name,text\n1.png,"a test, quoted"\n')
+    put(tmp_path / "metadata.jsonl", rows(("0.png", "zero")))
+    expected = {"0.png": "zero", "train/1.png": "one", "train/deep/2.png": "two", "test/1.png": "a test, quoted"}
+    assert captions(tmp_path) == expected
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", ["./sub/é.PNG", "sub\\é.PNG", "sub//é.PNG"])
+def test_names_in_metadata_may_be_written_otherwise(tmp_path, name, form):
+    put(tmp_path / "sub" / unicodedata.normalize(form, "é.PNG"), encoded("red"))
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    put(tmp_path / "metadata.jsonl", rows((unicodedata.normalize(other, name), "found")))
+    assert [*captions(tmp_path).values()] == ["found"]
+
+
+def test_texts_beside_images_are_matched_in_any_form(tmp_path):
+    for image, text in (("a.PNG", "a.TXT"), (unicodedata.normalize("NFD", "é.png"), "é.txt")):
+        put(tmp_path / image, encoded("red"))
+        put(tmp_path / text, b"\xef\xbb\xbf caption\r\n")
+    assert [*captions(tmp_path).values()] == ["caption", "caption"]
+
+
+def test_lines_of_metadata_without_an_image_are_named(tmp_path):
+    put(tmp_path / "dogs" / "1.png", encoded("red"))
+    put(tmp_path / "metadata.jsonl", rows(("1.png", "one"), ("dogs/2.png", "two")))
+    source = Folder(tmp_path)
+    note = f"2 lines of metadata name no image that is there, e.g. {tmp_path}/metadata.jsonl, line 1: 1.png"
+    assert note in source.notes and source.caption(0) == ("a photo of dogs", "dogs")
+
+
+def test_metadata_with_a_mark_blank_lines_and_separators_inside_texts(tmp_path):
+    put(tmp_path / "1.png", encoded("red"))
+    line = rows(("1.png", "one\u2028two\x85three"))
+    put(tmp_path / "metadata.jsonl", b"\xef\xbb\xbf" + f"{line}\r\n\r\n".encode())
+    assert captions(tmp_path) == {"1.png": "one\u2028two\x85three"}
+
+
+@pytest.mark.parametrize("caption", [None, {"en": "a dog"}, 5, True, [], [None], ["a dog", 5], [["a dog"]]])
+def test_captions_that_are_no_text_make_bad_samples(tmp_path, caption):
+    put(tmp_path / "1.png", encoded("red"))
+    put(tmp_path / "metadata.jsonl", rows(("1.png", caption)))
+    with pytest.raises(ValueError, match=f"{tmp_path}/1.png: its caption is .*; give a text, or a list of texts"):
+        Folder(tmp_path)[0]
+    shard = write_tar(
+        tmp_path / "0.tar", {"1.png": encoded("red"), "1.json": json.dumps({"caption": caption}).encode()}
+    )
+    with pytest.raises(ValueError, match="0.tar, 1: its caption is .*; give a text, or a list of texts"):
+        ShardImages(str(shard))[0]
+
+
+def test_one_of_several_captions_is_picked_always_the_same(tmp_path):
+    names = [f"{number}.png" for number in range(30)]
+    for name in names:
+        put(tmp_path / name, encoded("red"))
+    put(tmp_path / "metadata.jsonl", rows(*((name, ["a", "b ", " "]) for name in names)))
+    listed = captions(tmp_path)
+    assert set(listed.values()) == {"a", "b"} and captions(tmp_path) == listed
+    put(tmp_path / "metadata.jsonl", rows(*((name, text) for text in "ab" for name in names)))
+    assert set(captions(tmp_path).values()) == {"a", "b"}  # a line each
+
+
+@pytest.mark.parametrize("content", ["café".encode("latin-1"), "hello".encode("utf-16-le")])
+def test_captions_that_are_no_utf_8_make_bad_samples(tmp_path, content):
+    put(tmp_path / "1.png", encoded("red"))
+    put(tmp_path / "1.txt", content)
+    with pytest.raises(ValueError, match="1.png: .*1.txt is no text that can be read"):
+        Folder(tmp_path)[0]
+    put(tmp_path / "1.txt", "café".encode("utf-16"))
+    assert Folder(tmp_path)[0].caption == "café"
+    shard = write_tar(tmp_path / "0.tar", {"1.png": encoded("red"), "1.txt": content})
+    with pytest.raises(ValueError, match="0.tar, 1: its txt is no text that can be read"):
+        ShardImages(str(shard))[0]
+
+
+def test_other_metadata_is_refused_by_name(tmp_path):
+    put(tmp_path / "1.png", encoded("red"))
+    put(tmp_path / "metadata.parquet", b"PAR1")
+    with pytest.raises(ValueError, match="metadata.parquet is not read: write it as metadata.jsonl"):
+        Folder(tmp_path)
+
+
+def test_a_folder_says_what_it_took_and_what_it_left_out(tmp_path):
+    for name in ("1.png", "2.PNG", "dogs/3.gif", "4.bmp", ".hidden/5.png", "6.heic", "7.HEIC", "8.md", "9"):
+        put(tmp_path / name, encoded("red"))
+    put(tmp_path / "2.txt", "two")
+    put(tmp_path / "nobody.txt", "no image")
+    put(tmp_path / "metadata.jsonl", rows(("1.png", "one")))
+    os.symlink(tmp_path / "dogs", tmp_path / "linked")
+    assert Folder(tmp_path).notes == [
+        f"{tmp_path}: 4 images; captions: 1 in metadata, 1 in .txt files, 1 none, 1 by the folder's name",
+        f"{tmp_path}/linked is a link to a folder that is read already",
+        f"{tmp_path}: left out, neither images of a known kind nor their captions: "
+        "2 .heic, 1 .md, 1 without an ending, 1 .txt",
+    ]
+
+
+def test_a_folder_with_pattern_characters_and_links(tmp_path):
+    put(tmp_path / "photos [1]*" / "cats" / "1.png", encoded("red"))
+    put(tmp_path / "elsewhere" / "2.png", encoded("red"))
+    os.symlink(tmp_path / "elsewhere", tmp_path / "photos [1]*" / "dogs")
+    os.symlink(tmp_path / "nowhere.png", tmp_path / "photos [1]*" / "gone.png")
+    source = open_images(str(tmp_path / "photos [1]*"))
+    assert [source.caption(n)[0] for n in range(3)] == ["a photo of cats", "a photo of dogs", ""]
+    with pytest.raises(ValueError, match="no image file at .*gone.png"):
+        source[2]
+    assert len(source.fingerprint()) == 2
+
+
+def test_a_fingerprint_tells_another_caption(folder):
+    before = Folder(folder).fingerprint()
+    put(folder / "dots.v2.txt", "another caption")
+    assert Folder(folder).fingerprint() != before
 
 
 # ---- shards

@@ -103,6 +103,17 @@ def test_files_of_images_stay_as_they_are_where_they_can():
         stored_image(picture("JPEG")[:-200], "x")
 
 
+def test_names_of_images_may_differ_in_case_from_those_in_a_shard():
+    messages = chat([image("./0.PNG"), text("what is this?")], [image("É.jpg")])
+    files = {"json": json.dumps({"messages": messages}).encode(), "0.png": picture(), "é.jpg": picture("JPEG")}
+    assert images_of(from_files(files).messages) == ["0.png", "é.jpg"]
+
+
+def test_a_part_of_two_kinds_is_refused():
+    with pytest.raises(ValueError, match="a part of type text also holds image '0.png': make it a part of its own"):
+        checked(chat([{"type": "text", "text": "what?", "image": "0.png"}], "hi"))
+
+
 # ---- raw formats
 
 
@@ -136,6 +147,29 @@ def test_lines_of_messages(tmp_path, images):
     assert len(reader) == 2
     assert as_read(reader, 0) == checked(chat([image("red"), text("make it blue")], [image("blue")]))
     assert as_read(reader, 1) == checked(words)
+
+
+def test_lines_with_a_mark_blank_ones_and_separators_inside_texts(tmp_path, images):
+    words = chat("one\u2028two\x85three", "ü")
+    record = json.dumps({"messages": words}, ensure_ascii=False).encode()
+    file = tmp_path / "samples.jsonl"
+    for content in (b"\xef\xbb\xbf" + record + b"\r\n\r\n", b"\xef\xbb\xbf\n" + record, record):
+        file.write_bytes(content)
+        reader = READERS["messages"](file, images)
+        assert len(reader) == 1 and as_read(reader, 0) == checked(words)
+    file.write_bytes(record + b"\n" + json.dumps({"messages": chat("café", "a")}, ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(ValueError, match="samples.jsonl, line 2: the line is no text that can be read.*byte 0xe9"):
+        READERS["messages"](file, images)[1]
+    file.write_bytes(record.decode().encode("utf-16"))
+    with pytest.raises(ValueError, match="samples.jsonl is UTF-16 text: save it as UTF-8"):
+        READERS["messages"](file, images)
+
+
+@pytest.mark.parametrize("name", ["./é.png", "./sub\\..\\é.png", "e\u0301.png"])
+def test_images_are_found_by_any_form_of_their_names(tmp_path, images, name):
+    (images / "é.png").write_bytes(picture("PNG", "red"))
+    reader = READERS["messages"](lines(tmp_path, {"messages": chat([image(name)], "a dog")}), images)
+    assert as_read(reader, 0) == checked(chat([image("red")], "a dog"))
 
 
 @pytest.mark.parametrize(
@@ -190,6 +224,7 @@ def test_captioned_images(tmp_path, task):
     assert as_read(reader, 0) == checked(draw if task == "draw" else describe)
     with pytest.raises(ValueError, match="b.png: no caption"):
         reader[1]
+    assert reader.notes == [f"{tmp_path}: 2 images; captions: 1 in .txt files, 1 none"]
 
 
 def test_saved_datasets(tmp_path):
@@ -199,6 +234,22 @@ def test_saved_datasets(tmp_path):
     reader = READERS["datasets"](tmp_path / "captions")
     assert as_read(reader, 0) == checked(chat("a red dog", [image("red")]))
     with pytest.raises(ValueError, match="captions, row 1: a field is missing"):
+        reader[1]
+
+    values = {"image": [Image.new("RGB", (20, 10), "red")] * 2, "text": [["a red dog", "a dog"], []]}
+    datasets.Dataset.from_dict(values).save_to_disk(tmp_path / "lists")
+    reader = READERS["datasets"](tmp_path / "lists")
+    assert as_read(reader, 0)[0]["content"] in ([text("a red dog")], [text("a dog")])
+    with pytest.raises(ValueError, match="lists, row 1: its caption is .*; give a text, or a list of texts"):
+        reader[1]
+
+    asked = chat([{"type": "image", "text": None}, text("what is this?")], [text("a dog")])
+    unasked = chat([text("what is this?")], [text("a dog")])
+    values = {"messages": [asked, unasked], "image": [Image.new("RGB", (20, 10), "red")] * 2}
+    datasets.Dataset.from_dict(values).save_to_disk(tmp_path / "single")
+    reader = READERS["datasets"](tmp_path / "single")
+    assert as_read(reader, 0) == checked(chat([image("red"), text("what is this?")], "a dog"))
+    with pytest.raises(ValueError, match="single, row 1: 0 images in the messages, 1 in the column images"):
         reader[1]
 
     parts = [[{"type": "image", "text": None}, text("make it blue")], [{"type": "image", "text": None}]]

@@ -1,5 +1,6 @@
 """Webdataset shards by number: names, samples, damage, and an order that follows from (seed, position)."""
 
+import io
 import os
 import tarfile
 
@@ -55,6 +56,34 @@ def test_a_file_system_that_is_not_installed_is_told():
         shard_urls("dropbox://x.tar")
 
 
+def test_folders_with_pattern_characters_are_taken_as_they_are(tmp_path):
+    for folder in ("x[1]", "x{a,b}", "x?", "x*", "plain"):
+        for name in ("0.tar", "1.tar", "s[0].tar"):
+            write_tar(tmp_path / folder / name, numbered(1))
+        for pattern in ("0.tar", "?.tar", "{0..1}.tar", "s[0].tar", "s*.tar"):
+            urls = shard_urls(f"{tmp_path}/{folder}/{pattern}")
+            assert len(urls) == (2 if pattern in ("?.tar", "{0..1}.tar") else 1)
+            assert all(url.startswith(f"file://{tmp_path}/{folder}/") for url in urls)
+            assert urls == shard_urls(f"file://{tmp_path}/{folder}/{pattern}")
+    assert len(shard_urls(f"{tmp_path}/x*/0.tar")) == 1  # there is a folder of this very name
+    assert len(shard_urls(f"{tmp_path}/?[[]1]/0.tar")) == 1
+
+
+def test_shards_joined_as_webdataset_joins_them(tmp_path):
+    a, b = (str(write_tar(tmp_path / f"{name}.tar", numbered(place))) for place, name in enumerate("ab"))
+    assert keys(Shards(f"{a}::{b}")) == ["000", "001"]
+    assert keys(Shards(f"file://{b}::{tmp_path}/{{a,b}}.tar")) == ["001", "000", "001"]
+    with pytest.raises(ValueError, match="no shard at .*gone.tar"):
+        Shards(f"{a}::{tmp_path}/gone.tar")
+    assert shard_urls(f"simplecache::file://{a}") and keys(Shards(f"simplecache::file://{a}")) == ["000"]
+
+
+def test_a_name_that_would_be_read_as_two_is_refused(tmp_path):
+    write_tar(tmp_path / "a::b.tar", numbered(1))
+    with pytest.raises(ValueError, match="a::b.tar: rename it, '::' joins addresses"):
+        shard_urls(f"{tmp_path}/*.tar")
+
+
 # ---- samples
 
 
@@ -89,6 +118,53 @@ def test_what_is_no_part_of_a_sample_is_passed_over(tmp_path):
         tar.addfile(folder)
     shards = Shards(str(file))
     assert len(shards) == 1 and shards[0] == {"jpg": b"1", "txt": b"2"}
+
+
+def test_hidden_folders_and_ways_to_write_names(tmp_path):
+    files = {
+        "./a.jpg": b"1", "a.TXT": b"2", ".ipynb_checkpoints/a-checkpoint.jpg": b"hidden", "__MACOSX/._a.jpg": b"hidden",
+        "sub/e\u0301.jpg": b"3", "sub/\u00e9.txt": b"4",
+    }  # fmt: skip
+    shards = Shards(str(write_tar(tmp_path / "0.tar", files)))
+    assert keys(shards) == ["a", "sub/é"] and shards.damages == []
+    assert [shards[0], shards[1]] == [{"jpg": b"1", "txt": b"2"}, {"jpg": b"3", "txt": b"4"}]
+
+
+def write_members(file, *names: str):
+    """Files by name, which may come more than once; the content is the place."""
+    with tarfile.open(file, "w") as tar:
+        for place, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            tar.addfile(member, io.BytesIO(str(place).encode()))
+    return file
+
+
+def test_a_key_that_comes_again_is_another_sample_and_told(tmp_path):
+    side_by_side = Shards(str(write_members(tmp_path / "0.tar", "a.jpg", "a.txt", "a.jpg", "a.txt", "b.jpg")))
+    assert [side_by_side[index] for index in range(3)] == [
+        {"jpg": b"0", "txt": b"1"}, {"jpg": b"2", "txt": b"3"}, {"jpg": b"4"},
+    ]  # fmt: skip
+    apart = Shards(str(write_members(tmp_path / "1.tar", "a.jpg", "b.jpg", "a.jpg", "b.jpg")))
+    assert [apart[index] for index in range(4)] == [{"jpg": str(place).encode()} for place in range(4)]
+    told = "keys come more than once, e.g. a: each time is taken as a sample of its own"
+    assert side_by_side.damages == [f"file://{tmp_path}/0.tar: 1 {told}"]
+    assert apart.damages == [f"file://{tmp_path}/1.tar: 2 {told}"]
+
+
+def test_links_inside_a_shard_are_told(tmp_path):
+    file = write_tar(tmp_path / "0.tar", numbered(0))
+    with tarfile.open(file, "a") as tar:
+        link = tarfile.TarInfo("001.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "000.jpg"
+        tar.addfile(link)
+    shards = Shards(str(file))
+    assert keys(shards) == ["000"] and len(shards.damages) == 1 and "001.jpg is a link" in shards.damages[0]
+
+
+def test_shards_say_how_many_samples_they_have(tmp_path):
+    file = write_tar(tmp_path / "0.tar", numbered(0, 1))
+    assert Shards(str(file)).taken() == f"2 samples in 1 shards, the first file://{file}"
 
 
 # ---- damage

@@ -133,6 +133,59 @@ def test_wrong_statistics_are_one_line(tmp_path):
         compare(summarize(np.zeros((5, 3), np.float32)), normal(5))
 
 
+def _spoiled(**arrays):
+    good = {"mu": np.zeros(4), "sigma": np.eye(4), "features": np.ones((5, 4), np.float32)}
+    return {name: array for name, array in (good | arrays).items() if array is not None}
+
+
+SPOILED = {
+    "NaN in mu": (_spoiled(mu=np.full(4, np.nan)), "4 of 4 numbers are NaN, infinite or above 1e\\+100"),
+    "NaN in sigma": (_spoiled(sigma=np.diag([1, 1, 1, np.nan])), "1 of 16 numbers"),
+    "infinity": (_spoiled(sigma=np.full((4, 4), np.inf)), "16 of 16 numbers"),
+    "products that are infinite": (_spoiled(sigma=np.eye(4) * 1e300), "4 of 16 numbers"),
+    "NaN in features": (_spoiled(features=np.full((5, 4), np.nan, np.float32)), "20 of 20 numbers"),
+    "no square": (_spoiled(sigma=np.ones((4, 3))), r"shapes \[4\] and \[4, 3\]"),
+    "a row": (_spoiled(mu=np.zeros((1, 4))), r"mu is \[F\]"),
+    "other features": (_spoiled(features=np.ones((5, 3))), r"features \[N, F\]"),
+    "words": (_spoiled(mu=np.array(list("abcd"))), "cannot read .* as statistics"),
+    "objects": (_spoiled(mu=np.array([{}] * 4, dtype=object)), "cannot read .* as statistics"),
+    "no sigma": (_spoiled(sigma=None), "it has no sigma"),
+}
+
+
+@pytest.mark.parametrize(("arrays", "told"), SPOILED.values(), ids=SPOILED)
+def test_statistics_that_are_no_numbers_are_refused(tmp_path, arrays, told):
+    """Eigenvalues of NaN end the process."""
+    np.savez(tmp_path / "spoiled.npz", **arrays)
+    with pytest.raises(ValueError, match=told):
+        load_statistics(tmp_path / "spoiled.npz", MEANS)
+
+
+def test_files_that_are_no_statistics_are_refused(tmp_path):
+    np.savez_compressed(tmp_path / "whole.npz", **_spoiled())
+    whole = (tmp_path / "whole.npz").read_bytes()
+    np.save(tmp_path / "array.npy", np.zeros(4))
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "cut.npz").write_bytes(whole[:-30])
+    (tmp_path / "changed.npz").write_bytes(whole[:60] + bytes(40) + whole[100:])
+    for name in ("array.npy", "empty.npz", "cut.npz", "changed.npz"):
+        with pytest.raises(ValueError, match="cannot read .* as statistics"):
+            load_statistics(tmp_path / name, MEANS)
+
+
+def test_features_that_are_no_numbers_are_refused(images, tmp_path):
+    """As of a network with damaged weights."""
+    broken = Extractor("broken", 16, "none", lambda pixels_N3HW: pixels_N3HW.mean((2, 3)) * torch.nan)
+    with pytest.raises(ValueError, match="the network's features: 21 of 21 numbers are NaN"):
+        folder_features(image_files(images), broken, tmp_path / "cache")
+
+
+def test_a_folder_without_images_says_what_was_looked_for(tmp_path):
+    (tmp_path / "a.tiff").touch()
+    with pytest.raises(ValueError, match=r"holds 0 images \(.bmp, .jpeg, .jpg, .png, .webp\)"):
+        image_files(tmp_path)
+
+
 # ---- networks
 
 

@@ -57,8 +57,8 @@ def test_the_layout_is_genevals(drawn, records):
     assert set(contents(drawn)) == samples | about | {"run.json", "not_drawn.json"}
     lines = [(drawn / f"0000{place}" / "metadata.jsonl").read_text() for place in range(5)]
     assert "".join(lines) == records.read_text()
-    assert Image.open(drawn / "00000/grid.png").size == (64, 32)
-    note = json.loads(Image.open(drawn / "00003/samples/0001.png").info["mllm"])
+    assert Image.open(drawn / "00000/grid.png").copy().size == (64, 32)
+    note = json.loads(Image.open(drawn / "00003/samples/0001.png").copy().info["mllm"])
     assert (note["prompt"], note["seeds"], note["model"]) == ("a red bus", [3001], "0123")
 
 
@@ -134,8 +134,9 @@ def test_genai_and_mjhq_name_images_by_id(tiny_model, tmp_path):
     plans = {name: PLANS[name](tmp_path / "prompts.json", settings) for name in ("genai", "mjhq")}
     assert [picture.file for picture in plans["mjhq"]] == ["images/animals/00000.png", "images/cars/00007.png"]
     draw(*tiny_model, tmp_path, plans["genai"], settings, {})
-    images = [Image.open(tmp_path / "images" / f"{id}.jpeg") for id in entries]
-    assert [(image.format, image.size) for image in images] == [("JPEG", (32, 32))] * 2
+    for id in entries:
+        with Image.open(tmp_path / "images" / f"{id}.jpeg") as image:
+            assert (image.format, image.size) == ("JPEG", (32, 32))
 
 
 @pytest.mark.parametrize(("name", "content"), [("genai", "[1]"), ("mjhq", '{"1": {"prompt": "a"}}'), ("genai", "{")])

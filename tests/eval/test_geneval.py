@@ -202,6 +202,39 @@ def test_half_and_mixed_folders_are_refused(folder, spoil, message):
         scored(folder, ByColor(), "by color")
 
 
+def test_images_of_other_formats_are_judged_too(folder):
+    (folder / "run.json").unlink()
+    for place, file in enumerate(sorted(folder.glob("*/samples/*.png"))):
+        suffix = (".jpg", ".WEBP", ".PNG")[place % 3]
+        with Image.open(file) as image:
+            image.convert("RGB").save(file.with_suffix(suffix), quality=100)
+        if suffix != ".PNG":
+            file.unlink()
+    for file in folder.glob("*/samples/*.PNG"):
+        file.with_suffix(".png").unlink()
+    rows = scored(folder, ByColor(), "by color", count=2)
+    assert len(rows) == 6 and all(row["judged"] for row in rows)
+    assert {row["filename"].rpartition(".")[2] for row in rows} == {"jpg", "WEBP", "PNG"}
+
+
+def test_a_folder_says_what_was_looked_for(folder, tmp_path):
+    (folder / "run.json").unlink()
+    for file in folder.glob("*/samples/*.png"):
+        file.rename(file.with_suffix(".tiff"))
+    with pytest.raises(
+        ValueError, match=r"0 images in .*samples \(0000.png, 0001.png, ..., or .bmp, .jpeg, .jpg, .webp\)"
+    ):
+        read_drawings(folder, 2)
+    with pytest.raises(
+        ValueError, match="they are in folders 00000, 00001, ... with metadata.jsonl and samples/0000.png"
+    ):
+        read_drawings(tmp_path / "nowhere")
+    for line in ("[1]", "3", '{"tag": "a"}', "hello"):
+        (folder / "00000/metadata.jsonl").write_text(line)
+        with pytest.raises(ValueError, match="GenEval records"):
+            read_drawings(folder, 2)
+
+
 def test_a_folder_of_another_program_is_scored_when_it_is_whole(folder):
     (folder / "run.json").unlink()
     assert len(scored(folder, ByColor(), "by color", count=2)) == 6

@@ -1,9 +1,13 @@
 """scripts.chat: one question, a conversation, and images of every kind."""
 
 import io
+import os
+import signal
 import struct
+import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,9 @@ from PIL import Image
 import mllm
 from scripts import chat
 from scripts.chat import add_piece, main, show
+
+ROOT = Path(__file__).parents[2]
+WAIT = 120  # seconds, for machines under load
 
 
 @pytest.fixture
@@ -127,7 +134,7 @@ def test_a_chat_with_the_real_model(run, tiny_folder, piped, picture, tmp_path):
     ended = run(main, "--model", tiny_folder, "--max-new-tokens", 2, "--out", tmp_path / "out")
     assert ended.status == 0
     assert str(tmp_path / "out" / "0001.png") in ended.out.replace("\n", "")
-    assert Image.open(tmp_path / "out" / "0001.png").size == (32, 32)
+    assert Image.open(tmp_path / "out" / "0001.png").copy().size == (32, 32)
 
 
 def test_drawings_can_be_talked_about_and_are_never_overwritten(run, tiny_folder, spoken, piped, tmp_path):
@@ -152,7 +159,7 @@ def test_mistakes_do_not_end_a_chat(run, tiny_folder, spoken, piped, tmp_path):
         "error: /image needs a file: /image cat.png",
         "error: no image file at no.png",
         "error: empty prompt: say what to draw",
-        "error: unknown command /dance; known: /image, /draw, /clear, /help, /quit",
+        "error: unknown command '/dance'; known: /image, /draw, /clear, /help, /quit",
     ]
 
 
@@ -200,6 +207,81 @@ def test_ctrl_c_in_a_chat(run, tiny_folder, piped, monkeypatch):
     monkeypatch.setattr(mllm, "generate_text", generate_text)
     piped("hello")
     assert run(main, "--model", tiny_folder) == (130, "a c", "stopped\n")
+
+
+def test_what_is_no_image_is_one_line_and_the_chat_goes_on(run, tiny_folder, spoken, piped, tmp_path):
+    spoken[0].append(["still here"])
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    names = [
+        "~nobody_of_this_name/x.png",
+        tmp_path / "folder",
+        tmp_path / "pipe",
+        "a\0b.png",
+        "\x1b[2Jx.png",
+        "x" * 300,
+    ]
+    piped(*(f"/image {name}" for name in names), "/im\x1b[2Jage", "hello")
+    ended = run(main, "--model", tiny_folder)
+    assert (ended.status, ended.out) == (0, "still here\n")
+    errors = ended.err.splitlines()
+    assert len(errors) == len(names) + 1 and all(line.startswith("error: ") and line.isprintable() for line in errors)
+    assert "nobody here is called 'nobody_of_this_name'" in errors[0] and "is a folder" in errors[1]
+
+
+def test_a_home_folder_of_nobody_is_refused_before_loading_a_model(refused, monkeypatch):
+    monkeypatch.setattr(chat, "load_model", None)
+    assert "~nobody_of_this_name" in refused(main, "--image", "~nobody_of_this_name/x.png", "--prompt", "?")
+
+
+def test_a_terminal_is_not_told_to_do_things(run, tiny_folder, spoken, piped):
+    spoken[0].extend([["a\x1b]0;title\x07 \x1b[31mcat\tand\nmore\x9b"]] * 2)
+    assert run(main, "--model", tiny_folder, "--prompt", "hello").out == "a]0;title [31mcat\tand\nmore\n"
+    piped("hello")
+    assert run(main, "--model", tiny_folder).out.startswith("a]0;title [31mcat")
+
+
+def test_an_answer_that_breaks_off_ends_its_line(run, tiny_folder, piped, monkeypatch):
+    def generate_text(*_, **__):
+        yield "a c"
+        raise ValueError("it broke")
+
+    monkeypatch.setattr(mllm, "generate_text", generate_text)
+    piped("hello", "/quit")
+    assert run(main, "--model", tiny_folder) == (0, "a c\n", "error: it broke\n")
+
+
+def _shell(tiny_folder, words: str, given: bytes = b"") -> subprocess.CompletedProcess:
+    command = f"exec {sys.executable} -m scripts.chat --model {tiny_folder} {words}"
+    env = {**os.environ, "PYTHONUTF8": "1"}
+    return subprocess.run(["sh", "-c", command], input=given, capture_output=True, cwd=ROOT, env=env, timeout=WAIT)
+
+
+def test_closed_streams_are_one_line(tiny_folder):
+    for words, told in [("<&-", b"standard input is closed"), ("--prompt hi >&-", b"standard output is closed")]:
+        ended = _shell(tiny_folder, words)
+        assert ended.returncode == 2 and ended.stderr.startswith(b"error: ") and ended.stderr.count(b"\n") == 1
+        assert told in ended.stderr and not ended.stdout
+    assert _shell(tiny_folder, "--prompt hi --max-new-tokens 1 <&-").returncode == 0
+
+
+def test_a_line_in_another_encoding_is_refused_alone(tiny_folder):
+    ended = _shell(tiny_folder, "--max-new-tokens 1", b"caf\xe9\n/help\nhello\n")
+    assert ended.returncode == 0 and b"/draw PROMPT" in ended.stdout
+    [line] = [line for line in ended.stderr.splitlines() if b"Warning" not in line and not line.startswith(b" ")]
+    assert line == b"error: text with characters that are no Unicode, at position 3: use UTF-8"
+
+
+def test_sigterm_is_one_line(tiny_folder):
+    command = [sys.executable, "-m", "scripts.chat", "--model", str(tiny_folder), "--max-new-tokens", "1"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, text=True) as process:
+        process.stdin.write("/help\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT) == 143
+        assert process.stderr.read().endswith("stopped\n")
 
 
 # ---- images that are refused, and images that are read

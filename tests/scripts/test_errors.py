@@ -107,6 +107,14 @@ def test_leaving_does_not_collect_what_was_imported():
     assert (left.returncode, left.stdout) == (0, "True\n")
 
 
+def test_a_warning_is_one_line():
+    code = "import warnings; from scripts._errors import cli; cli(lambda: warnings.warn('no compiler'))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stderr
+        == "note: no compiler\n"
+    )
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     check_folder(tmp_path)
     check_folder(tmp_path / "new" / "newer")

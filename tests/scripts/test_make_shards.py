@@ -38,7 +38,7 @@ def test_samples_become_shards_and_bad_ones_are_named(run, chats, tmp_path):
     out = tmp_path / "shards"
     ended = run(main, chats, out, "--format", "messages", "--per-shard", 4)
     assert ended.status == 0, ended.err
-    assert "3 of 3 shards done, 1 samples left out" in ended.out
+    assert "3 of 3 shards done, 1 samples left out, 9 taken" in ended.out
     assert "left out: " in ended.err and "chats.jsonl, line 5: cannot read 4.jpg as an image" in ended.err
     assert answers(out) == [str(number) for number in range(10) if number != 4]
     assert "line 5" in (out / "000001.problems.txt").read_text()
@@ -76,3 +76,20 @@ def test_bad_words_are_one_line(refused, chats, tmp_path):
     assert "no file" in refused(main, tmp_path / "gone.json", tmp_path / "out", "--format", "llava")
     (tmp_path / "empty.jsonl").write_text("\n")
     assert "no samples in" in refused(main, tmp_path / "empty.jsonl", tmp_path / "out", "--format", "messages")
+
+
+def test_a_folder_of_captions_says_where_they_come_from(run, tmp_path):
+    folder = tmp_path / "photos [1]"
+    (folder / "dogs").mkdir(parents=True)
+    for name, caption in (("dogs/1.PNG", None), ("2.png", None), ("3.png", "café".encode("latin-1"))):
+        Image.new("RGB", (20, 10), "red").save(folder / name)
+        if caption:
+            (folder / name).with_suffix(".txt").write_bytes(caption)
+    lines = [{"file_name": "./2.png", "text": ["one", "one"]}, {"file_name": "4.png", "text": "gone"}]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\r\n" for line in lines))
+    ended = run(main, folder, tmp_path / "shards", "--format", "captions", "--task", "describe")
+    assert ended.status == 0 and "1 samples left out, 2 taken" in ended.out
+    assert sorted(answers(tmp_path / "shards")) == ["a photo of dogs", "one"]
+    assert "3 images; captions: 1 in metadata, 1 in .txt files, 1 by the folder's name" in ended.err
+    assert "1 lines of metadata name no image that is there" in ended.err
+    assert "3.txt is no text that can be read: it is not UTF-8 text (byte 0xe9 at 3); save it as UTF-8" in ended.err

@@ -23,15 +23,15 @@ def launch(tiny_folder, tmp_path):
     """launch(*words) -> (process, address): started in an empty folder, with an empty folder for temporary files."""
     started = []
 
-    def launch(*words):
+    def launch(*words, at="http://127.0.0.1:", folder=tmp_path / "here"):
         (tmp_path / "here").mkdir(exist_ok=True)
         (tmp_path / "tmp").mkdir(exist_ok=True)
         env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp"), "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "scripts.serve", "--model", str(tiny_folder), "--port", "0", *words]
         pipe = subprocess.PIPE
-        started.append(subprocess.Popen(command, cwd=tmp_path / "here", env=env, stdout=pipe, stderr=pipe, text=True))
+        started.append(subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True))
         line = started[-1].stdout.readline()
-        assert "http://127.0.0.1:" in line, started[-1].stderr.read()
+        assert at in line, started[-1].stderr.read()
         return started[-1], line.split(": ")[0].split(" at ")[1]
 
     yield launch
@@ -59,6 +59,16 @@ def test_sigterm_finishes_what_runs(launch, tmp_path):
     assert process.wait(WAIT) == 0
     assert "Traceback" not in process.communicate()[1]
     assert not [*(tmp_path / "here").iterdir(), *(tmp_path / "tmp").iterdir()]  # nothing is ever on disk
+
+
+def test_what_is_printed_is_an_address_and_a_name(launch, tiny_folder):
+    """Also of IPv6, and of a model in the folder where it stands."""
+    process, url = launch("--host", "::1", "--name", "org/scenes", at="http://[::1]:")
+    with urllib.request.urlopen(f"{url}/v1/models/org/scenes") as answer:
+        assert json.load(answer)["id"] == "org/scenes"
+    _, url = launch("--model", ".", folder=tiny_folder)
+    with urllib.request.urlopen(f"{url}/v1/models") as answer:
+        assert json.load(answer)["data"][0]["id"] == tiny_folder.name
 
 
 @pytest.mark.slow  # starts servers of their own

@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 import mllm
 from scripts import text_to_image
-from scripts.text_to_image import main
+from scripts.text_to_image import main, read_prompts
 
 
 @pytest.fixture
@@ -73,12 +73,12 @@ def test_same_seed_same_image_whatever_the_batch(draw):
 
 
 def test_one_prompt_makes_a_square_grid(draw):
-    assert Image.open(draw("a cat", "-n", 5) / "grid.png").size == (96, 64)
+    assert Image.open(draw("a cat", "-n", 5) / "grid.png").copy().size == (96, 64)
 
 
 def test_the_grid_has_an_end(draw, monkeypatch):
     monkeypatch.setattr(text_to_image, "GRID_IMAGES", 3)
-    assert Image.open(draw("a cat", "a dog", "-n", 2) / "grid.png").size == (64, 64)
+    assert Image.open(draw("a cat", "a dog", "-n", 2) / "grid.png").copy().size == (64, 64)
 
 
 def test_prompts_from_a_file(draw, tmp_path, prompts_drawn):
@@ -235,6 +235,13 @@ def test_wrong_options_are_refused_before_loading_a_model(refused, monkeypatch, 
     monkeypatch.setattr(text_to_image, "load_model", None)
     assert told in refused(main, *words, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_prompts_has_one_a_line_whatever_else_texts_hold(tmp_path, encoding):
+    (tmp_path / "prompts.txt").write_bytes("a red dog\r\n\r\nthis:\u2028a\x85cat\x0c and a bus\n".encode(encoding))
+    expected = ["first", "a red dog", "this:\u2028a\x85cat\x0c and a bus"]
+    assert read_prompts(["first"], tmp_path / "prompts.txt") == expected
 
 
 @pytest.mark.parametrize("content, told", [(b"\xff\xfe", "is not UTF-8 text"), (b"\n \n", "no prompts")])

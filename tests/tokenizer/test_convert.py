@@ -1,7 +1,9 @@
 """The reference's image tokenizer: sizes from its arguments, tensors there and back, files that cannot be trusted."""
 
 import pathlib
+import pickle
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +149,54 @@ def test_a_truncated_file(tmp_path, size):
     (tmp_path / "file.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:size])
     with pytest.raises(ValueError, match=r"^cannot read .*file.pth as a checkpoint: .+$"):
         unitok.read_unitok(tmp_path / "file.pth")
+
+
+def save_as_before(file: Path) -> None:
+    torch.save(unitok_checkpoint(), file, _use_new_zipfile_serialization=False)
+
+
+def pickle_it(file: Path) -> None:
+    file.write_bytes(pickle.dumps({"args": {}}))
+
+
+FOREIGN = {
+    "torch before 1.6": (save_as_before, "is in the format that torch.save had before version 1.6"),
+    "a pickle": (pickle_it, "is in the format that torch.save had before version 1.6"),
+    "nothing": (Path.touch, "is empty"),
+    "Git LFS": (lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "a page": (lambda file: file.write_text("<html>not found</html>"), "is no file of torch.save"),
+    "another archive": (lambda file: zipfile.ZipFile(file, "w").writestr("a.txt", "a"), "as a checkpoint"),
+}
+
+
+@pytest.mark.parametrize("write, told", FOREIGN.values(), ids=FOREIGN)
+def test_what_is_no_file_of_torch_says_what_it_is(tmp_path, write, told):
+    """And no pickle is read on the way."""
+    file = tmp_path / "unitok_tokenizer.pth"
+    write(file)
+    with pytest.raises(ValueError) as caught:
+        unitok.read_unitok(file)
+    line = str(caught.value)
+    assert line.startswith(f"cannot read {file} as a checkpoint: ") and told in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        ([1], "is not what a conversion keeps"),
+        ({"args": {}}, "is not what a conversion keeps"),
+        ({"args": {}, "dropped": {}}, "reference/kept.pt has other tensors than such a model: 11 missing"),
+    ],
+)
+def test_what_was_kept_for_the_way_back_is_looked_at(tmp_path, kept, told):
+    checkpoint = unitok_checkpoint()
+    torch.save(checkpoint, tmp_path / "file.pth")
+    out = tmp_path / "out"
+    out.mkdir()
+    unitok.convert_unitok(unitok.read_unitok(tmp_path / "file.pth"), out, lambda done, total: None)
+    torch.save(kept, out / unitok.KEPT)
+    with pytest.raises(ValueError, match=told):
+        unitok.read_folder(out)
 
 
 @pytest.mark.parametrize("name", ["encoder.pos_embed", "quant_proj.attn.zero_k_bias"])

@@ -22,6 +22,7 @@ from training.config import (
     SourceConfig,
     TrainConfig,
 )
+from training.optim import make_optimizer
 from training.train import train
 
 HEAD = {"layers": 1, "heads": 2}
@@ -187,3 +188,42 @@ def test_adapters_that_make_no_sense_are_refused(tiny_folder, lora, trainable, r
         choose_trained(build_model(config).model, config)
     with pytest.raises(ValueError, match="rank: 0 is below 1"):
         LoraConfig(rank=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"backbone": {"hiden_size": 32}}, "a llama has no 'hiden_size'; near to it: hidden_size"),
+        ({"backbone": {"hidden_size": -32}}, "model.backbone.hidden_size: -32 is below 1"),
+        ({"backbone": {"model_type": "lama"}}, "model.backbone.model_type: transformers knows no 'lama'"),
+        (
+            {"backbone": {"hidden_size": 32, "num_attention_heads": 5}},
+            "not a multiple of the number of attention heads",
+        ),
+        ({"code_head_args": {"layers": -1}}, "model.code_head_args.layers: -1 is below 1"),
+        ({"code_head_args": {"layres": 1}}, "unexpected keyword argument 'layres'"),
+        ({"text_tokenizer": "no_such_folder"}, "cannot load model 'no_such_folder'"),
+    ],
+)
+def test_a_model_that_cannot_be_is_one_line(text_tokenizer, tmp_path, options, named):
+    text_tokenizer.save_pretrained(tmp_path)
+    parts = {"image_tokenizer": "new:tiny", "text_tokenizer": str(tmp_path), "code_head_args": HEAD}
+    with pytest.raises(ValueError, match=named) as error:
+        build_model(ModelConfig(**{**parts, **options}))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("optim", "named"),
+    [
+        (
+            {"muon": ["bckbone"]},
+            "optim.muon .of matrices.: no parameter's name starts with 'bckbone'; the parts are",
+        ),
+        ({"muon": ["backbone.norm"]}, "optim.muon .of matrices.: no parameter's name starts with 'backbone.norm'"),
+        ({"lr_by_prefix": {"backbon_": 1e-4}}, "optim.lr_by_prefix: no parameter's name starts with 'backbon_'"),
+    ],
+)
+def test_a_prefix_of_nothing_is_refused(tiny_model, optim, named):
+    with pytest.raises(ValueError, match=named):
+        make_optimizer(tiny_model[0].named_parameters(), OptimConfig(**optim))

@@ -1,6 +1,7 @@
 """The mixture: exact shares, bad samples named and replaced, and an order that hangs on nothing but the position."""
 
 import copy
+import dataclasses
 import io
 import json
 from collections import Counter
@@ -13,10 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
+from data_recipes.scenes import World
 from tests.shard_files import IMAGE, png, talk, text, write_shard
+from tokenizer import SIZES, ImageTokenizer
 from tokenizer.weights import codes_hash
 from training.config import MixConfig, MixtureConfig, ScenesConfig, SourceConfig, load_config
-from training.data import extract_codes
+from training.data import CodedScenes, extract_codes, scene_seed
 from training.metrics import Problems
 from training.mixture import Cycle, Mixture, MixtureUpdates
 
@@ -135,6 +138,39 @@ def test_codes_of_scenes_say_whose_they_are(tiny_model, tmp_path):
         list(extract_codes(image_tokenizer, SHAPES, tmp_path / "same", range(1), chunk=32))
 
 
+def test_codes_of_large_codebooks_keep_their_numbers(tmp_path):
+    """More entries than 16 bits with a sign count."""
+    torch.manual_seed(0)
+    sizes = dataclasses.replace(SIZES["tiny"], codebook_size=40_000)
+    image_tokenizer = ImageTokenizer(sizes).eval()
+    list(extract_codes(image_tokenizer, SHAPES, tmp_path, range(1), chunk=32))
+    scenes, world = CodedScenes(SHAPES, tmp_path), World("shapes")
+    images = [world.render(world.scene(scene_seed("train", index))) for index in range(32)]
+    expected = image_tokenizer.encode(images)
+    assert expected.max() > 2**15 and torch.equal(scenes.codes_NLK.long(), expected)
+
+
+def test_files_of_codes_that_are_missing_damaged_or_of_other_scenes_are_named(tiny_model, tmp_path):
+    image_tokenizer = tiny_model[0].image_tokenizer
+    list(extract_codes(image_tokenizer, SHAPES, tmp_path, range(3), chunk=32))
+    with pytest.raises(ValueError, match="holds codes of scenes with split train, not held_out"):
+        CodedScenes(ScenesConfig("shapes", "held_out"), tmp_path)
+    with pytest.raises(
+        ValueError, match="codes_00000.safetensors holds codes of scenes with artwork shapes, not emoji"
+    ):
+        list(extract_codes(image_tokenizer, ScenesConfig("emoji"), tmp_path, range(1), chunk=32))
+    short = {"codes_NLK": torch.zeros(5, 4, 2, dtype=torch.int16)}
+    save_file(short, tmp_path / "codes_00003.safetensors", metadata=CodedScenes(SHAPES, tmp_path).codes_of)
+    with pytest.raises(ValueError, match="codes_00003.safetensors holds 5 scenes, codes_00000.safetensors holds 32"):
+        CodedScenes(SHAPES, tmp_path)
+    (tmp_path / "codes_00003.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="cannot read .*codes_00003.safetensors as codes"):
+        CodedScenes(SHAPES, tmp_path)
+    (tmp_path / "codes_00001.safetensors").unlink()
+    with pytest.raises(ValueError, match="lacks codes_00001.safetensors: run scripts.extract_codes again"):
+        CodedScenes(SHAPES, tmp_path)
+
+
 # ---- order
 
 
@@ -191,6 +227,11 @@ def bad_shard(tmp_path) -> str:
     file = Path(write_shard(tmp_path / "bad.tar", {**good, **samples, "last": talk([IMAGE], "a", (kind, bytes(9000)))}))
     file.write_bytes(file.read_bytes()[:-8000])
     return str(file)
+
+
+def test_a_mixture_says_how_much_its_sources_have(tiny_model, shards):
+    [note] = mixture(tiny_model, chats=SourceConfig(shards=[shards])).notes
+    assert note.startswith("source chats: 24 samples in 3 shards, the first file://")
 
 
 def test_bad_samples_are_named_and_others_take_their_places(tiny_model, bad_shard):

@@ -353,12 +353,11 @@ def test_a_killed_run_keeps_its_last_checkpoint(tmp_path, text_folder, number):
     config = _tokenizer_config(tmp_path, text_folder, "killed", steps=10_000, save_every=2)
     save_config(config, tmp_path / "tokenizer.yaml")
     command = [sys.executable, "-m", "scripts.train_tokenizer", str(tmp_path / "tokenizer.yaml")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("step 5/"):
-            break
-    process.send_signal(number)
-    process.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("step 5/"):
+                break
+        process.send_signal(number)
     resumed = replace(config, run=replace(config.run, steps=7))
     train_tokenizer(resumed)
     steps = [json.loads(row)["step"] for row in (config.run.path / "metrics.jsonl").read_text().splitlines()]

@@ -53,11 +53,17 @@ class Served(NamedTuple):
 
 @contextmanager
 def running(
-    model: Any, processor: Any, rows: int = 16, key: str | None = None, remote: Remote | None = None, **limits: Any
+    model: Any,
+    processor: Any,
+    rows: int = 16,
+    key: str | None = None,
+    remote: Remote | None = None,
+    name: str = "tiny",
+    **limits: Any,
 ) -> Iterator[Served]:
     limits = Limits(**limits)
     engine, listener = Engine(model, processor, rows, limits.queue), listen("127.0.0.1", 0)
-    gate = create_app(engine, "tiny", limits, key, LOOPBACK, [picture("red"), picture("blue")], remote)
+    gate = create_app(engine, name, limits, key, LOOPBACK, [picture("red"), picture("blue")], remote)
     thread = Thread(target=serve, args=(gate, listener))
     thread.start()
     try:
@@ -78,7 +84,7 @@ def served(tiny_model) -> Iterator[Served]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Served]]:
-    """start(model, processor, rows=16, key=None, remote=None, **limits): one for this test."""
+    """start(model, processor, rows=16, key=None, remote=None, name="tiny", **limits): one for this test."""
     with ExitStack() as stack:
         yield lambda *args, **options: stack.enter_context(running(*args, **options))
 

@@ -7,8 +7,10 @@ import socket
 import struct
 import urllib.request
 import zlib
+from threading import Event
 
 import pytest
+import torch
 
 from tests.mllm.serve.conftest import WAIT, about, data_uri, picture, until
 
@@ -103,7 +105,7 @@ def refused() -> list[tuple[str, object, set[int]]]:
         "guidance": [0.9, *JUNK],
     }
     chat = {**numbers, "max_tokens": [0, 300, *JUNK], "stop": ["", [""], ["x"] * 5, "x" * 65, 3], "n": [0, 2, *JUNK]}
-    chat |= {"stream": [1, "yes"], "modalities": ["text", ["audio"]], "tools": [[], [{}]], "model": ["", "x", 3]}
+    chat |= {"stream": [1, "yes"], "modalities": ["text", ["audio"]], "tools": [{}, [{}]], "model": ["", "x", 3]}
     draw = {**numbers, "n": [0, 9, *JUNK], "prompt": ["", "  ", "x" * 9000, "dog " * 900, 3, [], "\ud800"]}
     draw |= {"size": ["", "31x32", "9" * 999, 32], "response_format": ["url"], "partial_images": [-1, 9], "stream": [3]}
     hello = {"messages": about("hi"), "max_tokens": 1}
@@ -242,6 +244,38 @@ def test_a_failure_is_500_and_logged_without_its_words(start, make_tiny_model, c
     assert "sesame" not in caplog.text + str(answered.body)
     hook.remove()
     assert server.post(CHAT, {"messages": about("hi"), "max_tokens": 1}).status == 200
+
+
+def _health(url: str) -> tuple[int, str]:
+    try:
+        return urllib.request.urlopen(f"{url}/health").status, ""
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())["error"]["message"]
+
+
+def test_health_knows_a_stuck_engine(start, make_tiny_model):
+    model, processor = make_tiny_model()
+    release = Event()
+    model.lm_head.register_forward_hook(lambda *_: release.wait(WAIT) and None)
+    server = start(model, processor, seconds=0.3)
+    assert _health(server.url) == (200, "")
+    assert server.post(CHAT, {"messages": about("hi"), "max_tokens": 1}).status == 504
+    until(lambda: _health(server.url)[0] == 503)
+    assert "the engine is stuck" in _health(server.url)[1]
+    release.set()
+    until(lambda: _health(server.url)[0] == 200)
+    assert server.post(CHAT, {"messages": about("hi"), "max_tokens": 1}).status == 200
+
+
+def test_a_model_of_no_numbers_is_the_servers_failure(start, make_tiny_model):
+    model, processor = make_tiny_model()
+    with torch.no_grad():
+        model.code_head.outputs[1].bias[3] = torch.nan
+    server = start(model, processor)
+    for body in ({}, {"top_p": 0.9}, {"guidance": 1}):
+        answered = server.post(DRAW, {"prompt": "a dog", **body})
+        assert answered.status == 500 and "logits are not finite" in answered.body["error"]["message"]
+    assert server.post(CHAT, {"messages": about("hi"), "max_tokens": 1, "modalities": ["text"]}).status == 200
 
 
 def test_metrics(start, tiny_model):
