@@ -364,11 +364,10 @@ def ask_count(scene: Scene, rng: Random) -> Ask:
     found = groups(scene)
     if rng.random() < 0.15:
         number = len(scene.things)
-        be_ = "are" if number > 1 else "is"
-        sentences = [f"There {be_} {NUMBERS[number]} {'things' if number > 1 else 'thing'} in the picture."]
-        sentences.append(
-            f"I count {NUMBERS[number]}: {shown(found)}." if len(found) > 1 else f"There {be_} {found[0].some()}."
-        )
+        sentences = [
+            f"There {'are' if number > 1 else 'is'} {NUMBERS[number]} {'things' if number > 1 else 'thing'} in the picture.",
+            f"I count {NUMBERS[number]}: {shown(found)}." if len(found) == number else f"I count {NUMBERS[number]}.",
+        ]
         return Ask("count all", {}, ("count", None, None), NUMBERS[number], tuple(sentences))
     group = rng.choice(found)
     color = group.color if group.distinct or (group.color and rng.random() < 0.15) else None
