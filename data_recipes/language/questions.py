@@ -364,10 +364,11 @@ def ask_count(scene: Scene, rng: Random) -> Ask:
     found = groups(scene)
     if rng.random() < 0.15:
         number = len(scene.things)
-        sentences = [
-            f"There {'are' if number > 1 else 'is'} {NUMBERS[number]} {'things' if number > 1 else 'thing'} in the picture.",
+        be_, things = ("are", "things") if number > 1 else ("is", "thing")
+        sentences = (
+            f"There {be_} {NUMBERS[number]} {things} in the picture.",
             f"I count {NUMBERS[number]}: {shown(found)}." if len(found) == number else f"I count {NUMBERS[number]}.",
-        ]
+        )
         return Ask("count all", {}, ("count", None, None), NUMBERS[number], tuple(sentences))
     group = rng.choice(found)
     color = group.color if group.distinct or (group.color and rng.random() < 0.15) else None
