@@ -233,10 +233,39 @@ class JsonLines(Reader):
     def name(self, index: int) -> str:
         return f"{self.path}, line {self.lines[index][0]}"
 
-    def read(self, index: int) -> Conversation:
+    def record(self, index: int) -> dict[str, Any]:
         with self.path.open("rb") as file:
             file.seek(self.lines[index][1])
-            return self.with_files(checked(json.loads(decode(file.readline(), "the line"))["messages"]))
+            return json.loads(decode(file.readline(), "the line"))
+
+    def read(self, index: int) -> Conversation:
+        return self.with_files(checked(self.record(index)["messages"]))
+
+
+class Edits(JsonLines):
+    """Changes to images, one a line: the names of two image files and an instruction, under any of the names that
+    public data sets use for them."""
+
+    FIELDS = {
+        "image before": ("before", "source", "source_image", "source_img", "original_image", "input_image"),
+        "instruction": ("instruction", "edit_prompt", "edit", "prompt", "text"),
+        "image after": ("after", "target", "target_image", "target_img", "edited_image", "output_image"),
+    }
+
+    def read(self, index: int) -> Conversation:
+        record = self.record(index)
+        before, instruction, after = (self._field(record, what) for what in self.FIELDS)
+        asked = [{"type": "image", "image": before}, {"type": "text", "text": instruction}]
+        answer = [{"type": "image", "image": after}]
+        return self.with_files(checked([{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]))
+
+    def _field(self, record: dict[str, Any], what: str) -> str:
+        """Raises ValueError when none of its names is there, or several."""
+        found = [name for name in self.FIELDS[what] if name in record]
+        if len(found) != 1:
+            problem = f"several fields for the {what}: {', '.join(found)}" if found else f"no field for the {what}"
+            raise ValueError(f"{problem}; give one of {', '.join(self.FIELDS[what])}")
+        return record[found[0]]
 
 
 class Llava(Reader):
@@ -331,4 +360,4 @@ def _existing(path: Path) -> Path:
     return path
 
 
-READERS = {"captions": Captions, "messages": JsonLines, "llava": Llava, "datasets": SavedDataset}
+READERS = {"captions": Captions, "messages": JsonLines, "edits": Edits, "llava": Llava, "datasets": SavedDataset}

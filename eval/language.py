@@ -30,10 +30,10 @@ RELATIONS = {
     "below": r"below|under|underneath|beneath",
 }
 PLACES = {
-    "in the top left corner": r"(?:top|upper)[- ]left",
-    "in the top right corner": r"(?:top|upper)[- ]right",
-    "in the bottom left corner": r"(?:bottom|lower)[- ]left",
-    "in the bottom right corner": r"(?:bottom|lower)[- ]right",
+    "at the top left": r"(?:top|upper)[- ]left(?: corner)?",
+    "at the top right": r"(?:top|upper)[- ]right(?: corner)?",
+    "at the bottom left": r"(?:bottom|lower)[- ]left(?: corner)?",
+    "at the bottom right": r"(?:bottom|lower)[- ]right(?: corner)?",
     "in the middle": r"middle|cent(?:er|re)",
     "at the top": r"(?:at|near|in|on) the (?:top|upper)",
     "at the bottom": r"(?:at|near|in|on) the (?:bottom|lower)",

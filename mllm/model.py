@@ -6,6 +6,7 @@ image, K sub-codebooks, V entries each, D backbone width, P image positions that
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             code_losses=code_losses_PK.detach(),
         )
 
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # whose signature says what `generate` may be given
     def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> dict:
         """transformers': images are read with the prompt; later, keys and values stand for them."""
         inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)

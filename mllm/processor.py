@@ -144,8 +144,11 @@ class MllmProcessor(ProcessorMixin):
         truncation: bool | str | None = None,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
+        return_offsets_mapping: bool = False,
         **_: Any,
     ) -> dict[str, Any]:
+        if return_offsets_mapping:
+            raise ValueError("no offsets are kept: `encode` labels the ids of answers")
         rows = [self._ids(text, shown=images is not None) for text in texts]
         asked, given = sum(ids.count(None) for ids in rows), len(images or ())
         if asked != given:

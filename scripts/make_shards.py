@@ -1,7 +1,8 @@
-"""Write webdataset shards for training from captioned images, messages, LLaVA's JSON, or a saved `datasets` folder.
+"""Write webdataset shards for training from captioned images, messages, edits, LLaVA's JSON, or a saved `datasets`.
 
 python -m scripts.make_shards photos shards/photos --format captions
 python -m scripts.make_shards chats.jsonl shards/chats --format messages
+python -m scripts.make_shards edits.jsonl shards/edits --format edits
 python -m scripts.make_shards llava_v1_5_mix665k.json shards/llava --format llava --images /data/llava --per-shard 2000
 torchrun --nproc_per_node 2 -m scripts.make_shards coco shards/coco --format datasets --task describe
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from data_recipes.messages import Reader
     from scripts._shards import Samples
 
-FORMATS = ("captions", "messages", "llava", "datasets")
+FORMATS = ("captions", "messages", "edits", "llava", "datasets")
 
 
 def samples(reader: Reader, indices: range) -> Samples:
@@ -39,7 +40,7 @@ def samples(reader: Reader, indices: range) -> Samples:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("input", type=Path, help="a folder (captions, datasets) or a file (messages, llava)")
+    add("input", type=Path, help="a folder (captions, datasets) or a file (messages, edits, llava)")
     add("out", type=Path, help="folder for the shards")
     add("--format", required=True, choices=FORMATS, help="what the input is")
     add("--images", type=Path, metavar="FOLDER", help="where names of images start from (default: the file's folder)")

@@ -33,6 +33,7 @@ PARTS = {
     "transformers": [
         "transformers:PreTrainedModel._load_pretrained_model",
         "transformers:PreTrainedModel._init_weights",
+        "transformers:ProcessorMixin._merge_kwargs",
         "transformers.integrations.deepspeed:HfDeepSpeedConfig",
         "transformers.integrations.deepspeed:unset_hf_deepspeed_config",
     ],
@@ -54,9 +55,10 @@ PARTS = {
         "torch.nn:Module._forward_pre_hooks",
         "torch.nn:Module._parameters",
         "torch:Tensor._version",
+        "torch:_assert_async",
     ],
 }
-STABLE = {"_exit", "_asdict"}  # of Python's own library, documented
+STABLE = {"_exit", "_asdict", "_replace"}  # of Python's own library, documented
 EVERYWHERE = {"_forward_hooks", "_forward_pre_hooks"}  # of torch's modules since 2016
 
 

@@ -65,33 +65,58 @@ FORMS: Mapping[str, Mapping[str, Forms]] = {
         """
         i think {color} would suit {x} better.
         what if {x} were {color}?
-        {color} is the shade that {x} needs.
+        {color} is the right shade for {x}.
         dip {x} into a bucket of {color}.
         swap the shade of {x} for {color}.
         """,
     ),
     "add": forms_by_split(
         """
-        add {a}{where}.
-        (please|) (put|place|draw|insert) {a}{where}.
-        <can_you> (add|put|place|draw) {a}{where}?
-        (i want|i would like) {a}{where}.
-        there should be {a}{where}.
-        add {a} to <picture>{where}.
-        (also|) (put|draw) {a} in <picture>{where}.
-        (i want|i would like) (to see|you to add) {a}{where}.
-        let there be {a}{where}.
-        insert {a}{where}.
-        (edit|change) <picture>: add {a}{where}.
-        now (add|draw) {a}{where}.
-        can <picture> have {a}{where}?
+        add {a} {where}.
+        (please|) (put|place|insert|add) {a} {where}.
+        <can_you> (add|put|place|insert) {a} {where}?
+        (i want|i would like|there should be) {a} {where}, (too|as well).
+        there should be {a} {where}.
+        add {a} to <picture>, {where}.
+        also (draw|put) {a} {where}.
+        (i want|i would like) you to add {a} {where}.
+        let there be {a} {where}.
+        (edit|change) <picture>: add {a} {where}.
+        now (add|insert|put) {a} {where}.
+        can <picture> have {a} {where}?
+        {where}, (add|put|place|insert) {a}.
         """,
         """
-        something is missing: {a}{where}.
-        we need {a}{where}.
-        what if there were {a}{where}?
-        squeeze in {a}{where}.
-        bring in {a}{where}.
+        something is missing {where}: {a}.
+        we need {a} {where}.
+        what if there were {a} {where}?
+        squeeze in {a} {where}.
+        bring in {a}, to stand {where}.
+        """,
+    ),
+    "add anywhere": forms_by_split(
+        """
+        add {a}.
+        (please|) (insert|add) {a}.
+        <can_you> (add|insert) {a} (somewhere|)?
+        <can_you> (put|place) {a} somewhere?
+        (i want|i would like|there should be) {a}, (too|as well).
+        there should be {a}.
+        add {a} to <picture>.
+        (also|) put {a} in <picture>.
+        also draw {a}.
+        (i want|i would like) you to add {a}.
+        let there be {a}.
+        (edit|change) <picture>: add {a}.
+        now (add|insert) {a}.
+        can <picture> have {a}?
+        """,
+        """
+        something is missing: {a}.
+        we need {a}.
+        what if there were {a}?
+        squeeze in {a}.
+        bring in {a}.
         """,
     ),
     "remove": forms_by_split(
@@ -115,7 +140,7 @@ FORMS: Mapping[str, Mapping[str, Forms]] = {
         i would rather not see {x}.
         make {x} vanish into thin air.
         what if {x} had never been there?
-        {x} is in the way.
+        i cannot stand {x}.
         keep everything except {x}.
         """,
     ),
@@ -159,7 +184,7 @@ FORMS: Mapping[str, Mapping[str, Forms]] = {
         let {x} be {at}.
         edit <picture> so that {x} {be} {at}.
         take {x} and put {it} {at}.
-        {x} belongs {at}.
+        the right place for {x} is {at}.
         """,
         """
         {x} would look better {at}.
@@ -191,15 +216,15 @@ FORMS: Mapping[str, Mapping[str, Forms]] = {
         add {more}.
         (please|) (add|draw|put) {more} (in <picture>|).
         <can_you> (add|draw) {more}?
-        (make it|i want|there should be) {total}.
+        (make it|there should be) {total}.
         make it {total} (in all|instead of {before}).
-        (i want|i would like) {total} (in all|instead of {before}|).
+        (i want|i would like) {total} (in all|instead of {before}).
         (i want|i would like) {more}.
         change the number of {many} to {number}.
-        {total}, please.
+        {total} instead of {before}, please.
         there should be {total} instead of {before}.
         edit <picture> so that there are {total}.
-        now (show|draw) {total}.
+        now make it {total}.
         """,
         """
         {before} will not do, we need {total}.
@@ -209,9 +234,10 @@ FORMS: Mapping[str, Mapping[str, Forms]] = {
     ),
     "fewer": forms_by_split(
         """
-        (make it|leave|keep) only {total}.
-        (make it|i want|there should be) only {total}.
-        (please|) (keep|leave) {total} and remove the rest.
+        (leave|keep) only {number} of the {many}.
+        (make it|there should be) only {total}.
+        (please|) keep (just|only) {number} of the {many}.
+        keep {number} of the {many} and remove the others.
         (remove|delete|take away) {fewer} of the {many}.
         <can_you> (remove|delete|take away) {fewer} of the {many}?
         change the number of {many} to {number}.
@@ -219,13 +245,13 @@ FORMS: Mapping[str, Mapping[str, Forms]] = {
         there should be {total} instead of {before}.
         {total} {are} enough.
         {total} instead of {before}, please.
-        edit <picture> so that only {total} {are} left.
-        now (show|leave) only {total}.
+        edit <picture> so that only {number} of the {many} {are} left.
+        now make it only {total}.
         """,
         """
         {before} is a crowd, {total} will do.
         bring the number down: {total} in the end.
-        what if only {total} stayed?
+        what if only {number} of the {many} stayed?
         """,
     ),
     "background": forms_by_split(
@@ -440,14 +466,14 @@ def add(world: World, scene: Scene, rng: Random) -> Change | None:
     name = rng.choice([name for name in CLASSES if name not in present])
     color = rng.choice(tuple(COLORS)) if rng.random() < 0.5 else None
     target = _target(scene, None, rng) if rng.random() < 0.8 else None
-    said, fits = target or ({"at": ""}, lambda placed: True)
+    said, fits = target or ({}, lambda placed: True)
     size = _glyph_size(world, name, rng.choice(MANY_SIZES))
     placed = _place(world, Thing(name, color, (0, 0, 0, 0)), size, list(scene.things), fits, rng)
     if placed is None:
         return None
     called = words.called(name, rng)
-    slots = {"a": words.one(called, color), "where": f" {said['at']}".rstrip()}
-    return Change("add", slots, (*scene.things, placed))
+    slots = {"a": words.one(called, color), **({"where": said["at"]} if target else {})}
+    return Change("add" if target else "add anywhere", slots, (*scene.things, placed))
 
 
 def remove(world: World, scene: Scene, rng: Random) -> Change | None:
@@ -640,9 +666,9 @@ def _no_room(scene: Scene, rng: Random) -> Edit | None:
         return None
     present = {thing.name for thing in scene.things}
     name = rng.choice([name for name in CLASSES if name not in present])
-    slots = {"a": words.one(words.called(name, rng)), "where": ""}
+    slots = {"a": words.one(words.called(name, rng))}
     answer = f"There are {NUMBERS[MOST_THINGS]} things in the picture already, and I can't draw more than that."
-    return Edit("add", scene, slots, None, answer)
+    return Edit("add anywhere", scene, slots, None, answer)
 
 
 REFUSALS = (_absent_thing, _same_color, _same_place, _same_background, _no_room)

@@ -8,13 +8,14 @@ from data_recipes.scenes import MIRROR, RELATIONS, Scene, Thing, center, relatio
 from . import words
 
 # Centres nearer to the middle of the picture than NEAR of its side are level with it, farther than FAR beside it.
-NEAR, FAR = 1 / 16, 1 / 8
+# Beyond OUTER, nobody would say that a thing is in the middle.
+NEAR, FAR, OUTER = 1 / 16, 1 / 8, 3 / 16
 SIDES = {"on the left": (0, -1), "on the right": (0, 1), "at the top": (1, -1), "at the bottom": (1, 1)}
 CORNERS = {
-    "in the top left corner": ("at the top", "on the left"),
-    "in the top right corner": ("at the top", "on the right"),
-    "in the bottom left corner": ("at the bottom", "on the left"),
-    "in the bottom right corner": ("at the bottom", "on the right"),
+    "at the top left": ("at the top", "on the left"),
+    "at the top right": ("at the top", "on the right"),
+    "at the bottom left": ("at the bottom", "on the left"),
+    "at the bottom right": ("at the bottom", "on the right"),
 }
 MIDDLE = "in the middle"
 PLACES = (*SIDES, *CORNERS, MIDDLE)
@@ -116,6 +117,8 @@ def at_place(thing: Thing, where: str, size: int) -> bool | None:
     if where in SIDES:
         return at_side(thing, where, size)
     found = place(thing, size)
+    if where == MIDDLE and found != MIDDLE:
+        return False if max(map(abs, off_center(thing, size))) >= OUTER else None
     return None if found is None else found == where
 
 

@@ -99,7 +99,7 @@ FORMS: dict[str, Mapping[str, Forms]] = {
         """
         (they|the artist) drew something {rel} {y}. any guess at what?
         what did (they|the artist) draw {rel} {y}?
-        which neighbor does {y} have {rel} {it}?
+        who is the neighbor of {y} {rel} {it}?
         moving on {rel} {y}, i would come across what?
         something was drawn {rel} {y}. help me out with its name.
         """,
@@ -620,8 +620,8 @@ PLACE_WORDS = {
     "at the top": ("at the top", "in the upper part", "at the upper edge", "in the top half"),
     "at the bottom": ("at the bottom", "in the lower part", "at the lower edge", "in the bottom half"),
     "in the middle": ("in the middle", "in the center", "at the center"),
-    "in the top left corner": ("in the top left corner", "at the top left", "in the upper left", "at the upper left"),
-    "in the top right corner": ("in the top right corner", "at the top right", "in the upper right"),
-    "in the bottom left corner": ("in the bottom left corner", "at the bottom left", "in the lower left"),
-    "in the bottom right corner": ("in the bottom right corner", "at the bottom right", "in the lower right"),
+    "at the top left": ("at the top left", "in the top left corner", "in the top left", "in the upper left"),
+    "at the top right": ("at the top right", "in the top right corner", "in the top right", "in the upper right"),
+    "at the bottom left": ("at the bottom left", "in the bottom left corner", "in the lower left", "at the lower left"),
+    "at the bottom right": ("at the bottom right", "in the bottom right corner", "in the lower right"),
 }

@@ -1,9 +1,9 @@
 """Questions about a scene, as people ask them, with answers that are true of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_recipes.scenes import CLASSES, COLORS, NUMBERS, RELATIONS, Scene, Thing, is_held_out
 
@@ -161,7 +161,7 @@ def may_look(group: Group, color: str) -> bool:
 def ask_what(scene: Scene, rng: Random) -> Ask | None:
     found = groups(scene)
     asks = [_what_all, _what_color, _what_beside, _what_else, _what_place] if len(found) > 1 else [_what_all]
-    return rng.choice(asks)(scene, found, rng)
+    return _first(asks, scene, found, rng)
 
 
 def _what_all(scene: Scene, found: list[Group], rng: Random) -> Ask:
@@ -325,7 +325,7 @@ def _missing_exists(name: str, rng: Random) -> Ask:
 
 
 def _kind_exists(scene: Scene, found: list[Group], rng: Random) -> Ask | None:
-    kind = rng.choice(tuple(words.KINDS))
+    kind = _kind_like(rng.choice(found).name, rng)
     several, names = words.KINDS[kind]
     if any(group.name in words.DOUBTFUL[kind] for group in found):
         return None
@@ -364,10 +364,10 @@ def ask_count(scene: Scene, rng: Random) -> Ask:
     found = groups(scene)
     if rng.random() < 0.15:
         number = len(scene.things)
-        be_ = "are" if number > 1 else "is"
-        sentences = [f"There {be_} {NUMBERS[number]} {'things' if number > 1 else 'thing'} in the picture."]
-        sentences.append(
-            f"I count {NUMBERS[number]}: {shown(found)}." if len(found) > 1 else f"There {be_} {found[0].some()}."
+        be_, things = ("are", "things") if number > 1 else ("is", "thing")
+        sentences = (
+            f"There {be_} {NUMBERS[number]} {things} in the picture.",
+            f"I count {NUMBERS[number]}: {shown(found)}." if len(found) == number else f"I count {NUMBERS[number]}.",
         )
         return Ask("count all", {}, ("count", None, None), NUMBERS[number], tuple(sentences))
     group = rng.choice(found)
@@ -399,7 +399,7 @@ def ask_where(scene: Scene, rng: Random) -> Ask | None:
     options = singles(found)
     if not options:
         return None
-    return rng.choice((_where, _where, _which_side, _is_where))(scene, options, rng)
+    return _first((_where, _where, _which_side, _is_where), scene, options, rng)
 
 
 def _where(scene: Scene, options: list[Group], rng: Random) -> Ask | None:
@@ -448,7 +448,9 @@ def _is_where(scene: Scene, options: list[Group], rng: Random) -> Ask | None:
         if not true:
             return None
         asked = (
-            true if rng.random() < 0.5 else rng.choice([w for w in PLACES if not at_place(group.thing, w, scene.size)])
+            true
+            if rng.random() < 0.5
+            else rng.choice([w for w in PLACES if at_place(group.thing, w, scene.size) is False])
         )
         where, meaning = rng.choice(PLACE_WORDS[asked]), ("is at", group.key, asked)
         yes, said = asked == true, true
@@ -496,7 +498,7 @@ def details_of(scene: Scene) -> str:
 def ask_two_step(scene: Scene, rng: Random) -> Ask | None:
     """First find what is meant, or look at two things; then answer."""
     found = groups(scene)
-    return rng.choice((_two_color, _two_count, _two_is, _same_color, _bigger, _more))(scene, found, rng)
+    return _first((_two_color, _two_count, _two_is, _same_color, _bigger, _more), scene, found, rng)
 
 
 def _neighbor(scene: Scene, found: list[Group], rng: Random) -> tuple[Group, str, Group] | None:
@@ -543,7 +545,7 @@ def _two_is(scene: Scene, found: list[Group], rng: Random) -> Ask | None:
     a, word, b = related
     slots = {"rel": rng.choice(RELATION_WORDS[word]), "y": naming(b, rng)}
     where = f"{SAID_RELATION[word]} {b.the()}"
-    kind = rng.choice(tuple(words.KINDS))
+    kind = _kind_like(a.name, rng)
     if a.color and rng.random() < 0.6:
         color = a.color if rng.random() < 0.5 else absent_color(a, found, rng)
         if not color:
@@ -579,7 +581,7 @@ def _bigger(scene: Scene, found: list[Group], rng: Random) -> Ask | None:
         return None
     a, b = rng.sample(options, 2)
     big, small = (a, b) if _area(a) > _area(b) else (b, a)
-    if big.be != "is" or _area(big) < 1.6 * _area(small) or _longest(big) < _longest(small):
+    if "are" in (a.be, b.be) or _area(big) < 1.6 * _area(small) or _longest(big) < _longest(small):
         return None
     slots = {"x": naming(a, rng), "y": naming(b, rng)}
     sentences = (
@@ -615,7 +617,7 @@ def _more(scene: Scene, found: list[Group], rng: Random) -> Ask | None:
 def ask_reason(scene: Scene, rng: Random) -> Ask | None:
     """Yes or no, with what shows it."""
     found = groups(scene)
-    return rng.choice((_is_color, _number, _alone, _why_where, _why_exists))(scene, found, rng)
+    return _first((_is_color, _number, _alone, _why_where, _why_exists), scene, found, rng)
 
 
 def _is_color(scene: Scene, found: list[Group], rng: Random) -> Ask | None:
@@ -705,7 +707,7 @@ def _why_exists(scene: Scene, found: list[Group], rng: Random) -> Ask | None:
 
 def ask_absent(scene: Scene, rng: Random) -> Ask | None:
     """About what is not there, as if it were."""
-    return rng.choice((_absent_thing, _absent_thing, _absent_other, _nothing_beside))(scene, rng)
+    return _first((_absent_thing, _absent_thing, _absent_other, _nothing_beside), scene, rng)
 
 
 def _absent_thing(scene: Scene, rng: Random) -> Ask:
@@ -750,6 +752,21 @@ def _places(thing: Thing, scene: Scene) -> list[str]:
     """Where it is: its one place and, for a corner, the sides."""
     at = place(thing, scene.size)
     return [at, *CORNERS.get(at, ())] if at else []
+
+
+def _kind_like(name: str, rng: Random) -> str:
+    """A kind of things: half of the time one that the class is of."""
+    own = [kind for kind, (_, names) in words.KINDS.items() if name in names]
+    return own[0] if own and rng.random() < 0.5 else rng.choice(tuple(words.KINDS))
+
+
+def _first(asks: Sequence[Callable[..., Ask | None]], *about: Any) -> Ask | None:
+    """What one of them finds to ask, tried in the order that the last of `about`, a Random, draws."""
+    for ask_ in about[-1].sample(asks, len(asks)):
+        asked = ask_(*about)
+        if asked:
+            return asked
+    return None
 
 
 def _only(found: list[Group]) -> Group | None:

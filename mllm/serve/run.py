@@ -35,6 +35,8 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """Raises ValueError where nothing can listen; port 0 is any free one."""
     try:
+        if not 0 <= port < 2**16:  # create_server would leave its socket open
+            raise OverflowError("ports are 0 to 65535")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=128)
     except (OSError, OverflowError) as error:

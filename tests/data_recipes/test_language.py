@@ -96,6 +96,12 @@ def test_a_picture_is_drawn_when_asked_for_and_at_no_other_time(world):
             assert bool(drawn) == (task in ("draw", "edit"))
 
 
+def test_no_layout_is_spoken(world):
+    for seed in range(800):
+        for role in ("user", "assistant"):
+            assert not any(re.search(r"\d{4}", text) for text in texts(conversation(world, seed), role))
+
+
 @pytest.mark.parametrize("task", ["look", "draw", "edit"])
 def test_training_never_shows_a_held_out_combination(world, task):
     for seed in range(400):

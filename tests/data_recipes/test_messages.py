@@ -149,6 +149,35 @@ def test_lines_of_messages(tmp_path, images):
     assert as_read(reader, 1) == checked(words)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("before", "instruction", "after"), ("source_img", "edit_prompt", "target_img"), ("source", "text", "target")],
+)
+def test_lines_of_edits(tmp_path, images, names):
+    file = lines(tmp_path, dict(zip(names, ("red.png", "make it blue", "blue.png"), strict=True)))
+    edit = chat([image("red"), text("make it blue")], [image("blue")])
+    assert as_read(READERS["edits"](file, images), 0) == checked(edit)
+
+
+@pytest.mark.parametrize(
+    "wrong, problem",
+    [
+        ({"before": "red.png", "instruction": "x"}, "line 1: no field for the image after; give one of after, target"),
+        (
+            {"before": "red.png", "after": "blue.png", "edit": "x", "prompt": "y"},
+            "several fields for the instruction: edit",
+        ),
+        ({"before": "red.png", "after": "blue.png", "edit": ""}, "a part of type text holds ''"),
+        ({"before": "red.png", "after": "green.png", "edit": "x"}, "no image file at .*green.png"),
+        ({"before": None, "after": "blue.png", "edit": "x"}, "a part of type image holds None"),
+        (["red.png"], "line 1: "),
+    ],
+)
+def test_wrong_lines_of_edits_are_named(tmp_path, images, wrong, problem):
+    with pytest.raises(ValueError, match=problem):
+        READERS["edits"](lines(tmp_path, wrong), images)[0]
+
+
 def test_lines_with_a_mark_blank_ones_and_separators_inside_texts(tmp_path, images):
     words = chat("one\u2028two\x85three", "ü")
     record = json.dumps({"messages": words}, ensure_ascii=False).encode()

@@ -120,10 +120,15 @@ def test_generate_ends_where_a_drawing_would_begin_and_never_writes_a_placeholde
 
 def test_a_chat_goes_on_from_the_keys_and_values_of_the_last_answer(tiny_model):
     model, processor = tiny_model
-    inputs, options = _inputs(processor, CHATS[:1]), {"do_sample": False, "eos_token_id": -1}
-    whole = model.generate(**inputs, max_new_tokens=8, **options)
-    start = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True, **options)
-    rest = model.generate(start.sequences, max_new_tokens=4, **{CACHE: start[CACHE]}, **options)
+    inputs = _inputs(processor, CHATS[:1])
+
+    def generate(count, **state):
+        return model.generate(
+            **state, min_new_tokens=count, max_new_tokens=count, do_sample=False, return_dict_in_generate=True
+        )
+
+    whole, start = generate(8, **inputs).sequences, generate(4, **inputs)
+    rest = generate(4, input_ids=start.sequences, **{CACHE: start[CACHE]}).sequences
     assert torch.equal(rest, whole)
 
 

@@ -20,6 +20,7 @@ ABSENT = {
     "utils/test_configuration_utils.py": "config_common_kwargs = {}",
     "../utils/fetch_hub_objects_for_ci.py": "def url_to_local_path(url): return __file__ + '.png'",
 }
+OPTIONS = ["-q", "--tb=short", "-p", "no:warnings", "-p", "no:cacheprovider"]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_transformers_own_tests_pass(unpacked, kind):
     paths = [unpacked, unpacked / "site", ROOT]
     report = unpacked / f"{kind}.xml"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/test_processing_mllm.py", "-q", "-k", kind, f"--junitxml={report}"],
+        [sys.executable, "-m", "pytest", *OPTIONS, f"tests/test_processing_mllm.py::{kind}", f"--junitxml={report}"],
         cwd=unpacked,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
