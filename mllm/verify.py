@@ -29,7 +29,7 @@ def fit(
     h_NTD = model.backbone(inputs_embeds=model.embed(ids_NT, codes_NLK)).last_hidden_state
     fits_N = -model.text_losses(h_NTD, labels_NT).view(len(chats), -1).sum(1)
     if not bool(fits_N.isfinite().all()):
-        raise ValueError("the model's likelihoods are not finite: its weights are damaged")
+        raise NotFinite("likelihoods")
     return fits_N
 
 
@@ -55,12 +55,10 @@ def best(
     model: MllmForConditionalGeneration, processor: MllmProcessor, prompts: Sequence[str], codes_NLK: torch.Tensor
 ) -> torch.Tensor:
     """Of equally many drawings of each prompt, one after the other, the one whose pixels fit it best, each. Raises
-    ValueError where the model's scores are not finite."""
+    as `fit`."""
     chosen = []
     for prompt, codes_CLK in zip(prompts, codes_NLK.chunk(len(prompts)), strict=True):
         # Prompt by prompt: in a batch of another size rounding could turn a tie.
-        scores_C = fit(model, processor, prompt, reread(model, codes_CLK))
-        if not scores_C.isfinite().all():
-            raise NotFinite("scores of candidates")
-        chosen.append(codes_CLK[scores_C.argmax()])
+        place = fit(model, processor, prompt, reread(model, codes_CLK)).argmax()
+        chosen.append(codes_CLK[place])
     return torch.stack(chosen)
