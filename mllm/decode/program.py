@@ -211,8 +211,8 @@ def plan_steps(model: MllmForConditionalGeneration, processor: MllmProcessor, op
 class Program:
     """A request under way. `tracks` are to be run to their ends; then `resume` says which follow, if any.
 
-    `put` is called with each piece of the answer as it comes. `ended_by` is "stop", or "length" where an answer had no
-    more room. Raises ValueError for a request that cannot be served.
+    `put` is called with each piece of the answer as it comes; `text` is all of its words so far. `ended_by` is "stop",
+    or "length" where an answer had no more room. Raises ValueError for a request that cannot be served.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Program:
         put: Callable[[Piece], Any],
     ):
         self.model, self.processor, self.request, self.put = model, processor, request, put
-        self.ended_by, self._earlier = "stop", 0
+        self.text, self.ended_by, self._earlier = "", "stop", 0
         self._stages = self._drawing(request) if isinstance(request, Drawing) else self._chat(request)
         self.tracks: list[Track] = next(self._stages)
         self.prompt_tokens = len(self.tracks[0].sample.ids)
@@ -280,6 +280,8 @@ class Program:
             [(ids, stopped)] = yield [Track(sample, steps, generator, left, put=self.put)]
             left -= len(ids)
             sample.add(ids)
+            told = UpTo(request.stop)
+            self.text += told.add(processor.decode(ids)) + told.rest()
             if stopped or ids[-1] == processor.eos_id or (ids[-1] == processor.boi_id and not drawing):
                 return
             if ids[-1] != processor.boi_id:

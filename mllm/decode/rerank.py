@@ -29,7 +29,7 @@ def fit(
     h_NTD = model.backbone(inputs_embeds=model.embed(ids_NT, codes_NLK)).last_hidden_state
     fits_N = -model.text_losses(h_NTD, labels_NT).view(len(chats), -1).sum(1)
     if not bool(fits_N.isfinite().all()):
-        raise NotFinite("scores of candidates")
+        raise NotFinite("likelihoods")
     return fits_N
 
 
@@ -55,7 +55,7 @@ def best(
     model: MllmForConditionalGeneration, processor: MllmProcessor, prompts: Sequence[str], codes_NLK: torch.Tensor
 ) -> torch.Tensor:
     """Of equally many drawings of each prompt, one after the other, the one whose pixels fit it best, each. Raises
-    ValueError where the model's scores are not finite."""
+    as `fit`."""
     chosen = []
     for prompt, codes_CLK in zip(prompts, codes_NLK.chunk(len(prompts)), strict=True):
         # Prompt by prompt: in a batch of another size rounding could turn a tie.

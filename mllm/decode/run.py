@@ -32,44 +32,26 @@ from .sampling import DrawingOptions, Sampling
 DEFAULT_DRAWING = DrawingOptions()
 
 
-def run(
-    model: MllmForConditionalGeneration,
-    processor: MllmProcessor,
-    requests: Sequence[Request],
-    kernels: str = "auto",
-    progress: Callable[[int], Any] | None = None,
-) -> Iterator[tuple[int, Piece]]:
-    """(number of the request, piece) as they come. `progress` is called with the positions of images that all have.
-    Raises ValueError for a request that cannot be served, and whatever a step fails of."""
-    pieces: deque[tuple[int, Piece]] = deque()
-
-    def put(number: int) -> Callable[[Piece], None]:
-        return lambda piece: pieces.append((number, piece)) if piece != "" else None
-
-    with torch.no_grad():
-        programs = [Program(model, processor, request, put(number)) for number, request in enumerate(requests)]
-        batch, owners = Batch(model, processor, kernels), {}
+@torch.no_grad()
+def run(batch: Batch, programs: Sequence[Program]) -> Iterator[None]:
+    """Run programs to their ends; yields after each step. Raises what a request or a step fails of."""
     running = {program: set(program.tracks) for program in programs}
-    for program in programs:
-        owners |= dict.fromkeys(program.tracks, program)
-        batch.enter(program.tracks)
-    done = 0
+    owners = {track: program for program in programs for track in program.tracks}
+    batch.enter(owners)
     while running:
         for track in batch.step():
             program = owners.pop(track)
             running[program].discard(track)
             if running[program]:
                 continue
-            if tracks := program.resume():
-                running[program], owners = set(tracks), owners | dict.fromkeys(tracks, program)
-                batch.enter(tracks)
+            following = program.resume()
+            if following:
+                running[program] = set(following)
+                owners |= dict.fromkeys(following, program)
+                batch.enter(following)
             else:
                 del running[program]
-        while pieces:
-            yield pieces.popleft()
-        if progress and (now := min(program.positions for program in programs)) != done:
-            done = now
-            progress(done)
+        yield
 
 
 def run_tracks(batch: Batch, tracks: Sequence[Track], told: Callable[[], Any] = lambda: None) -> list[Any]:
@@ -104,9 +86,19 @@ def generate_images(
     seeds = list(range(seeds, seeds + len(prompts))) if isinstance(seeds, int) else list(seeds)
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds")
-    drawings = [Drawing(prompt, seed, **options) for prompt, seed in zip(prompts, seeds, strict=True)]
-    images = dict(run(model, processor, drawings, kernels, progress)) if drawings else {}
-    return [images[number] for number in range(len(drawings))]
+    images: list[list[Image.Image]] = [[] for _ in prompts]
+    with torch.no_grad():
+        programs = [
+            Program(model, processor, Drawing(prompt, seed, **options), into.append)
+            for prompt, seed, into in zip(prompts, seeds, images, strict=True)
+        ]
+    done = 0
+    for _ in run(Batch(model, processor, kernels), programs):
+        now = min(program.positions for program in programs)
+        if progress and now != done:
+            progress(now)
+        done = now
+    return [image for [image] in images]
 
 
 def generate_texts(
@@ -121,16 +113,15 @@ def generate_texts(
     to draw. `options`: those of `Sampling`, and `stop`, strings before which an answer ends."""
     if isinstance(conversations, str) or conversations and isinstance(conversations[0], dict):
         conversations = [conversations]
-    if not conversations:
-        return []
-    chats = [
-        Chat(messages, max_new_tokens, seed, drawing=None, **options)
-        for messages, seed in zip(conversations, range(len(conversations)) if seeds is None else seeds, strict=True)
-    ]
-    texts = [""] * len(chats)
-    for number, piece in run(model, processor, chats):
-        texts[number] += piece
-    return texts
+    seeds = range(len(conversations)) if seeds is None else seeds
+    with torch.no_grad():
+        programs = [
+            Program(model, processor, Chat(messages, max_new_tokens, seed, None, **options), lambda piece: None)
+            for messages, seed in zip(conversations, seeds, strict=True)
+        ]
+    for _ in run(Batch(model, processor), programs):
+        pass
+    return [program.text for program in programs]
 
 
 def generate_text(
@@ -146,9 +137,14 @@ def generate_text(
 
     `drawing` says how; with None, the answer ends there. `options`: those of `Sampling`; `stop`, strings before which
     the answer ends; and `previews`, how many come before each image."""
-    chat = Chat(messages, max_new_tokens, seed, drawing, **options)
-    for _, piece in run(model, processor, [chat]):
-        yield piece
+    pieces: deque[Piece] = deque()
+    with torch.no_grad():
+        chat = Chat(messages, max_new_tokens, seed, drawing, **options)
+        program = Program(model, processor, chat, pieces.append)
+    for _ in run(Batch(model, processor), [program]):
+        while pieces:
+            if (piece := pieces.popleft()) != "":
+                yield piece
 
 
 def plan_drawings(

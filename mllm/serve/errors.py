@@ -20,6 +20,7 @@ WORDS = {
     "model_type": "Input should be an object",
     "dict_type": "Input should be an object",
     "list_type": "Input should be a list",
+    "value_error": "{error}",
     "too_long": "{actual_length} items, at most {max_length}",
 }
 

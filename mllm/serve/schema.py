@@ -18,7 +18,6 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from ..decode.engine import Handle
 from ..decode.sampling import DrawingOptions
@@ -43,7 +42,7 @@ def only(*values: Any) -> Any:
     def check(value: Any) -> Any:
         # True equals 1 in Python, not in JSON.
         if not any(value == one and isinstance(value, bool) is isinstance(one, bool) for one in (None, *values)):
-            raise PydanticCustomError("unsupported", "{told}", {"told": told})
+            raise ValueError(told)
         return value
 
     return Annotated[Any, AfterValidator(check), WithJsonSchema({"enum": [None, *values]})]
@@ -139,7 +138,7 @@ class StreamOptions(Strict):
 def check_modalities(values: list[str]) -> list[str]:
     if "text" not in values:
         told = 'the model decides whether it draws: send ["text", "image"], or ask /v1/images/generations for images'
-        raise PydanticCustomError("unsupported", "{told}", {"told": told})
+        raise ValueError(told)
     return values
 
 

@@ -231,7 +231,7 @@ def test_drawings_follow_lmms_evals_convention(load, tmp_path, monkeypatch):
         results[batch_size] = [Image.open(file).tobytes() for file in files]
     assert results[1] == results[8] and len(set(results[1])) == 3
 
-    monkeypatch.setattr(lmms_model, "generate_images", lambda model, processor, prompts, *_: prompts)  # no images
+    monkeypatch.setattr(lmms_model, "generate_images", lambda model, processor, prompts, *_, **__: prompts)  # no images
     again = load(docs=docs, mode="generate", output_dir=tmp_path / "8")
     assert again.generate_until([simple(i, {"mode": "generate"}, docs) for i in range(3)]) == answers
 
@@ -278,11 +278,11 @@ def test_a_killed_run_goes_on(load, tmp_path, monkeypatch):
     whole = load().generate_until(requests)
     batches = []
 
-    def killed(*args):
+    def killed(*args, **options):
         if len(batches) == 2:
             raise KeyboardInterrupt
         batches.append(args[2])
-        return generate_texts(*args)
+        return generate_texts(*args, **options)
 
     monkeypatch.setattr(lmms_model, "generate_texts", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -398,7 +398,9 @@ def answers_of(results: dict) -> dict:
 
 
 def test_mme_and_pope_by_their_own_code(tiny_folder, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(lmms_model, "generate_texts", lambda model, processor, chats, *_: [" Yes.\n" for _ in chats])
+    monkeypatch.setattr(
+        lmms_model, "generate_texts", lambda model, processor, chats, *_, **__: [" Yes.\n" for _ in chats]
+    )
     results = evaluate_lmms(tiny_folder, ["mme", "pope"], tmp_path, data=saved, include=OFFICIAL)
     mme, pope = results["results"]["mme"], results["results"]["pope"]
     assert mme["mme_perception_score,none"] == 50  # of 200: half of the questions, no pair of questions

@@ -270,4 +270,4 @@ def test_a_model_without_a_depth_head(refused, make_tiny_model, tmp_path):
 
 
 def test_every_command_is_tested():
-    assert {*COMMANDS, "answer", "step", "prefill", "load", "train", "update"} == set(BENCHES)
+    assert {*COMMANDS, "answer", "step", "prefill", "load", "train", "update", "threads"} == set(BENCHES)

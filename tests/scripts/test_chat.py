@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import mllm
+from mllm import DrawingOptions
 from scripts import chat
 from scripts.chat import add_piece, main, show
 
@@ -79,7 +80,7 @@ def test_options_reach_the_model(run, tiny_folder, spoken, picture):
         "top_p": 0.9,
         "max_new_tokens": 7,
         "seed": 5,
-        "drawing": {"cfg_scale": 2.0, "cfg_interval": (0.0, 1.0), "candidates": 1},
+        "drawing": DrawingOptions(cfg_scale=2.0, cfg_interval=(0.0, 1.0), candidates=1),
     }
 
 

@@ -23,7 +23,9 @@ def test_a_damaged_or_missing_model_ends_with_1(run, tiny_folder, tmp_path):
     weights["lm_head.weight"][0] = float("inf")
     save_file(weights, file, {"format": "pt"})
     ended = run(main, "--model", folder)
-    assert ended.status == 1 and "FAIL weights: 1 tensors" in ended.out and "is not healthy" in ended.out
+    assert (
+        ended.status == 1 and "FAIL loads:" in ended.out and "not finite" in ended.out and "is not healthy" in ended.out
+    )
     file.write_bytes(b"damaged")
     for name in (folder, "no_such_model"):
         ended = run(main, "--model", name)

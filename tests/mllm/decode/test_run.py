@@ -6,7 +6,7 @@ from PIL import Image
 
 from mllm import generate_images, generate_text, generate_texts
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
-from mllm.decode.program import Spelled, start_drawing
+from mllm.decode.program import start_drawing
 from mllm.decode.run import plan_drawings, sample_codes
 from mllm.decode.sampling import Picker, Sampling, filter_logits, gumbel, sample
 
@@ -162,8 +162,7 @@ def test_greedy_text_is_the_argmax_of_uncached_passes(model_and_processor):
         if ids[-1] in (processor.eos_id, processor.boi_id):
             break
         sequence.add(ids[-1:])
-    spelled = Spelled(processor)
-    assert generate_texts(model, processor, [_chat()], max_new_tokens=6) == ["".join(map(spelled.add, ids))]
+    assert generate_texts(model, processor, [_chat()], max_new_tokens=6) == [processor.decode(ids)]
 
 
 def test_answers_do_not_depend_on_their_batch(model_and_processor):
@@ -178,7 +177,7 @@ def test_streamed_pieces_join_to_the_whole_answer(tiny_model):
     pieces = list(generate_text(model, processor, _chat(), max_new_tokens=12))
     text = "".join(piece for piece in pieces if isinstance(piece, str))
     whole = generate_texts(model, processor, [_chat()], max_new_tokens=12)[0]
-    assert text == whole
+    assert text == whole.rstrip("\ufffd")
 
 
 def test_the_model_may_decide_to_draw(make_tiny_model):

@@ -120,5 +120,5 @@ def test_damaged_weights_end_in_one_line(make_tiny_model, kind, value, part):
 def test_candidates_of_no_score_are_not_chosen_from(make_tiny_model):
     model, processor = make_tiny_model()
     model.lm_head.weight.fill_(NAN)
-    with pytest.raises(NotFinite, match="scores of candidates are not finite"):
+    with pytest.raises(NotFinite, match="likelihoods are not finite"):
         best(model, processor, ["a dog"], torch.zeros(2, 4, 2, dtype=torch.long))

@@ -212,13 +212,9 @@ def test_what_is_refused_has_the_clients_error(start, slow_talker):
 def test_a_full_queue_says_when_to_come_back(start, slow_talker):
     server = start(*slow_talker, rows=2, queue=1)
     with server.client() as client:
-        streams = []
-        for number in range(1, 4):  # two run, one waits
-            streams.append(
-                client.chat.completions.create(model="tiny", messages=about("hi"), max_tokens=200, stream=True)
-            )
-            if number < 3:
-                until(lambda: server.engine.running == len(streams))
+        streams = [client.chat.completions.create(model="tiny", messages=about("hi"), max_tokens=200, stream=True)]
+        until(lambda: server.engine.running == 1)  # beside it there is no room for a drawing, which takes two rows
+        streams.append(client.images.generate(model="tiny", prompt="a dog", stream=True))
         with pytest.raises(openai.RateLimitError, match="1 requests are waiting") as error:
             _chat(server, about("hi"))
         assert int(error.value.response.headers["retry-after"]) > 0 and error.value.code == "queue_full"
