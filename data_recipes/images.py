@@ -20,7 +20,7 @@ from PIL import Image
 from tokenizer.transform import load_image, read_image
 
 from .files import decode, plain_name, read_lines, read_text, walk
-from .scenes import SIZE, Scene, Thing, World, captions
+from .scenes.world import SIZE, Scene, Thing, World, captions
 from .shards import Shards, Shuffled
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")

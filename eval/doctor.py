@@ -22,7 +22,7 @@ from mllm.decode.stream import Stream
 from mllm.fast import pick_kernels
 from mllm.folders import find_model
 
-from .image_metrics import psnr
+from .images.similarity import psnr
 
 PROMPT, QUESTION = "a photo of a red car", "what is this?"
 TOLERANCE = 1e-3  # of hidden states, relative to the largest; float32 leaves 1e-5

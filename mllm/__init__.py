@@ -12,7 +12,7 @@ from .config import MllmConfig
 from .decode.run import generate_images, generate_text, generate_texts
 from .decode.sampling import DrawingOptions
 from .model import MllmForConditionalGeneration
-from .processor import MllmProcessor
+from .text.processor import MllmProcessor
 
 AutoConfig.register("mllm", MllmConfig, exist_ok=True)
 AutoModel.register(MllmConfig, MllmForConditionalGeneration, exist_ok=True)

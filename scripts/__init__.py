@@ -2,6 +2,6 @@
 
 import os
 
-from ._threads import settle
+from scripts._threads import settle
 
 settle(os.environ)

@@ -16,18 +16,18 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
-from data_recipes.scenes import World
+from data_recipes.scenes.world import World
 from mllm import Mllm
-from mllm.templates import Sample
+from mllm.text.templates import Sample
 from tokenizer.transform import to_pixels
-from training.config import MixConfig, TrainConfig, load_config
-from training.data import answering_sample, drawing_sample, scene_seed
-from training.device import pick_device
-from training.engine import TorchEngine
-from training.metrics import peak_memory
-from training.mixture import divide
-from training.train import PADDED_TO, build_model, prepare
-from training.update import train_step
+from training.data.mixture import divide
+from training.data.scene_samples import answering_sample, drawing_sample, scene_seed
+from training.lm.train import PADDED_TO, build_model, prepare
+from training.lm.update import train_step
+from training.run.backends import TorchEngine
+from training.run.device import pick_device
+from training.run.metrics import peak_memory
+from training.run.recipe import MixConfig, TrainConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE, RANKS_RECIPE = ROOT / "training" / "stages" / "mixed.yaml", ROOT / "data_recipes" / "debug.yaml"

@@ -28,7 +28,7 @@ def main(folder: str, first: str, form: str) -> None:
     from safetensors.torch import load_file
 
     from mllm import Mllm, Processor  # noqa: F401 - their imports are no part of loading
-    from training.metrics import peak_memory
+    from training.run.metrics import peak_memory
 
     start_gb = resident_gb()
     load(first, form)

@@ -11,10 +11,10 @@ from torch import nn
 
 from tokenizer.quantizer import MultiCodebookQuantizer, Quantized
 from tokenizer.vitamin import UpConv
-from training.config import OptimConfig, RunConfig, TokenizerLossConfig, TokenizerTrainConfig
-from training.tokenizer_data import ImageBatch
-from training.tokenizer_losses import tokenizer_losses
-from training.tokenizer_train import Learner
+from training.image_tokenizer.data import ImageBatch
+from training.image_tokenizer.losses import tokenizer_losses
+from training.image_tokenizer.train import Learner
+from training.run.recipe import OptimConfig, RunConfig, TokenizerLossConfig, TokenizerTrainConfig
 
 LOSSES = TokenizerLossConfig(l1=0.2, l2=1.0, quantizer=1.0, contrastive=1.0)
 

@@ -12,7 +12,7 @@ from scripts._errors import stop_at_once
 from scripts._files import check_folder
 
 if TYPE_CHECKING:
-    from eval.image_pieces import Images, Result
+    from eval.images.image_pieces import Images, Result
 
 
 def add_image_options(parser: argparse.ArgumentParser, out: str) -> None:
@@ -37,8 +37,8 @@ def choose_images(args: argparse.Namespace, skill: str | None = None) -> Images:
     check_folder(args.out)
     with stop_at_once():
         from data_recipes.images import SCENES, open_images
-        from eval.drawing import spread
-        from eval.image_pieces import Images
+        from eval.geneval.drawing import spread
+        from eval.images.image_pieces import Images
 
         data = args.data[0] if len(args.data) == 1 else args.data
         if data == SCENES and args.limit is None:
@@ -61,7 +61,7 @@ def report(
     from rich.table import Table
 
     from eval.pieces import write_json
-    from eval.scenes import flatten
+    from eval.scenes.suite import flatten
 
     if result is None:
         print("this process has done its share; the one that ends last prints the numbers")

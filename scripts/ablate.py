@@ -92,7 +92,7 @@ def prepare(folder: Path, crops: int, size: int) -> None:
     import skimage
 
     from data_recipes.images import Scenes
-    from data_recipes.scenes import CLASSES
+    from data_recipes.scenes.world import CLASSES
 
     (folder / "photos").mkdir(parents=True, exist_ok=True)
     source = Path(skimage.__file__).parent / "data"
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     with stop_at_once():
         from rich.progress import Progress
 
-        from training.config import AblationConfig, TokenizerTrainConfig, load_config
+        from training.run.recipe import AblationConfig, TokenizerTrainConfig, load_config
 
         ablation = load_config(AblationConfig, args.recipe)
     runs, configs = [], []

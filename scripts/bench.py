@@ -83,7 +83,7 @@ from scripts._files import finished
 from scripts._load import load_image_tokenizer, load_model
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 from tokenizer.transform import to_images
-from training.metrics import peak_memory
+from training.run.metrics import peak_memory
 
 # Width and layers; "7b-layers" is two of a 7B model's, to fit anywhere.
 BACKBONES = {"tiny": (64, 2), "w320": (320, 6), "w576": (576, 30), "w2048": (2048, 16)}

@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     with stop_at_once():
         from transformers.utils import logging
 
-        from mllm import convert as mllm
-        from tokenizer import convert as unitok
+        from mllm import unitok_mllm as mllm
+        from tokenizer import unitok
     logging.set_verbosity_error()
     causal, lines = args.projection == "causal", []
     with finished_folder(args.out) as out, _bar() as progress:

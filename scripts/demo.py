@@ -104,7 +104,7 @@ class Report:
 
 def make_examples(seed: int) -> list[Example]:
     """A held-out scene of each skill, and questions about it."""
-    from data_recipes.scenes import SKILLS, World, questions
+    from data_recipes.scenes.world import SKILLS, World, questions
 
     world, examples = World(), []
     for number, skill in enumerate(SKILLS, 1):

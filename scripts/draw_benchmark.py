@@ -22,7 +22,7 @@ from scripts._load import CFG_SCALE, DRAWING_TEMPERATURE, check_sampling, load_m
 
 # torch and transformers are imported inside functions: --help should not wait for them.
 if TYPE_CHECKING:
-    from eval.drawing import Picture, Settings
+    from eval.geneval.drawing import Picture, Settings
 
 IMAGES_PER_PROMPT = {"dpg": 4, "genai": 1, "mjhq": 1}
 SCORERS = {
@@ -52,13 +52,13 @@ def settings_of(args: argparse.Namespace, images_per_prompt: int) -> Settings:
     sampling = {name: getattr(args, name) for name in ("cfg_scale", "temperature", "top_k", "top_p", "candidates")}
     check_sampling(args.seed, **sampling)
     with stop_at_once():
-        from eval.drawing import Settings
+        from eval.geneval.drawing import Settings
     return Settings(args.limit, images_per_prompt, args.seed, batch_size=args.batch_size, **sampling)
 
 
 def draw_all(name: str, out: Path, pictures: list[Picture], settings: Settings) -> int:
     """Draw this process's share of what is missing. -> pixels of an image's side."""
-    from eval.drawing import draw, identity
+    from eval.geneval.drawing import draw, identity
     from eval.pieces import claim
 
     model, processor = load_model(name)
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     settings = settings_of(args, IMAGES_PER_PROMPT[args.benchmark])
     with stop_at_once():
-        from eval.drawing import PLANS
+        from eval.geneval.drawing import PLANS
     side = draw_all(args.model, args.out, PLANS[args.benchmark](args.prompts, settings), settings)
     print(f"score: {SCORERS[args.benchmark].format(out=args.out, side=side)}")
 

@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     with stop_at_once():
         from transformers.utils import logging
 
-        from eval.lmms import evaluate_lmms
+        from eval.lmms.run_tasks import evaluate_lmms
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()

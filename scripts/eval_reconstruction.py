@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     images = choose_images(args)
     with stop_at_once():
-        from eval.distribution import efficientnet, inception
-        from eval.reconstruction import evaluate_reconstruction, load_judges
+        from eval.images.distribution import efficientnet, inception
+        from eval.images.reconstruction import evaluate_reconstruction, load_judges
 
         judges = load_judges(inception(args.inception) if args.inception else efficientnet(), args.lpips)
     image_tokenizer = load_image_tokenizer(args.model)

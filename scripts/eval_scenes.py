@@ -20,7 +20,7 @@ from scripts.geneval import SCENES_DETECTOR
 
 # torch and transformers are imported inside functions: --help should not wait for them.
 if TYPE_CHECKING:
-    from eval.scenes import Line, Subject
+    from eval.scenes.suite import Line, Subject
 
 DRAWN = {
     "model": "drawn",
@@ -34,7 +34,7 @@ def print_report(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from eval.scenes import report
+    from eval.scenes.suite import report
 
     table = Table("", "value", "goal", "")
     for line in report(results):
@@ -60,7 +60,7 @@ def mark(line: Line) -> str:
 def write_results(file: Path, subject: Subject, results: dict[str, Any], argv: list[str] | None) -> None:
     """Everything that is needed to tell how the numbers came about."""
     from eval.pieces import write_json
-    from eval.scenes import report
+    from eval.scenes.suite import report
 
     content = {
         **about("eval_scenes", argv),
@@ -82,8 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     settings = settings_of(args, args.images_per_prompt)
     with stop_at_once():
-        from eval.detector import Detector
-        from eval.scenes import Subject, evaluate_scenes
+        from eval.scenes.detector import Detector
+        from eval.scenes.suite import Subject, evaluate_scenes
 
         detector = Detector.from_pretrained(args.detector)
     subject = Subject(args.model, *load_model(args.model, args.quantize), detector)

@@ -23,7 +23,7 @@ from scripts._load import load_image_tokenizer
 
 # torch and transformers are imported inside functions: --help should not wait for them.
 if TYPE_CHECKING:
-    from eval.zero_shot import Classes
+    from eval.images.zero_shot import Classes
 
 
 def choose_classes(args: argparse.Namespace) -> Classes:
@@ -31,7 +31,7 @@ def choose_classes(args: argparse.Namespace) -> Classes:
     if args.imagenet and args.classes or args.templates and not args.classes:
         raise ValueError("give --classes and perhaps --templates, or --imagenet alone, which has templates of its own")
     with stop_at_once():
-        from eval.zero_shot import imagenet_classes, read_classes, scene_classes
+        from eval.images.zero_shot import imagenet_classes, read_classes, scene_classes
 
         if args.imagenet:
             return imagenet_classes()
@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     images = choose_images(args, skill="single_object")
     image_tokenizer = load_image_tokenizer(args.model)
     with stop_at_once():
+        from eval.images.zero_shot import evaluate_zero_shot, load_text_reader
         from eval.pieces import digest
-        from eval.zero_shot import evaluate_zero_shot, load_text_reader
         from mllm.folders import find_model
 
         read_texts = load_text_reader(image_tokenizer.config, args.text_tokenizer or find_model(args.model))

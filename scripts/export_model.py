@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     args = parser.parse_args(argv)
     with stop_at_once():
-        from training.export import export_model
+        from training.lm.export import export_model
     export_model(args.model, args.out, args.runs, args.image_tokenizer)
 
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 def of_scenes(image_tokenizer: ImageTokenizer, args: argparse.Namespace) -> None:
-    """Files of codes, as training/data.py reads them."""
-    from training.config import ScenesConfig
-    from training.data import CHUNK, extract_codes
+    """Files of codes, as training/data/scene_samples.py reads them."""
+    from training.data.scene_samples import CHUNK, extract_codes
+    from training.run.recipe import ScenesConfig
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     chunks = range(rank, -(-args.scenes // CHUNK), world)
@@ -50,7 +50,7 @@ def of_shards(image_tokenizer: ImageTokenizer, args: argparse.Namespace) -> None
         from mllm import Processor
         from mllm.folders import find_model
         from scripts._shards import write_shards
-        from training.shard_codes import ShardEncoder
+        from training.data.shard_codes import ShardEncoder
     shards = Shards(args.shards)
     names = [url.rpartition("/")[2] for url in shards.urls]
     twice = [name for name in names if names.count(name) > 1]

@@ -31,7 +31,7 @@ SCENES_DETECTOR = ROOT / "checkpoints/scenes/detector"
 def generate(args: argparse.Namespace, argv: list[str] | None) -> None:
     settings = settings_of(args, args.images_per_prompt)
     with stop_at_once():
-        from eval.drawing import plan_geneval, save_grids
+        from eval.geneval.drawing import plan_geneval, save_grids
     pictures = plan_geneval(args.prompts, settings)
     draw_all(args.model, args.out, pictures, settings)
     save_grids(args.out, pictures)
@@ -40,7 +40,9 @@ def generate(args: argparse.Namespace, argv: list[str] | None) -> None:
 def load_detector(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[str, str]]:
     """-> the detector, the things it knows, and what names it in the results."""
     with stop_at_once():
-        from eval import clip, detector, hf_detector
+        from eval.geneval import hf_detector
+        from eval.images import clip
+        from eval.scenes import detector
         from tokenizer.weights import weights_hash
 
         if args.detector == "scenes":
@@ -55,8 +57,8 @@ def load_detector(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
 
 def score(args: argparse.Namespace, argv: list[str] | None) -> None:
     with stop_at_once():
-        from eval.geneval import read_drawings, report, score_folder
-        from eval.geneval_page import failures_page
+        from eval.geneval.page import failures_page
+        from eval.geneval.rules import read_drawings, report, score_folder
         from eval.pieces import digest, write_json, write_whole
     prompts = read_drawings(args.folder, args.images_per_prompt)  # refused before a detector is loaded
     detector, known, label = load_detector(args)

@@ -39,7 +39,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def add_distances(args: argparse.Namespace, cache: Path, result: dict[str, Any]) -> bool:
     """Into `result`; False while other processes are still at work."""
-    from eval import distribution
+    from eval.images import distribution
 
     extractor = distribution.inception(args.inception) if args.inception else distribution.efficientnet()
     images = distribution.folder_features(distribution.image_files(args.images), extractor, cache)
@@ -65,8 +65,8 @@ def add_distances(args: argparse.Namespace, cache: Path, result: dict[str, Any])
 
 def add_clip_score(args: argparse.Namespace, cache: Path, result: dict[str, Any]) -> bool:
     """Into `result`; False while other processes are still at work."""
-    from eval.clip import Clip
-    from eval.distribution import clip_score, read_prompts
+    from eval.images.clip import Clip
+    from eval.images.distribution import clip_score, read_prompts
     from tokenizer.weights import weights_hash
 
     prompts, clip = read_prompts(args.images, args.prompts), Clip.from_pretrained(args.clip)

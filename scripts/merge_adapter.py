@@ -25,10 +25,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check_folder(args.out)
     with stop_at_once():
-        from training.build import build_model, weights_to_save
-        from training.config import ModelConfig, load_config
-        from training.lora import load_adapter
-        from training.values import leaves
+        from training.lm.build import build_model, weights_to_save
+        from training.lm.lora import load_adapter
+        from training.run.recipe import ModelConfig, load_config
+        from training.run.values import leaves
     recipe = args.adapter / "model.yaml"
     before, config = load_config(ModelConfig, recipe), load_config(ModelConfig, recipe, args.overrides)
     now = dict(leaves(asdict(config)))

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--out {args.out}: the name must end in {' or '.join(WRITERS)}")
     check_folder(args.out.parent)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    from training import report
+    from training.run import plots as report
 
     getattr(report, WRITERS[args.out.suffix])(args.run, args.out)
 

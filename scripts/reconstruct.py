@@ -63,7 +63,7 @@ def plan(paths: Sequence[Path], short_side: int | None) -> list[Job]:
 
 def fitting_size(path: Path, size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
     """The (width, height) to reconstruct at: nearest multiples of 16. Raises ValueError for too small and too big."""
-    from tokenizer.config import STRIDE
+    from tokenizer.sizes import STRIDE
 
     if short_side is None and min(size) < STRIDE:
         raise ValueError(f"{path} has {size[0]} x {size[1]} pixels, each side needs {STRIDE}: enlarge it with --size")
@@ -79,7 +79,7 @@ def fitting_size(path: Path, size: tuple[int, int], short_side: int | None) -> t
 
 def check_short_side(short_side: int | None) -> None:
     with stop_at_once():
-        from tokenizer.config import STRIDE
+        from tokenizer.sizes import STRIDE
     if short_side is not None and (short_side < STRIDE or short_side % STRIDE):
         raise ValueError(f"--size {short_side} is not a positive multiple of {STRIDE}")
 
@@ -99,7 +99,7 @@ def reconstruct(image_tokenizer: ImageTokenizer, image: Image.Image) -> Image.Im
     import numpy as np
     import torch
 
-    from tokenizer.config import STRIDE
+    from tokenizer.sizes import STRIDE
 
     pixels_3HW = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(127.5).sub(1.0)
     codes_NLK = image_tokenizer.encode(pixels_3HW[None])
@@ -110,7 +110,7 @@ def run(image_tokenizer: ImageTokenizer, job: Job, out: Path) -> dict[str, Any]:
     """Writes the pair of images; -> the record of metrics.json."""
     from PIL import Image
 
-    from eval.image_metrics import psnr, ssim
+    from eval.images.similarity import psnr, ssim
     from tokenizer.transform import load_image
 
     original = load_image(job.path)

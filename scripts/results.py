@@ -19,7 +19,7 @@ from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import save_text
 
 if TYPE_CHECKING:
-    from eval.scenes import Line
+    from eval.scenes.suite import Line
 
 ROOT = Path(__file__).resolve().parent.parent
 README_RESULTS = ROOT / "checkpoints/scenes/results.json"
@@ -82,7 +82,7 @@ def read_results(file: Path) -> dict[str, Any]:
 
 def lines_of(content: dict[str, Any]) -> list[Line]:
     """All its numbers, with dotted names and, where there are such, goals."""
-    from eval.scenes import compare, flatten
+    from eval.scenes.suite import compare, flatten
 
     scores = content.get("scores") or {part: result["scores"] for part, result in content["parts"].items()}
     return [compare(*line) for name, value in scores.items() for line in flatten(name, value)]

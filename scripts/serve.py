@@ -42,7 +42,7 @@ def read_key(file: Path | None) -> str | None:
 
 def example_images() -> list[Image.Image]:
     """A few held-out scenes; none where their font is missing."""
-    from data_recipes.scenes import SKILLS, World
+    from data_recipes.scenes.world import SKILLS, World
 
     try:
         world = World()

@@ -19,8 +19,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--local_rank", help=SUPPRESS)  # the deepspeed launcher adds it; torch reads the environment
     args = parser.parse_args(argv)
     with stop_at_once():
-        from training.config import TrainConfig, load_config
-        from training.train import train
+        from training.lm.train import train
+        from training.run.recipe import TrainConfig, load_config
     print(train(load_config(TrainConfig, args.recipe, args.overrides)))
 
 

@@ -22,13 +22,13 @@ from PIL import Image, ImageEnhance, ImageFilter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
-from data_recipes.scenes import CLASSES, COLORS, GENEVAL, SPLITS, Scene, World, expressible
-from eval.detector import Detector, DetectorConfig, Prediction
-from eval.geneval import judge_images, load_records, summary
+from data_recipes.scenes.world import CLASSES, COLORS, GENEVAL, SPLITS, Scene, World, expressible
+from eval.geneval.rules import judge_images, load_records, summary
+from eval.scenes.detector import Detector, DetectorConfig, Prediction
 from scripts._errors import Parser, cli
 from scripts._files import check_folder
-from training.metrics import StopSignal, ignore_stop_signals
-from training.run_folder import locked
+from training.run.folder import locked
+from training.run.metrics import StopSignal, ignore_stop_signals
 
 BATCH = 32
 LEARNING_RATE, WARMUP, WEIGHT_DECAY = 2e-3, 100, 0.02
@@ -44,7 +44,7 @@ CHECKPOINT = "training.pt"
 
 
 class Targets(NamedTuple):
-    """What every cell should say; the layouts follow eval.detector.Prediction."""
+    """What every cell should say; the layouts follow eval.scenes.detector.Prediction."""
 
     classes: torch.Tensor  # [G, G], C for background, SKIP
     sides: torch.Tensor  # [4, G, G]

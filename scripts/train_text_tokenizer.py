@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vocab-size", type=int, default=768, help="pieces, 256 bytes included (default: %(default)s)")
     args = parser.parse_args(argv)
     with stop_at_once():
-        from training.text_tokenizer import train_text_tokenizer
+        from training.lm.text_tokenizer import train_text_tokenizer
     train_text_tokenizer(args.out, args.vocab_size)
 
 

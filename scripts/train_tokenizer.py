@@ -15,8 +15,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--local_rank", help=SUPPRESS)  # the deepspeed launcher adds it; torch reads the environment
     args = parser.parse_args(argv)
     with stop_at_once():
-        from training.config import TokenizerTrainConfig, load_config
-        from training.tokenizer_train import train_tokenizer
+        from training.image_tokenizer.train import train_tokenizer
+        from training.run.recipe import TokenizerTrainConfig, load_config
     print(train_tokenizer(load_config(TokenizerTrainConfig, args.recipe, args.overrides)))
 
 

@@ -23,7 +23,7 @@ from scripts._load import load_model
 # torch is imported inside functions: --help should not wait for it.
 if TYPE_CHECKING:
     from mllm import Processor
-    from mllm.processor import Sample
+    from mllm.text.processor import Sample
 
 
 @dataclass
@@ -86,8 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     model, processor = load_model(args.model)
     with stop_at_once():
         from eval.pieces import watch
-        from training.mixture import ImageForm, MessageShards
-        from training.preview import preview_page
+        from training.data.mixture import ImageForm, MessageShards
+        from training.lm.sequences import preview_page
     form = ImageForm(model.image_tokenizer, processor.preparation)
     max_length = args.max_length or model.config.text_config.max_position_embeddings
     source = MessageShards(args.shards, processor, form, max_length)

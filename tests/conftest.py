@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mllm import Mllm, MllmConfig, Processor
 from tokenizer import SIZES
-from training.text_tokenizer import train_text_tokenizer
+from training.lm.text_tokenizer import train_text_tokenizer
 
 BACKBONE = {
     "model_type": "llama",

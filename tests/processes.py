@@ -11,7 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["training.train", "deepspeed"])
+CONTEXT.set_forkserver_preload(["training.lm.train", "deepspeed"])
 ROOT = Path(__file__).parents[1]
 HANGS = 900  # seconds; what takes longer, on however busy a machine, waits for a rank that does not come
 

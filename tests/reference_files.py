@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tests.golden_data import filled, llama_tokenizer, reference_shapes
 
-# For `tokenizer.convert.VITAMIN`.
+# For `tokenizer.unitok.VITAMIN`.
 VITAMIN_TINY = {"conv_widths": (8, 16), "width": 32, "depth": 2, "heads": 2}
 ARGS = OrderedDict(
     model="vitamin_tiny",

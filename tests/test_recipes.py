@@ -9,8 +9,8 @@ from typing import get_args, get_type_hints
 import pytest
 
 from tokenizer.quantizer import QuantizerOptions
-from training.config import AblationConfig, TokenizerTrainConfig, TrainConfig, load_config
-from training.values import ALLOWED, Interval
+from training.run.recipe import AblationConfig, TokenizerTrainConfig, TrainConfig, load_config
+from training.run.values import ALLOWED, Interval
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(

@@ -1,6 +1,6 @@
 """Images to codes and back: the UniTok image tokenizer (arXiv 2502.20321)."""
 
-from .config import SIZES, ImageTokenizerConfig
 from .image_tokenizer import ImageTokenizer
+from .sizes import SIZES, ImageTokenizerConfig
 
 __all__ = ["SIZES", "ImageTokenizer", "ImageTokenizerConfig"]

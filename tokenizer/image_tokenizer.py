@@ -16,9 +16,9 @@ from PIL import Image
 from torch import nn
 from transformers.utils import torch_compilable_check
 
-from .config import STRIDE, ImageTokenizerConfig
 from .projection import PROJECTIONS
 from .quantizer import UNITOK, MultiCodebookQuantizer, Quantized, QuantizerOptions
+from .sizes import STRIDE, ImageTokenizerConfig
 from .text_tower import TextTower
 from .transform import load_image, to_images, to_pixels
 from .vitamin import Decoder, Encoder

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .convert import compare
+from .unitok import compare
 
 GIVE_CODES = ("encoder.", "quant_proj.", "quantizer.")  # the parts of an image tokenizer from pixels to codes
 

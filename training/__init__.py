@@ -1,5 +1,5 @@
 """Recipes to checkpoints: the image tokenizer's and the language model's training."""
 
-from .config import TokenizerTrainConfig, TrainConfig, load_config
+from .run.recipe import TokenizerTrainConfig, TrainConfig, load_config
 
 __all__ = ["TokenizerTrainConfig", "TrainConfig", "load_config"]

@@ -10,8 +10,8 @@ import torch
 
 from ..fast import Kernels, pick_kernels
 from ..model import MllmForConditionalGeneration
-from ..processor import MllmProcessor
-from ..templates import Sample
+from ..text.processor import MllmProcessor
+from ..text.templates import Sample
 from .program import Feed, Track, Want, Write
 from .sampling import CODE_CONTEXTS, NONE, NotFinite, Picker, may_ask
 from .stream import Stream

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ..model import MllmForConditionalGeneration
-from ..processor import MllmProcessor
+from ..text.processor import MllmProcessor
 from .batch import Batch
 from .program import Piece, Program, Request, Track
 

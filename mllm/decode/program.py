@@ -16,8 +16,8 @@ from PIL import Image
 
 from ..codes import CodebookEmbedding
 from ..model import MllmForConditionalGeneration
-from ..processor import MllmProcessor, as_codes
-from ..templates import Sample
+from ..text.processor import MllmProcessor, as_codes
+from ..text.templates import Sample
 from .rerank import best, check_readable
 from .sampling import DrawingOptions, Sampling, check_chosen
 from .stream import check_length

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 
 from ..model import MllmForConditionalGeneration
-from ..processor import MllmProcessor
+from ..text.processor import MllmProcessor
 from .sampling import NotFinite
 from .stream import check_length
 
-ASKED_FOR_PROMPT = "write a prompt for this picture."  # recipes teach the answers, see training/data.py
+ASKED_FOR_PROMPT = "write a prompt for this picture."  # recipes teach the answers, see training/data/scene_samples.py
 
 
 @torch.no_grad()

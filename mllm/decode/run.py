@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from ..model import MllmForConditionalGeneration
-from ..processor import MllmProcessor
-from ..templates import IGNORED, Sample
+from ..text.processor import MllmProcessor
+from ..text.templates import IGNORED, Sample
 from .batch import Batch
 from .program import (
     Chat,
@@ -21,7 +21,6 @@ from .program import (
     Piece,
     Preview,
     Program,
-    Request,
     Track,
     check_code_context,
     draw_steps,

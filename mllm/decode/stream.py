@@ -12,8 +12,8 @@ from transformers import Cache, DynamicCache
 
 from ..fast import Kernels, pick_kernels
 from ..model import CACHE, MllmForConditionalGeneration
-from ..processor import MllmProcessor
-from ..templates import Sample
+from ..text.processor import MllmProcessor
+from ..text.templates import Sample
 
 
 class KeyValues(Cache):

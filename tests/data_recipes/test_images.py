@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_recipes.images import Folder, Scenes, ShardImages, crop_around, open_images
-from data_recipes.scenes import CLASSES, COLORS, SKILLS, is_held_out
+from data_recipes.scenes.world import CLASSES, COLORS, SKILLS, is_held_out
 from tests.shard_files import write_tar
 
 

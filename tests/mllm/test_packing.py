@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mllm import Mllm, Processor
-from mllm.processor import Batch, pack_rows
-from mllm.templates import Sample
+from mllm.text.processor import Batch, pack_rows
+from mllm.text.templates import Sample
 
 
 def _samples(processor: Processor) -> list[Sample]:

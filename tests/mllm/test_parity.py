@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from mllm import Mllm, MllmConfig, Processor
-from mllm.convert import unitok_mllm_layout
 from mllm.decode.sampling import Picker, Sampling
 from mllm.decode.stream import Stream
 from mllm.fast import pick_kernels
-from mllm.processor import Batch
-from mllm.templates import Sample
+from mllm.text.processor import Batch
+from mllm.text.templates import Sample
+from mllm.unitok_mllm import unitok_mllm_layout
 from tests.golden_data import assert_reproduced, filled, golden, gradients, llama_tokenizer, make_codes
 from tokenizer import ImageTokenizerConfig
-from tokenizer.convert import reference_shapes, to_ours, to_reference
+from tokenizer.unitok import reference_shapes, to_ours, to_reference
 
 # The image tokenizer's networks play no part here; its widths size the code embedding.
 TOKENIZER = ImageTokenizerConfig(

@@ -21,7 +21,7 @@ from mllm import Mllm, MllmConfig, MllmProcessor, Processor, generate_images, ge
 from mllm.codes import CODE_EMBEDDINGS
 from mllm.folders import SHIPPED
 from mllm.model import CACHE
-from mllm.templates import TEMPLATES
+from mllm.text.templates import TEMPLATES
 from tests.golden_data import llama_tokenizer
 
 PICTURES = [

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from mllm import Mllm, MllmConfig, MllmProcessor
 from tokenizer import SIZES
-from training.text_tokenizer import train_text_tokenizer
+from training.lm.text_tokenizer import train_text_tokenizer
 
 B, T, L, IMAGE = 7, 12, 4, 5
 

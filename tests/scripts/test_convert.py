@@ -20,8 +20,7 @@ from tests.reference_files import (
     write_unitok_mllm,
 )
 from tests.scripts.test_errors import ROOT, wait_for
-from tokenizer import ImageTokenizer
-from tokenizer import convert as unitok
+from tokenizer import ImageTokenizer, unitok
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +133,10 @@ HALTED = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from rich.progress import Progress
-from mllm import convert
+from mllm import unitok_mllm
 from scripts._errors import cli
 from scripts.convert import main
-convert.SHARD = "100KB"
+unitok_mllm.SHARD = "100KB"
 Progress.update = lambda bar, task, completed, total: time.sleep(600 if completed else 0)
 cli(main, sys.argv[1:])
 """

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import mllm
-from data_recipes.scenes import World
+from data_recipes.scenes.world import World
 from scripts import demo
 from scripts.demo import PROMPTS, Asked, Example, main, make_examples, make_page
 
@@ -14,7 +14,7 @@ from scripts.demo import PROMPTS, Asked, Example, main, make_examples, make_page
 @pytest.fixture(autouse=True)
 def shapes(monkeypatch):
     """The world without the emoji font."""
-    monkeypatch.setattr("data_recipes.scenes.World", lambda: World("shapes"))
+    monkeypatch.setattr("data_recipes.scenes.world.World", lambda: World("shapes"))
 
 
 def test_demo_prints_and_writes_a_page(run, tiny_folder, tmp_path):

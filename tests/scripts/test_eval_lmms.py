@@ -8,7 +8,7 @@ from importlib.metadata import version
 import lmms_eval.evaluator
 import pytest
 
-from data_recipes.scenes import World
+from data_recipes.scenes.world import World
 from scripts.eval_lmms import main
 from scripts.results import find_files, results_page
 
@@ -16,7 +16,7 @@ from scripts.results import find_files, results_page
 @pytest.fixture(autouse=True)
 def shapes(monkeypatch):
     """The world without the emoji font."""
-    monkeypatch.setattr("data_recipes.scenes.World", lambda _="", size=128: World("shapes", size))
+    monkeypatch.setattr("data_recipes.scenes.world.World", lambda _="", size=128: World("shapes", size))
 
 
 def test_scores_are_printed_and_written(run, tiny_folder, tmp_path):

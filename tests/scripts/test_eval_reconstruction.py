@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from eval import image_pieces
+from eval.images import image_pieces
 from scripts.eval_reconstruction import main
 from scripts.results import read_results, section
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_recipes.scenes import World
+from data_recipes.scenes.world import World
 from scripts.eval_zero_shot import main
 from scripts.results import read_results
 from tests.shard_files import write_tar

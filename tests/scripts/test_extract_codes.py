@@ -15,7 +15,7 @@ from data_recipes.shards import Shards
 from scripts.extract_codes import main
 from tests.shard_files import IMAGE, png, talk, text, write_shard
 from tokenizer.weights import codes_hash
-from training.mixture import ImageForm
+from training.data.mixture import ImageForm
 
 
 def picture(place: int) -> tuple[str, bytes]:
@@ -70,7 +70,7 @@ def test_it_resumes_and_processes_share_the_shards(run, tiny_folder, shards, tmp
 
 
 def test_scenes(run, tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.data.CHUNK", 32)
+    monkeypatch.setattr("training.data.scene_samples.CHUNK", 32)
     options = ["--scenes", 33, "--artwork", "shapes", "--out", tmp_path / "codes"]
     ended = run(main, "--image-tokenizer", tiny_folder, *options)
     assert ended.status == 0, ended.err

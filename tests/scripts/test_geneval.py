@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_recipes.scenes import CLASSES, COLORS
-from eval.detector import Detector, DetectorConfig
+from data_recipes.scenes.world import CLASSES, COLORS
+from eval.scenes.detector import Detector, DetectorConfig
 from scripts import draw_benchmark
 from scripts.geneval import PROMPTS, main
 from scripts.results import find_files, results_page

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eval.drawing import save
+from eval.geneval.drawing import save
 from scripts.image_metrics import main
 from scripts.results import find_files, results_page
 from tests.tiny_networks import save_clip

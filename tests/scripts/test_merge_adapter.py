@@ -7,7 +7,8 @@ import torch
 
 from mllm import Mllm, Processor
 from scripts.merge_adapter import main
-from training.config import (
+from training.lm.train import train
+from training.run.recipe import (
     LoraConfig,
     MixConfig,
     MixtureConfig,
@@ -17,7 +18,6 @@ from training.config import (
     SourceConfig,
     TrainConfig,
 )
-from training.train import train
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from eval.image_metrics import psnr, ssim
+from eval.images.similarity import psnr, ssim
 from scripts import reconstruct
 from scripts.reconstruct import main
 from tokenizer import SIZES, ImageTokenizer

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.golden_data import assert_reproduced, filled, golden, gradients, make_images, make_texts, reference_shapes
-from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig, convert
+from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig, unitok
 from tokenizer.quantizer import QuantizerOptions
-from training.codebook_use import count_codes
-from training.config import TokenizerLossConfig
-from training.tokenizer_losses import tokenizer_losses
+from training.image_tokenizer.codebook_use import count_codes
+from training.image_tokenizer.losses import tokenizer_losses
+from training.run.recipe import TokenizerLossConfig
 
 SMALL = ImageTokenizerConfig(
     conv_widths=(64, 128),
@@ -63,10 +63,10 @@ def case(request) -> Case:
     name, causal = request.param
     config, seed, batch = CASES[name]
     config = replace(config, causal=causal)
-    layout = convert.unitok_layout(config)
-    weights = {name: filled(name, shape) for name, shape in convert.reference_shapes(layout).items()}
+    layout = unitok.unitok_layout(config)
+    weights = {name: filled(name, shape) for name, shape in unitok.reference_shapes(layout).items()}
     model = ImageTokenizer(config).eval()
-    model.load_state_dict(convert.to_ours(layout, weights))
+    model.load_state_dict(unitok.to_ours(layout, weights))
     dropped = {name: weights[name] for entry in layout.values() for name in entry.dropped}
     stored = golden(f"{name}/causal/" if causal else f"{name}/")
     return Case(model, dropped, make_images(seed, batch), make_texts(seed + 1, batch), stored)
@@ -145,8 +145,8 @@ def test_a_training_step(case):
     }
     if has_gradient:
         losses["loss"].backward()
-        layout = convert.unitok_layout(model.config)
-        of = convert.to_reference(layout, {name: p.grad for name, p in model.named_parameters()}, case.dropped)
+        layout = unitok.unitok_layout(model.config)
+        of = unitok.to_reference(layout, {name: p.grad for name, p in model.named_parameters()}, case.dropped)
         names = [name.removeprefix("grad_norm/") for name in stored if name.startswith("grad_norm/")]
         ours |= {"train_total_loss": losses["loss"], **gradients(of, names, rows=64)}
     assert_reproduced(ours, stored)
@@ -168,5 +168,5 @@ def _shares(codes: torch.Tensor, codebook_size: int) -> torch.Tensor:
 
 
 def test_every_tensor_of_the_released_checkpoint_has_its_place():
-    ours = convert.reference_shapes(convert.unitok_layout(SIZES["unitok-large"]))
+    ours = unitok.reference_shapes(unitok.unitok_layout(SIZES["unitok-large"]))
     assert {name: list(shape) for name, shape in ours.items()} == reference_shapes("state_dict_unitok_large")

@@ -198,7 +198,7 @@ def test_errors_are_told(start, tiny_model, open_page):
 @pytest.mark.slow
 def test_the_shipped_model_on_the_page(open_page, tmp_path):
     """What it draws there is what was asked for, says the scenes detector; and it knows an example image."""
-    from eval.detector import Detector
+    from eval.scenes.detector import Detector
 
     model, processor = Mllm.from_pretrained("scenes").eval(), Processor.from_pretrained("scenes")
     detector = Detector.from_pretrained(ROOT / "checkpoints/scenes/detector")

@@ -1,0 +1,1 @@
+"""The scenes world: things on grounds, and the words about them."""

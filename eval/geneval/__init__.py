@@ -1,0 +1,1 @@
+"""GenEval: prompts drawn to its folders, and its rules."""

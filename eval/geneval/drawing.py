@@ -1,0 +1,221 @@
+"""Images for the prompts of a benchmark, in the folder layout that its own scorer reads.
+
+What is there and whole is not drawn again, and processes (torchrun) share the rest, by prompt.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from data_recipes.files import read_text
+from mllm import Mllm, Processor, generate_images
+from mllm.decode.program import start_drawing
+from mllm.decode.sampling import DrawingOptions
+from tokenizer.transform import load_image
+
+from ..pieces import digest, share, watch, write_json, write_whole
+from .rules import NOT_DRAWN, PNG_KEY, load_records
+
+MAX_SEED = 10**11  # times the 10 million below, it still is a seed of torch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`limit`: at most so many scenes and prompts, None for all. The rest is how images are drawn."""
+
+    limit: int | None = None
+    images_per_prompt: int = 4
+    seed: int = 0
+    cfg_scale: float = DrawingOptions.cfg_scale
+    temperature: float = DrawingOptions.temperature
+    top_k: int = 0
+    top_p: float = 1.0
+    candidates: int = 1
+    batch_size: int = 32
+
+    def __post_init__(self):
+        for name in ("images_per_prompt", "batch_size", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed is {self.seed}; it must be 0 to {MAX_SEED:,}")
+
+    @property
+    def sampling(self) -> dict:
+        return {name: getattr(self, name) for name in ("cfg_scale", "temperature", "top_k", "top_p", "candidates")}
+
+    def image_seed(self, record: int, sample: int) -> int:
+        """Of one drawn image: the same whatever the batches, and different for every prompt."""
+        return self.seed * 10_000_000 + record * 1000 + sample
+
+
+class Picture(NamedTuple):
+    """A file to draw. More than one seed: a grid of so many images. `number` is the prompt's, `record` what GenEval
+    knows about it."""
+
+    number: int
+    file: str
+    prompt: str
+    seeds: Sequence[int]
+    record: dict | None = None
+
+
+# ---- layouts
+
+
+def plan_geneval(prompts: Path, settings: Settings) -> list[Picture]:
+    """`00000/samples/0000.png` and so on; github djghosh13/geneval. `prompts` is a file like its
+    evaluation_metadata.jsonl."""
+    records = spread(list(enumerate(load_records(prompts))), settings.limit)
+    return list(geneval_pictures(records, settings))
+
+
+def geneval_pictures(records: Iterable[tuple[int, dict]], settings: Settings) -> Iterator[Picture]:
+    for number, record in records:
+        for sample in range(settings.images_per_prompt):
+            file = f"{number:05d}/samples/{sample:04d}.png"
+            yield Picture(number, file, record["prompt"], [settings.image_seed(number, sample)], record)
+
+
+def plan_dpg(prompts: Path, settings: Settings) -> list[Picture]:
+    """`images/NAME.png`, a prompt's images as one grid; github TencentQQGYLab/ELLA, whose folder dpg_bench/prompts
+    `prompts` is: NAME.txt for each prompt."""
+    texts = {file.stem: read_text(file) for file in sorted(prompts.glob("[!.]*.txt"))}
+    if not texts:
+        raise ValueError(f"{prompts} holds no prompts (*.txt): give the folder dpg_bench/prompts of ELLA")
+    samples = range(settings.images_per_prompt)
+    return [
+        Picture(number, f"images/{name}.png", text, [settings.image_seed(number, sample) for sample in samples])
+        for number, (name, text) in spread(list(enumerate(texts.items())), settings.limit)
+    ]
+
+
+def plan_entries(name: str, prompts: Path, settings: Settings) -> list[Picture]:
+    """One image a prompt, from a JSON file {id: {"prompt": ...}}; `name` may use the entry's other fields, too."""
+    try:
+        entries = json.loads(read_text(prompts))
+        files = {name.format(**entry, id=id): str(entry["prompt"]) for id, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{prompts} is no JSON file with prompts by id, as {name} needs it: {error!r}") from error
+    return [
+        Picture(number, file, prompt, [settings.image_seed(number, 0)])
+        for number, (file, prompt) in spread(list(enumerate(files.items())), settings.limit)
+    ]
+
+
+PLANS = {
+    "geneval": plan_geneval,
+    "dpg": plan_dpg,
+    "genai": partial(plan_entries, "images/{id}.jpeg"),  # github linzhiqiu/t2v_metrics, genai_image.json
+    "mjhq": partial(plan_entries, "images/{category}/{id}.png"),  # MJHQ-30K, meta_data.json
+}
+
+
+def spread(items: Sequence, limit: int | None) -> list:
+    """`limit` of the items, evenly over the whole list."""
+    count = min(limit or len(items), len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+# ---- drawing
+
+
+def identity(model_hash: str, pictures: Sequence[Picture], settings: Settings) -> dict:
+    """What makes two drawn folders comparable, for `claim`."""
+    prompts = {str(picture.number): picture.record or picture.prompt for picture in pictures}
+    return {
+        "model": model_hash,
+        "prompts": len(prompts),
+        "prompts_hash": digest(prompts),
+        "images_per_prompt": settings.images_per_prompt,
+        "seed": settings.seed,
+        **settings.sampling,
+    }
+
+
+def draw(
+    model: Mllm, processor: Processor, folder: Path, pictures: Sequence[Picture], settings: Settings, note: dict
+) -> dict[str, str]:
+    """Draw this process's share of what is missing; `note` goes into every PNG. -> {file: why the model cannot draw
+    it}, of all, which not_drawn.json holds, too."""
+    refused = refusals(model, processor, pictures, settings.candidates)
+    if refused:
+        write_json(folder / NOT_DRAWN, refused)
+    numbers = set(share(sorted({picture.number for picture in pictures})))
+    mine = [picture for picture in pictures if picture.number in numbers]
+    for number, record in {picture.number: picture.record for picture in mine if picture.record}.items():
+        write_whole(folder / f"{number:05d}" / "metadata.jsonl", json.dumps(record) + "\n")
+    missing = [one for one in mine if one.file not in refused and not readable(folder / one.file)]
+    at_once = max(1, settings.batch_size // (settings.candidates * len(mine[0].seeds))) if mine else 1
+    for batch in watch(in_batches(missing, at_once), "drawing"):
+        prompts = [picture.prompt for picture in batch for _ in picture.seeds]
+        seeds = [seed for picture in batch for seed in picture.seeds]
+        images = iter(generate_images(model, processor, prompts, seeds, **settings.sampling))
+        for picture in batch:
+            grid = in_grid([next(images) for _ in picture.seeds])
+            save(folder / picture.file, grid, {"prompt": picture.prompt, "seeds": picture.seeds, **note})
+    return refused
+
+
+def refusals(model: Mllm, processor: Processor, pictures: Sequence[Picture], candidates: int) -> dict[str, str]:
+    """{file: reason} of the prompts that are empty, no Unicode, or longer than the model reads."""
+    refused = {}
+    for picture in pictures:
+        try:
+            start_drawing(model, processor, picture.prompt, candidates)
+        except ValueError as error:
+            refused[picture.file] = str(error)
+    return refused
+
+
+def readable(file: Path) -> bool:
+    try:
+        load_image(file)
+    except ValueError:
+        return False
+    return True
+
+
+def in_grid(images: Sequence[Image.Image]) -> Image.Image:
+    """Two in a row; a single image as it is."""
+    if len(images) == 1:
+        return images[0]
+    width, height = images[0].size
+    grid = Image.new("RGB", (2 * width, -(-len(images) // 2) * height))
+    for place, image in enumerate(images):
+        grid.paste(image, (place % 2 * width, place // 2 * height))
+    return grid
+
+
+def save(file: Path, image: Image.Image, note: dict) -> None:
+    """As PNG with `note` inside, or, for a name that ends so, as JPEG."""
+    data, info = BytesIO(), PngInfo()
+    info.add_text(PNG_KEY, json.dumps(note))
+    if file.suffix == ".jpeg":
+        image.save(data, "JPEG")  # Pillow's usual quality: the benchmark's own script takes it
+    else:
+        image.save(data, "PNG", pnginfo=info)
+    write_whole(file, data.getvalue())
+
+
+def save_grids(folder: Path, pictures: Sequence[Picture]) -> None:
+    """GenEval's grid.png beside the samples of each prompt of this process that has all."""
+    for number in share(sorted({picture.number for picture in pictures})):
+        files = [folder / picture.file for picture in pictures if picture.number == number]
+        grid = files[0].parents[1] / "grid.png"
+        if not grid.is_file() and all(file.is_file() for file in files):
+            with suppress(ValueError):  # scoring tells of damaged images
+                save(grid, in_grid([load_image(file) for file in files]), {})
+
+
+def in_batches(items: Sequence, size: int) -> list[Sequence]:
+    return [items[i : i + size] for i in range(0, len(items), size)]

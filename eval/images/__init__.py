@@ -1,0 +1,1 @@
+"""Images against images: sets, pairs, classes."""

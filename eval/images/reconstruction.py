@@ -1,0 +1,112 @@
+"""What an image tokenizer keeps of images: rFID, PSNR, SSIM, LPIPS, and how much of its codebooks it uses.
+
+Shapes: N images, L positions, K sub-codebooks. Both sides of a comparison are 8-bit images, as a viewer sees them.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data_recipes.images import ImageSource
+from tokenizer import ImageTokenizer
+from tokenizer.perceptual import LPIPS
+from tokenizer.transform import to_images, to_pixels
+from tokenizer.weights import weights_hash
+
+from ..pieces import device, work
+from .distribution import Extractor, fid, squeeze, summarize
+from .image_pieces import Arrays, Images, Result, Task, gather, image_jobs
+from .similarity import psnr, ssim
+
+
+class Judges(NamedTuple):
+    """Networks that metrics need: the features of rFID, and LPIPS or None."""
+
+    extractor: Extractor
+    lpips: LPIPS | None = None
+    lpips_hash: str = ""
+
+
+def load_judges(extractor: Extractor, lpips_file: Path | None) -> Judges:
+    """Raises ValueError for a file that is no LPIPS."""
+    if lpips_file is None:
+        return Judges(extractor)
+    lpips = LPIPS(lpips_file).to(device())
+    return Judges(extractor, lpips, hashlib.sha256(lpips_file.read_bytes()).hexdigest()[:12])
+
+
+def evaluate_reconstruction(
+    image_tokenizer: ImageTokenizer, images: Images, judges: Judges, folder: Path
+) -> Result | None:
+    """Files in `folder` let a second run go on, and processes share the work. None while other processes are at theirs.
+    Raises ValueError when too many images are damaged."""
+    model_hash = weights_hash(image_tokenizer)
+    jobs = image_jobs(_task(image_tokenizer, model_hash, images.source, judges), images)
+    files = work(folder, list(jobs), lambda name: jobs[name](), "reconstructing")
+    if files is None:
+        return None
+    rows, left_out = gather(files, images.max_bad)
+    original, decoded = (summarize(rows.pop(name), tuple(left_out)) for name in ("original", "decoded"))
+    use = code_use(rows.pop("codes"), image_tokenizer.config.codebook_size)
+    rfid = {f"rfid_{judges.extractor.name.replace('-', '_')}": fid(decoded, original)}
+    means = {name: float(values_N.mean(dtype=np.float64)) for name, values_N in rows.items()}
+    return Result({**rfid, **means, **use}, original.count, left_out, model_hash)
+
+
+def _task(image_tokenizer: ImageTokenizer, model_hash: str, source: ImageSource, judges: Judges) -> Task:
+    config, extractor = image_tokenizer.config, judges.extractor
+    networks = [model_hash, extractor.name, extractor.weights_hash, judges.lpips_hash]
+
+    def read(number: int) -> torch.Tensor:
+        return to_pixels(source[number].image, config.image_size, config.resize_ratio, config.interpolation)
+
+    def compute(pixels: list[torch.Tensor]) -> Arrays:
+        return reconstruct_and_compare(image_tokenizer, torch.stack(pixels), judges)
+
+    return Task(["reconstruction", networks, config.to_dict()], read, compute)
+
+
+@torch.inference_mode()
+def reconstruct_and_compare(image_tokenizer: ImageTokenizer, pixels_N3HW: torch.Tensor, judges: Judges) -> Arrays:
+    """-> for each image its codes, the features of the original and of what is decoded, and their metrics."""
+    codes_NLK = image_tokenizer.encode(pixels_N3HW)
+    originals, decoded = to_images(pixels_N3HW), image_tokenizer.decode(codes_NLK)
+    pairs = list(zip(originals, decoded, strict=True))
+    arrays = {
+        "codes": codes_NLK.to("cpu", torch.int32).numpy(),
+        "original": _features(judges.extractor, originals),
+        "decoded": _features(judges.extractor, decoded),
+        "psnr": np.array([psnr(*pair) for pair in pairs]),
+        "ssim": np.array([ssim(*pair) for pair in pairs]),
+    }
+    if judges.lpips:
+        arrays["lpips_vgg"] = np.array([_lpips(judges.lpips, *pair) for pair in pairs])
+    return arrays
+
+
+def _features(extractor: Extractor, images: Sequence[Image.Image]) -> np.ndarray:
+    pixels_N3HW = torch.stack([squeeze(image, extractor.size) for image in images])
+    return extractor.extract(pixels_N3HW.to(device())).cpu().numpy()
+
+
+def _lpips(lpips: LPIPS, original: Image.Image, decoded: Image.Image) -> float:
+    target_3HW, pixels_3HW = (to_pixels(image, image.width).to(device()) for image in (original, decoded))
+    return lpips(pixels_3HW[None], target_3HW[None]).item()
+
+
+def code_use(codes_NLK: np.ndarray, size: int) -> dict[str, dict[str, float]]:
+    """Of each sub-codebook and on average: `usage`, the share of its entries that occur, and `perplexity`, of how they
+    are distributed; it is `size` when all are equally frequent."""
+    usage, perplexity = {}, {}
+    for k, codes_NL in enumerate(np.moveaxis(codes_NLK, -1, 0)):
+        counts_V = np.bincount(codes_NL.ravel(), minlength=size)
+        frequencies = counts_V[counts_V > 0] / counts_V.sum()
+        usage[str(k)] = len(frequencies) / size
+        perplexity[str(k)] = float(np.exp(-(frequencies * np.log(frequencies)).sum()))
+    both = {"usage": usage, "perplexity": perplexity}
+    return {name: {"mean": float(np.mean([*values.values()])), **values} for name, values in both.items()}

@@ -1,0 +1,339 @@
+"""Processor: conversations and images -> Sample; Samples -> Batch; ids -> text.
+
+Shapes: B sequences, T positions, N images in order of appearance, L positions an image, K sub-codebooks.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import load_image as fetch_image
+from transformers.processing_utils import ProcessingKwargs
+
+from ..folders import find_model, loading
+from .ids import IMAGE, text_ids
+from .templates import IGNORED, TEMPLATES, Sample, Template, as_image
+
+# Before a control token it says: a user's letters. Unicode keeps this code point out of text.
+LETTERS = "\ufdd0"
+
+
+@dataclass
+class Batch:
+    """What `MllmForConditionalGeneration.forward` takes: `model(**vars(batch))`. Images are `codes` or `pixel_values`.
+
+    Packed rows have `position_ids` that begin at 0 with every sample, and no `attention_mask`: from these two, and
+    without a cache, transformers makes attention stay within a sample. Flash attention sees it only in a batch of one.
+    With branches in a sample (see `templates.join`), `attention_mask` is [B, 1, T, T], for eager and sdpa attention.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    labels: torch.Tensor
+    codes: torch.Tensor | None
+    is_target: torch.Tensor
+    position_ids: torch.Tensor | None = None
+    pixel_values: torch.Tensor | None = None
+
+
+class MllmImageProcessor(BaseImageProcessor):
+    """Images as the image tokenizer is to see them, by the template of the processor that it is part of."""
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(self, template: Template):
+        super().__init__()
+        self.size = {"height": template.image_size, "width": template.image_size}
+        self._template = template
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **_: Any) -> BatchFeature:
+        """Images of any kind, nested or not, -> `pixel_values` [N, 3, H, W] in [-1, 1]. Raises ValueError, in one line,
+        for what is no image."""
+        pixels = [x if torch.is_tensor(x) else self._template.pixels(x) for x in flat_images(images)]
+        return BatchFeature({"pixel_values": [x.float().numpy() for x in pixels]}, tensor_type=return_tensors)
+
+
+class MllmProcessor(ProcessorMixin):
+    """Turns chats into ids and back, by one of the `TEMPLATES`: with `encode` and `collate`, or as transformers'
+    processors do, with a call and `apply_chat_template`.
+
+    `resize_ratio` and `interpolation` are those of the image tokenizer's config. `chat_template`, in Jinja, is the
+    template's, if not given.
+    """
+
+    attributes = ["tokenizer"]
+    tokenizer_class = "AutoTokenizer"
+    image_token = IMAGE
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        num_positions: int = 64,
+        image_size: int = 128,
+        template: str = "mllm",
+        resize_ratio: float = 1.0,
+        interpolation: str = "bicubic",
+        chat_template: str | dict[str, str] | None = None,
+    ):
+        if template not in TEMPLATES:
+            raise ValueError(f"unknown template {template!r}; known: {', '.join(TEMPLATES)}")
+        self._template = TEMPLATES[template](tokenizer, num_positions, image_size, resize_ratio, interpolation)
+        super().__init__(tokenizer, chat_template=chat_template or self._template.chat_template)
+        self.num_positions, self.image_size, self.template = num_positions, image_size, template
+        self.resize_ratio, self.interpolation = resize_ratio, interpolation
+        self.image_processor = MllmImageProcessor(self._template)
+        self.preparation = self._template.preparation
+        self.bos_id, self.eos_id, self.pad_id = self._template.bos_id, self._template.eos_id, self._template.pad_id
+        self.image_id, self.boi_id, self.eoi_id = (
+            self._template.image_id,
+            self._template.boi_id,
+            self._template.eoi_id,
+        )
+        self._control = self._template.control_ids()
+        self._marked = re.compile(f"({LETTERS}?(?:{'|'.join(map(re.escape, [IMAGE, *self._control]))}))")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> "MllmProcessor":
+        """Takes what `Mllm.from_pretrained` takes, or a folder with a processor alone, and raises as it does."""
+        folder = find_model(pretrained_model_name_or_path, "processor_config.json", kwargs.get("subfolder", ""))
+        with loading(folder):
+            return super().from_pretrained(folder, *args, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+
+    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
+        """As transformers' processors: `input_ids` and `attention_mask`, padded on the left if `padding` asks for it,
+        and `pixel_values` (`codes`, where images are codes_LK). Each "<image>" in the text is one of the images, and
+        becomes L placeholders; without images, it is letters. Control tokens of a chat are recognised, so that text of
+        users should come by `apply_chat_template`, where all that they write is letters.
+
+        Raises ValueError if there is nothing, if images and "<image>" differ in number, and if truncation would cut an
+        image.
+        """
+        if images is None and text is None:
+            raise ValueError("nothing to process: give text, images or both")
+        options = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        options, return_tensors = options["text_kwargs"], options["text_kwargs"].get("return_tensors")
+        found = None if images is None else list(flat_images(images))
+        result: dict[str, Any] = {}
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            result |= self._text_inputs(texts, found, **options)
+        if found and torch.is_tensor(found[0]) and not found[0].is_floating_point():
+            result["codes"] = [codes_LK.numpy() for codes_LK in found]
+        elif found:
+            result |= self.image_processor(found)
+        return BatchFeature(result, tensor_type=return_tensors)
+
+    def _text_inputs(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Any] | None,
+        padding: bool | str = False,
+        padding_side: str | None = "left",  # where `generate` wants it
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_offsets_mapping: bool = False,
+        **_: Any,
+    ) -> dict[str, Any]:
+        if return_offsets_mapping:
+            raise ValueError("no offsets are kept: `encode` labels the ids of answers")
+        rows = [self._ids(text, shown=images is not None) for text in texts]
+        asked, given = sum(ids.count(None) for ids in rows), len(images or ())
+        if asked != given:
+            raise ValueError(
+                f"{asked} {IMAGE} tokens in the prompts should be the same as the number of images, which is {given}: "
+                f"write {IMAGE} where each image stands, or use apply_chat_template"
+            )
+        for place, row in enumerate(rows):
+            ids = [id for one in row for id in (self._template.shown_ids() if one is None else [one])]
+            rows[place] = ids[:max_length] if truncation and max_length else ids
+            if rows[place].count(self.image_id) != ids.count(self.image_id):
+                raise ValueError(f"max_length {max_length} cuts an image of {self.num_positions} positions: raise it")
+        return self.tokenizer.pad(
+            {"input_ids": rows},
+            padding=padding,
+            max_length=max_length,
+            padding_side=padding_side,
+            pad_to_multiple_of=pad_to_multiple_of,
+        )
+
+    def _ids(self, text: str, shown: bool) -> list[int | None]:
+        """Ids of text with control tokens; None for each image that is `shown`. Only `text_ids` tokenizes words: what
+        transformers' tokenizers take for a token is a state that threads share."""
+        ids: list[int | None] = []
+        words = ""
+        for piece in self._marked.split(text):
+            if piece in self._control or (piece == IMAGE and shown):
+                ids += self._template.text_ids(words) if words else []
+                ids.append(self._control.get(piece))
+                words = ""
+            else:
+                words += piece.removeprefix(LETTERS) if self._marked.fullmatch(piece) else piece
+        return ids + self._template.text_ids(words) if words else ids
+
+    def apply_chat_template(
+        self, conversation: Sequence[Any], chat_template: str | None = None, tokenize: bool = False, **kwargs: Any
+    ) -> Any:
+        """transformers' own. With `tokenize`, all that is written in messages is letters, "<image>" included; in the
+        text that comes without it, such letters are not told from tokens."""
+        kwargs.pop("sanitize_control_tokens", None)  # newer versions' name for that, off by default
+        if tokenize:
+            conversation = self._as_letters(conversation)
+        return super().apply_chat_template(conversation, chat_template, tokenize=tokenize, **kwargs)
+
+    def _as_letters(self, part: Any) -> Any:
+        """A conversation, or a part of one, with control tokens in its texts marked as letters."""
+        if isinstance(part, list | tuple):
+            return [self._as_letters(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        return {
+            name: self._marked.sub(lambda match: LETTERS + match[0].removeprefix(LETTERS), value)
+            if isinstance(value, str) and name in ("text", "content")
+            else self._as_letters(value)
+            for name, value in part.items()
+        }
+
+    def post_process_image_text_to_text(self, generated_outputs: Any, *_: Any, **__: Any) -> list[str]:
+        """The texts among rows of ids, for pipelines."""
+        return [self.decode(ids) for ids in generated_outputs]
+
+    def encode(self, messages: Sequence[dict[str, Any]], open_answer: bool = True) -> Sample:
+        """A chat as one sequence; assistant turns are targets. `open_answer` ends it where the next answer begins.
+
+        `messages` are {"role": "user" | "assistant", "content": str | list of {"type": "text", "text": ...} and
+        {"type": "image", "image": PIL image or codes_LK}}.
+        """
+        return self._template.chat(messages, open_answer)
+
+    def encode_drawing(self, prompt: str | None, image: Any = None, plan: str | None = None) -> Sample:
+        """A prompt (None: unconditional) up to the image; with `image`, a whole training sequence. `plan` is text of
+        the model's own before the image."""
+        return self._template.drawing(prompt, image, plan)
+
+    def encode_planning(self, prompt: str) -> Sample:
+        """A prompt up to where the model may write before it draws."""
+        return self._template.planning(prompt)
+
+    def encode_image(self, image: Any) -> Sample:
+        """An image alone, between its marks, and nothing to predict."""
+        sample = Sample()
+        self._template.add_marked_image(sample, image, target=False)
+        return sample
+
+    def word_ids(self, word: str) -> list[int]:
+        """Ids of a word as it stands inside a sentence."""
+        return text_ids(self.tokenizer, f" {word}")
+
+    def decode(self, ids: Sequence[int] | torch.Tensor, **kwargs: Any) -> str:
+        """The text among the ids."""
+        # Marks of images need not be special tokens, and placeholders need not be in the vocabulary.
+        text = [id for id in torch.as_tensor(ids).tolist() if id not in (self.image_id, self.boi_id, self.eoi_id)]
+        return self.tokenizer.decode(text, skip_special_tokens=True, **kwargs).strip()
+
+    def collate(
+        self, samples: Sequence[Sample], image_tokenizer=None, left: bool = False, pack: int = 0, multiple: int = 1
+    ) -> Batch:
+        """Pad to the longest, and to a `multiple`, right (training) or left (generation). PIL images and pixels become
+        codes by `image_tokenizer`; without one, pixels stay pixels. With `pack`, rows of up to so many positions hold
+        several samples, for training: each loses what it would lose in a row of its own. Raises ValueError for a sample
+        that no row can hold."""
+        rows = pack_rows(samples, pack) if pack else [[sample] for sample in samples]
+        lengths = [sum(len(sample.ids) for sample in row) for row in rows]
+        T = -(-max(lengths) // multiple) * multiple
+        ids, labels = torch.full((len(rows), T), self.pad_id), torch.full((len(rows), T), IGNORED)
+        owners, branches, positions = torch.zeros(3, len(rows), T, dtype=torch.long)  # owner 0 is padding
+        for place, row in enumerate(rows):
+            start = T - lengths[place] if left else 0
+            for owner, sample in enumerate(row, start=1):
+                span = (place, slice(start, start + len(sample.ids)))
+                ids[span], labels[span] = torch.tensor(sample.ids), torch.tensor(sample.labels)
+                if pack:
+                    labels[place, start] = IGNORED  # the sample before is nothing to predict it from
+                owners[span], positions[span] = owner, torch.tensor(sample.positions())
+                if sample.branches:
+                    branches[span] = torch.tensor(sample.branches)
+                start += len(sample.ids)
+        ordered = [sample for row in rows for sample in row]
+        images = [image for sample in ordered for image in sample.images]
+        are_pixels = bool(images) and all(torch.is_tensor(image) and image.is_floating_point() for image in images)
+        pixels = torch.stack(images) if are_pixels and image_tokenizer is None else None
+        codes = as_codes(images, image_tokenizer) if pixels is None else None
+        is_target = torch.tensor([flag for sample in ordered for flag in sample.is_target], dtype=torch.bool)
+        if any(sample.branches for sample in samples):
+            return Batch(ids, _branched(owners, branches), labels, codes, is_target, positions, pixels)
+        mask = None if pack else (owners > 0).long()
+        return Batch(ids, mask, labels, codes, is_target, positions if pack else None, pixels)
+
+
+def _branched(owners_BT: torch.Tensor, branches_BT: torch.Tensor) -> torch.Tensor:
+    """What is added to attention's logits, [B, 1, T, T]: a position sees the start and the branch of its sample."""
+    same_owner = owners_BT[:, :, None] == owners_BT[:, None]
+    visible = (branches_BT[:, None] == 0) | (branches_BT[:, None] == branches_BT[:, :, None])
+    seen = (same_owner & visible).tril()
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+
+
+def pack_rows(samples: Sequence[Sample], length: int) -> list[list[Sample]]:
+    """Rows of at most `length` ids: few, and about equally full. Raises ValueError for a sample that is longer."""
+    ordered = sorted(samples, key=lambda sample: -len(sample.ids))
+    if len(ordered[0].ids) > length:
+        raise ValueError(f"a sample of {len(ordered[0].ids)} tokens does not fit into a row of {length}")
+    fewest = -(-sum(len(sample.ids) for sample in samples) // length)
+    for count in range(fewest, len(samples) + 1):
+        rows, full = [[] for _ in range(count)], [0] * count
+        for sample in ordered:
+            emptiest = full.index(min(full))
+            rows[emptiest].append(sample)
+            full[emptiest] += len(sample.ids)
+        if max(full) <= length:
+            break
+    return rows
+
+
+def flat_images(images: Any) -> Iterator[Image.Image | torch.Tensor]:
+    """Images, nested or not: PIL images; paths, addresses and arrays as such; pixels [3, H, W] and codes_LK as they
+    are. Raises ValueError, in one line, for anything else."""
+    if isinstance(images, list | tuple):
+        for one in images:
+            yield from flat_images(one)
+        return
+    if torch.is_tensor(images) and images.dim() > 3 or isinstance(images, np.ndarray) and images.ndim > 3:
+        yield from flat_images(list(images))
+        return
+    if isinstance(images, str) and not Path(images).is_file() and re.match(r"https?:|data:", images):
+        try:
+            images = fetch_image(images)
+        except Exception as error:  # of the network, of base64, of Pillow
+            raise ValueError(f"cannot read {images[:80]} as an image: {' '.join(str(error).split())}") from error
+    image = as_image(images)
+    if isinstance(image, np.ndarray) or torch.is_tensor(image) and image.dtype == torch.uint8:
+        image = to_pil_image(image)
+    if not isinstance(image, Image.Image) and not torch.is_tensor(image):
+        raise ValueError(f"{image!r} is no image: give a PIL image, a path, pixels or codes")
+    yield image
+
+
+def as_codes(images: Sequence[Image.Image | torch.Tensor], image_tokenizer) -> torch.Tensor | None:
+    """PIL images, pixels and codes_LK, mixed, -> codes_NLK; None if there are none."""
+    if not images:
+        return None
+    rows = list(images)
+    pictures = [i for i, image in enumerate(rows) if not torch.is_tensor(image) or image.is_floating_point()]
+    if pictures:
+        codes = image_tokenizer.encode([images[index] for index in pictures])
+        for index, row in zip(pictures, codes, strict=True):
+            rows[index] = row
+    return torch.stack([row.to(rows[0].device) for row in rows]).long()

@@ -1,0 +1,401 @@
+"""Templates: how chats and drawings become ids, one class for each family of models.
+
+A user's words are always plain text: "<image>" or "</s>" in a prompt stays those letters.
+Shapes: L positions an image, K sub-codebooks.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from tokenizer.transform import load_image, pad_to_square, to_pixels
+
+from .ids import BEGIN_IMAGE, END_IMAGE, IMAGE, PAD, SPECIAL_TOKENS, UNCONDITIONAL, text_ids
+
+IGNORED = -100  # label of positions without a text target
+
+
+@dataclass
+class Sample:
+    """One sequence. `images` are PIL images, pixels [3, H, W] or codes_LK, one for each run of L placeholders in `ids`;
+    `is_target` says which of them are to be drawn. `branches` are empty, or a number for each id: see `join`."""
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    branches: list[int] = field(default_factory=list)
+    images: list[Image.Image | torch.Tensor] = field(default_factory=list)
+    is_target: list[bool] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int], target: bool = False) -> None:
+        """Append ids, as targets of the text loss or not."""
+        self.ids += ids
+        self.labels += ids if target else [IGNORED] * len(ids)
+
+    def positions(self) -> list[int]:
+        """Of the ids; each branch goes on from the common start."""
+        if not self.branches:
+            return list(range(len(self.ids)))
+        start, following, positions = self.branches.count(0), {0: 0}, []
+        for branch in self.branches:
+            positions.append(following.setdefault(branch, start))
+            following[branch] += 1
+        return positions
+
+
+def join(chats: Sequence[Sample]) -> Sample:
+    """Chats about the same images as one sequence that holds their common start once (branch 0). The rest of each is a
+    branch that sees the start and itself, at the positions that it has on its own: the same losses, but the images are
+    read once."""
+    first = chats[0]
+    start = next(place for place, label in enumerate(first.labels) if label != IGNORED) - 1
+    while any(chat.ids[:start] != first.ids[:start] for chat in chats):
+        start -= 1
+    joined = Sample(first.ids[:start], first.labels[:start], [0] * start, first.images, first.is_target)
+    for number, chat in enumerate(chats, start=1):
+        joined.ids += chat.ids[start:]
+        joined.labels += chat.labels[start:]
+        joined.branches += [number] * (len(chat.ids) - start)
+    return joined
+
+
+# What the Jinja templates have in common, for transformers' `apply_chat_template`. There is no system turn: its text
+# opens the user's.
+JINJA = """\
+{%- set opening = namespace(text='') -%}
+{%- for message in messages -%}
+    {%- set content = message.content -%}
+    {%- set parts = [{'type': 'text', 'text': content}] if content is string else content -%}
+    {%- if message.role == 'system' -%}
+        {%- for part in parts -%}
+            {%- set opening.text = opening.text + part.text + '\\n' -%}
+        {%- endfor -%}
+    {%- elif message.role not in ['user', 'assistant'] -%}
+        {{- raise_exception('unknown role ' + message.role + '; known: system, user, assistant') -}}
+    {%- else -%}
+        {{- START -}}
+        {%- if message.role == 'user' -%}
+            {{- opening.text -}}
+            {%- set opening.text = '' -%}
+        {%- endif -%}
+        {%- for part in parts -%}
+            {{- IMAGE if part.type == 'image' else part.text -}}
+        {%- endfor -%}
+        {{- END -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- OPEN -}}
+{%- endif -%}
+"""
+
+
+def jinja(before: str, start: str, image: str, end: str, open: str) -> str:
+    """A Jinja template of the Jinja expressions for what stands before all, at the start and the end of a turn, for
+    an image, and where an answer is to begin."""
+    turns = JINJA.replace("START", start).replace("IMAGE", f"({image})").replace("END", end).replace("OPEN", open)
+    return f"{{{{- {before} -}}}}\n{turns}"
+
+
+class Template(ABC):
+    """A sub-class names the pieces its text tokenizer must have, sets the six ids, writes chats and requests, and says
+    the same of chats in Jinja, `chat_template`, where IMAGE stands for an image."""
+
+    preparation = "mllm"  # of images: what codes must have been made by
+    chat_template: str
+    needs: tuple[str, ...]
+    advice: str
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    image_id: int
+    boi_id: int
+    eoi_id: int
+
+    def __init__(
+        self,
+        text_tokenizer: PreTrainedTokenizerBase,
+        num_positions: int,
+        image_size: int,
+        resize_ratio: float = 1.0,
+        interpolation: str = "bicubic",
+    ):
+        known = text_tokenizer.get_vocab()
+        missing = [piece for piece in self.needs if piece not in known]
+        if missing:
+            raise ValueError(f"the text tokenizer has no {', '.join(missing)}: {self.advice}")
+        self.text_tokenizer, self.num_positions, self.image_size = text_tokenizer, num_positions, image_size
+        self.resize_ratio, self.interpolation = resize_ratio, interpolation
+        self.bos_id, self.eos_id = text_tokenizer.bos_token_id, text_tokenizer.eos_token_id
+
+    @abstractmethod
+    def chat(self, messages: Sequence[dict[str, Any]], open_answer: bool) -> Sample:
+        """As `MllmProcessor.encode`."""
+
+    @abstractmethod
+    def request(self, prompt: str | None) -> list[int]:
+        """Ids between the begin of text and the begin of the image that `prompt` (None: unconditional) asks for."""
+
+    def drawing(self, prompt: str | None, image: Any, plan: str | None) -> Sample:
+        """As `MllmProcessor.encode_drawing`."""
+        sample = self.planning(prompt)
+        if plan:
+            sample.add(text_ids(self.text_tokenizer, plan), target=True)
+        if image is None:
+            sample.add([self.boi_id])
+        else:
+            self.add_marked_image(sample, image, target=True)
+            sample.add([self.eos_id], target=True)
+        return sample
+
+    def planning(self, prompt: str | None) -> Sample:
+        """As `MllmProcessor.encode_planning`."""
+        sample = Sample()
+        sample.add([self.bos_id, *self.request(prompt)])
+        return sample
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of words between control tokens."""
+        return text_ids(self.text_tokenizer, text)
+
+    def control_ids(self) -> dict[str, int]:
+        """The tokens that the text of `chat_template` may have, but those of images."""
+        special = zip(self.text_tokenizer.all_special_tokens, self.text_tokenizer.all_special_ids, strict=True)
+        return {token: id for token, id in special if id not in (self.image_id, self.boi_id, self.eoi_id)}
+
+    def shown_ids(self) -> list[int]:
+        """What IMAGE in the text of `chat_template` stands for."""
+        return [self.boi_id, *[self.image_id] * self.num_positions, self.eoi_id]
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """[3, H, W], as the image tokenizer is to see it."""
+        return to_pixels(image, self.image_size, self.resize_ratio, self.interpolation)
+
+    def add_image(self, sample: Sample, image: Any, target: bool) -> None:
+        """Its L placeholders."""
+        sample.add([self.image_id] * self.num_positions)
+        sample.images.append(image)
+        sample.is_target.append(target)
+
+    def add_marked_image(self, sample: Sample, image: Any, target: bool) -> None:
+        """The placeholders between the ids of begin and end."""
+        sample.add([self.boi_id], target)
+        self.add_image(sample, image, target)
+        sample.add([self.eoi_id], target)
+
+
+class MllmTemplate(Template):
+    """Our own models': a turn reads `<user> text <assistant> answer </s>`, an image `<boi>`, L times `<image>`,
+    `<eoi>`, and all of these are special tokens."""
+
+    needs = SPECIAL_TOKENS
+    advice = "train it with scripts.train_text_tokenizer"
+    chat_template = jinja(
+        before="bos_token",
+        start="'<' + message.role + '>'",
+        image="'<image>'",
+        end="eos_token if message.role == 'assistant' else ''",
+        open="'<assistant>'",
+    )
+
+    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, *sizes: Any):
+        super().__init__(text_tokenizer, *sizes)
+        (
+            self.pad_id,
+            self.image_id,
+            self.boi_id,
+            self.eoi_id,
+            self.user_id,
+            self.assistant_id,
+            self.unconditional_id,
+        ) = text_tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+
+    def chat(self, messages: Sequence[dict[str, Any]], open_answer: bool) -> Sample:
+        sample = Sample()
+        sample.add([self.bos_id])
+        for is_answer, parts in turns(messages):
+            sample.add([self.assistant_id if is_answer else self.user_id])
+            for kind, value in parts:
+                if kind == "text":
+                    sample.add(text_ids(self.text_tokenizer, value), is_answer)
+                else:
+                    self.add_marked_image(sample, value, is_answer)
+            if is_answer:
+                sample.add([self.eos_id], target=True)
+        if open_answer:
+            sample.add([self.assistant_id])
+        return sample
+
+    def request(self, prompt: str | None) -> list[int]:
+        words = [self.unconditional_id] if prompt is None else text_ids(self.text_tokenizer, prompt)
+        return [self.user_id, *words, self.assistant_id]
+
+
+class ChatMlTemplate(Template):
+    """ChatML, as SmolLM2 and Qwen were tuned to read it, without a system turn: `<|im_start|>user`, a newline, text,
+    `<|im_end|>`, a newline. Marks of images, padding and the unconditional prompt are special tokens added to theirs.
+    """
+
+    needs = ("<|im_start|>", "<|im_end|>", PAD, IMAGE, BEGIN_IMAGE, END_IMAGE, UNCONDITIONAL)
+    advice = "a recipe whose model.backbone is a name adds ours to a pretrained one's"
+    chat_template = jinja(
+        before="''",
+        start="'<|im_start|>' + message.role + '\\n'",
+        image="'<image>'",
+        end="'<|im_end|>\\n'",
+        open="'<|im_start|>assistant\\n'",
+    )
+
+    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, *sizes: Any):
+        super().__init__(text_tokenizer, *sizes)
+        (
+            self.bos_id,
+            self.eos_id,
+            self.pad_id,
+            self.image_id,
+            self.boi_id,
+            self.eoi_id,
+            self.unconditional_id,
+        ) = text_tokenizer.convert_tokens_to_ids(list(self.needs))
+        self.user, self.assistant, self.newline = (
+            text_ids(text_tokenizer, text) for text in ("user\n", "assistant\n", "\n")
+        )
+
+    def chat(self, messages: Sequence[dict[str, Any]], open_answer: bool) -> Sample:
+        sample = Sample()
+        for is_answer, parts in turns(messages):
+            sample.add([self.bos_id, *(self.assistant if is_answer else self.user)])
+            for kind, value in parts:
+                if kind == "text":
+                    sample.add(text_ids(self.text_tokenizer, value), is_answer)
+                else:
+                    self.add_marked_image(sample, value, is_answer)
+            sample.add([self.eos_id], target=is_answer)
+            sample.add(self.newline)
+        if open_answer:
+            sample.add([self.bos_id, *self.assistant])
+        return sample
+
+    def request(self, prompt: str | None) -> list[int]:
+        words = [self.unconditional_id] if prompt is None else text_ids(self.text_tokenizer, prompt)
+        return [*self.user, *words, self.eos_id, *self.newline, self.bos_id, *self.assistant]
+
+
+class UniTokTemplate(Template):
+    """The released UniTok model's: Vicuna's chat in Llama's pieces, images of the user padded to squares and without
+    marks, drawn ones between the pieces of bytes 0 and 1 (github FoundationVision/UniTok)."""
+
+    preparation = "unitok"
+    needs = ("<unk>", "<s>", "</s>", "<0x00>", "<0x01>", "<0x0A>")
+    advice = "the template 'unitok' needs Llama's"
+    system = (
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    )
+    padding = (122, 116, 104)  # CLIP's mean color
+
+    def __init__(self, text_tokenizer: PreTrainedTokenizerBase, *sizes: Any):
+        super().__init__(text_tokenizer, *sizes)
+        self.pad_id, self.boi_id, self.eoi_id, self.newline_id = text_tokenizer.convert_tokens_to_ids(
+            ["<unk>", "<0x00>", "<0x01>", "<0x0A>"]
+        )
+        self.image_id = -200
+        # Llama's tokenizer puts a space before a text; the older `legacy` one after each end of turn, too.
+        self.turn_start = " " if getattr(text_tokenizer, "legacy", False) else ""
+        self.chat_template = jinja(
+            before=f"bos_token + ' {self.system.replace(chr(39), chr(92) + chr(39))} '",
+            start="'USER: ' if message.role == 'user' else 'ASSISTANT: '",
+            image="'<image> \\n' if message.role == 'user' else '<0x00><image><0x01>'",
+            end=f"' ' if message.role == 'user' else eos_token + '{self.turn_start}'",
+            open="'ASSISTANT:'",
+        )
+
+    def chat(self, messages: Sequence[dict[str, Any]], open_answer: bool) -> Sample:
+        sample, text = Sample(), f" {self.system} "
+        sample.add([self.bos_id])
+        for is_answer, parts in turns(messages):
+            if is_answer:
+                sample.add(self.ids(text + "ASSISTANT:"))
+                self._add_answer(sample, parts)
+                text = self.turn_start
+            else:
+                text = self._add_question(sample, text + "USER: ", parts) + " "
+        if open_answer:
+            text += "ASSISTANT:"
+        if text != self.turn_start:
+            sample.add(self.ids(text))
+        return sample
+
+    def _add_question(self, sample: Sample, text: str, parts: Sequence[tuple[str, Any]]) -> str:
+        """Up to the last image; returns the text after it."""
+        for kind, value in parts:
+            if kind == "text":
+                text += value
+            else:
+                sample.add(self.ids(text))
+                image = value if torch.is_tensor(value) else self.pixels(value)  # a tensor: codes
+                self.add_image(sample, image, target=False)
+                text = " \n"  # the space before a text, see above: images cut it into several
+        return text
+
+    def _add_answer(self, sample: Sample, parts: Sequence[tuple[str, Any]]) -> None:
+        for kind, value in parts:
+            if kind == "text":
+                sample.add(self.ids(" " + value), target=True)
+            else:
+                self.add_marked_image(sample, value, target=True)
+        sample.add([self.eos_id], target=True)
+
+    def request(self, prompt: str | None) -> list[int]:
+        words = "<unconditional>" if prompt is None else f"{prompt} Generate an image based on this description."
+        return self.ids(" " + words)
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of text as it is, without the tokenizer's own space before it."""
+        # That space goes before a newline, which no piece of Llama's crosses. The bytes of the marks are no text.
+        ids = text_ids(self.text_tokenizer, "\n" + text.replace("\x00", "").replace("\x01", ""))
+        return ids[ids.index(self.newline_id) + 1 :]
+
+    def text_ids(self, text: str) -> list[int]:
+        return self.ids(text)
+
+    def control_ids(self) -> dict[str, int]:
+        return {**super().control_ids(), "<0x00>": self.boi_id, "<0x01>": self.eoi_id}
+
+    def shown_ids(self) -> list[int]:
+        return [self.image_id] * self.num_positions
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        return to_pixels(pad_to_square(image, self.padding), self.image_size, interpolation="bilinear")
+
+
+TEMPLATES = {"mllm": MllmTemplate, "chatml": ChatMlTemplate, "unitok": UniTokTemplate}
+
+
+def turns(messages: str | Sequence[dict[str, Any]]) -> Iterator[tuple[bool, list[tuple[str, Any]]]]:
+    """Messages as (is it an answer, its parts as ("text" or "image", value)); text alone is one question. Raises
+    ValueError for anything else."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise ValueError(f"{message!r} is no message: a dict with role and content")
+        role, content = message["role"], message["content"]
+        if role not in ("user", "assistant"):
+            raise ValueError(f"unknown role {role!r}; known: user, assistant")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        for part in parts:
+            if part["type"] not in ("text", "image"):
+                raise ValueError(f"unknown content type {part['type']!r}; known: text, image")
+        values = [(part["type"], part[part["type"]]) for part in parts]
+        yield role == "assistant", [(kind, as_image(value) if kind == "image" else value) for kind, value in values]
+
+
+def as_image(value: Any) -> Any:
+    """A path as its image; all else as it is."""
+    return load_image(value) if isinstance(value, str | Path) else value

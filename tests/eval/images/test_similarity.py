@@ -1,0 +1,64 @@
+"""PSNR and SSIM against computations of their own, on a photograph."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from skimage import data
+
+from eval.images.similarity import psnr, ssim
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return Image.fromarray(data.chelsea()).crop((100, 50, 180, 110))
+
+
+@pytest.fixture(scope="module")
+def coarse(photo) -> Image.Image:
+    return photo.resize((20, 15)).resize(photo.size)
+
+
+def values(image: Image.Image) -> torch.Tensor:
+    """[channels, 1, height, width]"""
+    return torch.tensor(np.array(image), dtype=torch.float64).permute(2, 0, 1)[:, None]
+
+
+def test_psnr_of_a_known_difference():
+    black = Image.new("RGB", (20, 20))
+    assert psnr(black, Image.new("RGB", (20, 20), (255, 255, 255))) == 0
+    one_channel_by_ten = Image.new("RGB", (20, 20), (0, 10, 0))
+    assert psnr(black, one_channel_by_ten) == pytest.approx(10 * np.log10(255**2 / (100 / 3)))
+
+
+def test_psnr_of_a_photograph(photo, coarse):
+    error = F.mse_loss(values(photo), values(coarse))
+    assert psnr(photo, coarse) == pytest.approx(20 * np.log10(255) - 10 * error.log10().item())
+
+
+def test_ssim_is_the_formula_of_the_paper(photo, coarse):
+    """Wang et al. 2004, equation 13, at the 70 x 50 places where the window fits."""
+    offsets = torch.arange(-5, 6, dtype=torch.float64)
+    bell = torch.exp(-(offsets**2) / (2 * 1.5**2))
+    window = torch.outer(bell, bell)[None, None] / bell.sum() ** 2
+    x, y = values(photo), values(coarse)
+    mean_x, mean_y = F.conv2d(x, window), F.conv2d(y, window)
+    var_x, var_y = F.conv2d(x * x, window) - mean_x**2, F.conv2d(y * y, window) - mean_y**2
+    both = F.conv2d(x * y, window) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similar = (2 * mean_x * mean_y + c1) * (2 * both + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    assert similar.shape[-2:] == (50, 70)
+    assert ssim(photo, coarse) == pytest.approx(similar.mean().item(), abs=1e-6)
+
+
+def test_equal_images(photo):
+    assert psnr(photo, photo) > 100 and ssim(photo, photo) == pytest.approx(1)
+
+
+def test_without_scikit_image(photo, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.metrics", None)
+    with pytest.raises(ValueError, match="pip install scikit-image"):
+        ssim(photo, photo)

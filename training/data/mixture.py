@@ -1,0 +1,348 @@
+"""Several sources of training sequences, mixed by weight.
+
+Which sample comes when is a function of (seed, position), and positions count over all ranks. So a run resumes by
+counting, with any number of workers, and with another number of ranks.
+"""
+
+import io
+import itertools
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from data_recipes.messages import CODES, Conversation, Messages, from_files, images_of, with_images
+from data_recipes.shards import Shards, Shuffled
+from mllm.text.processor import MllmProcessor, Sample
+from tokenizer import ImageTokenizer
+from tokenizer.transform import read_image, to_pixels
+from tokenizer.weights import codes_hash
+
+from ..run.recipe import MixConfig, MixtureConfig
+from .scene_samples import (
+    CodedScenes,
+    CodedStories,
+    RenderedScenes,
+    RenderedStories,
+    answering_sample,
+    conversation_messages,
+    drawing_sample,
+    words_sample,
+)
+
+LONGEST_CYCLE = 1_000_000
+
+
+class Cycle:
+    """Position in an endless run -> (name, how many of that name came before). In every cycle the shares are exact,
+    and the order, drawn by `seed`, is the same."""
+
+    def __init__(self, weights: Mapping[str, float], seed: int):
+        wrong = [f"{name}: {weight}" for name, weight in weights.items() if not 0 <= weight < math.inf]
+        if wrong or not any(weights.values()):
+            raise ValueError(f"weights are numbers from 0 that are not all 0; not {'; '.join(wrong) or dict(weights)}")
+        shares = {name: Fraction(str(weight)) for name, weight in weights.items() if weight}
+        unit = math.lcm(*(share.denominator for share in shares.values()))
+        counts = {name: int(share * unit) for name, share in shares.items()}
+        common = math.gcd(*counts.values())
+        self.counts = {name: count // common for name, count in counts.items()}
+        if sum(self.counts.values()) > LONGEST_CYCLE:
+            raise ValueError(f"weights {dict(weights)} have exact shares in no short cycle: round them")
+        names = [name for name, count in self.counts.items() for _ in range(count)]
+        random.Random(seed).shuffle(names)
+        before = {name: itertools.count() for name in self.counts}
+        self.order = [(name, next(before[name])) for name in names]
+
+    def __getitem__(self, position: int) -> tuple[str, int]:
+        cycle, place = divmod(position, len(self.order))
+        name, before = self.order[place]
+        return name, cycle * self.counts[name] + before
+
+
+# ---- sources
+
+
+class Source(ABC):
+    """An endless order of samples."""
+
+    damages: Sequence[str] = ()
+    """What is wrong with whole shards."""
+    notes: Sequence[str] = ()
+    """How much there is."""
+
+    @abstractmethod
+    def sample(self, number: int) -> Sample:
+        """Raises ValueError, naming it, for a bad one."""
+
+
+class ImageForm:
+    """How the images of a conversation enter a Sample of one model: extracted codes as they are, files as PIL images,
+    which the template may prepare, and then as pixels. While the image tokenizer is `tuned`, there are no codes."""
+
+    def __init__(self, image_tokenizer: ImageTokenizer, preparation: str, tuned: bool = False):
+        self.sizes, self.tuned = image_tokenizer.config, tuned
+        self.codes_of = {"image_tokenizer": codes_hash(image_tokenizer), "template": preparation}
+
+    def mismatch(self, codes_of: Mapping[str, str]) -> str:
+        """What is wrong with codes of another image tokenizer, or prepared for another template; "": nothing."""
+        if self.tuned:
+            return "extracted codes, which go stale while model.tune trains the image tokenizer: give the images"
+        for what, ours in self.codes_of.items():
+            if codes_of.get(what) != ours:
+                return f"codes of {what} {codes_of.get(what)}, the model's is {ours}: extract them again"
+        return ""
+
+    def load(self, conversation: Conversation) -> Messages:
+        """Messages with images and codes_LK in place of names. Raises ValueError for damaged ones, and a mismatch."""
+        loaded = []
+        for content, name in zip(conversation.images, images_of(conversation.messages), strict=True):
+            if name.endswith(CODES):
+                loaded.append(self._codes(content, name, self.mismatch(conversation.codes_of)))
+            else:
+                loaded.append(read_image(io.BytesIO(content), name))
+        return with_images(conversation.messages, loaded)
+
+    def _codes(self, content: bytes, name: str, mismatch: str) -> torch.Tensor:
+        if mismatch:
+            raise ValueError(mismatch)
+        try:
+            codes_LK = np.load(io.BytesIO(content), allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"cannot read {name} as codes: {error}") from error
+        shape = (self.sizes.num_positions, self.sizes.num_codebooks)
+        if codes_LK.dtype != np.uint16 or codes_LK.shape != shape or codes_LK.max() >= self.sizes.codebook_size:
+            raise ValueError(f"{name} holds no codes of {shape[0]} x {shape[1]} below {self.sizes.codebook_size}")
+        return torch.from_numpy(codes_LK.astype(np.int64))
+
+    def pixels(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
+        """A PIL image as the image tokenizer's `encode` would prepare it; codes and pixels as they are."""
+        if torch.is_tensor(image):
+            return image
+        return to_pixels(image, self.sizes.image_size, self.sizes.resize_ratio, self.sizes.interpolation)
+
+
+def to_sample(processor: MllmProcessor, messages: Messages, drop_prompt: bool = False) -> Sample:
+    """A text answered by one image alone is a request to draw, whose prompt can be dropped; all else is a chat."""
+    kinds = [[part["type"] for part in message["content"]] for message in messages]
+    if len(messages) == 2 and set(kinds[0]) == {"text"} and kinds[1] == ["image"]:
+        prompt = "".join(part["text"] for part in messages[0]["content"])
+        return processor.encode_drawing(None if drop_prompt else prompt, messages[1]["content"][0]["image"])
+    return processor.encode(messages, open_answer=False)
+
+
+class MessageShards(Source):
+    """Shards of messages, with images or with codes of this model."""
+
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        processor: MllmProcessor,
+        form: ImageForm,
+        max_length: int,
+        seed: int = 0,
+        caption_dropout: float = 0.0,
+    ):
+        self.shards, self.processor, self.form = Shards(patterns), processor, form
+        self.max_length, self.seed, self.caption_dropout = max_length, seed, caption_dropout
+        self.damages, self.notes = self.shards.damages, [self.shards.taken()]
+        self.order = Shuffled(self.shards.counts, seed)
+
+    def sample(self, number: int) -> Sample:
+        drop_prompt = random.Random(f"{self.seed} {number}").random() < self.caption_dropout
+        return self.read(self.order[number], drop_prompt)
+
+    def read(self, index: int, drop_prompt: bool = False) -> Sample:
+        """By place in the shards. Raises ValueError naming shard and key."""
+        files = self.shards[index]
+        try:
+            sample = to_sample(self.processor, self.form.load(from_files(files)), drop_prompt)
+            if len(sample.ids) > self.max_length:
+                raise ValueError(f"{len(sample.ids)} tokens, more than max_length {self.max_length}")
+        except ValueError as error:
+            raise ValueError(f"{self.shards.name(index)}: {error}") from error
+        sample.images = [self.form.pixels(image) for image in sample.images]
+        return sample
+
+    def check_codes(self) -> None:
+        """Look into the first sample of every shard. Raises ValueError for codes that are not this model's."""
+        for first, count in zip(self.shards.starts, self.shards.counts, strict=False):
+            try:
+                codes_of = from_files(self.shards[first]).codes_of if count else {}
+            except ValueError:
+                continue  # a bad sample is told where it is met
+            mismatch = self.form.mismatch(codes_of) if codes_of else ""
+            if mismatch:
+                raise ValueError(f"{self.shards.name(first)}: {mismatch}")
+
+
+class ConversationsSource(Source):
+    """Conversations about scenes, by codes of their pictures or by pixels; each epoch in other words."""
+
+    def __init__(self, config: MixConfig, processor: MllmProcessor, image_tokenizer: ImageTokenizer, seed: int):
+        self.config, self.processor, self.seed = config, processor, seed
+        if config.codes:
+            self.scenes = CodedStories(config.scenes, config.codes)
+        else:
+            self.scenes = RenderedStories(config.scenes, image_tokenizer)
+        self.order = Shuffled([len(self.scenes)], seed)
+
+    def sample(self, number: int) -> Sample:
+        index, wording = self.order[number], number // len(self.scenes)
+        images = self.scenes[index]
+        messages = conversation_messages(self.scenes.world, self.config.scenes, index, wording, images)
+        drop_prompt = random.Random(f"{self.seed} {number}").random() < self.config.caption_dropout
+        return to_sample(self.processor, messages, drop_prompt)
+
+
+class ScenesSource(Source):
+    """Scenes to draw and to answer about, or to name position by position (`words`): by their codes, or without any, by
+    their pixels."""
+
+    def __init__(
+        self,
+        config: MixConfig,
+        processor: MllmProcessor,
+        image_tokenizer: ImageTokenizer,
+        seed: int,
+        words: bool = False,
+    ):
+        self.config, self.processor, self.seed = config, processor, seed
+        if config.codes:
+            self.scenes = CodedScenes(config.scenes, config.codes)
+        else:
+            self.scenes = RenderedScenes(config.scenes, image_tokenizer)
+        self.tasks = Cycle({"words": 1} if words else {"draw": config.draw, "answer": config.answer}, seed)
+        self.order = Shuffled([len(self.scenes)], seed)
+
+    def sample(self, number: int) -> Sample:
+        make = {"draw": drawing_sample, "answer": answering_sample, "words": words_sample}[self.tasks[number][0]]
+        scene, image = self.scenes[self.order[number]]
+        return make(self.processor, scene, image, self.config, random.Random(f"{self.seed} {number}"))
+
+
+# ---- the mixture
+
+
+class Mixture:
+    """Position in the run -> a sample of one of the sources."""
+
+    def __init__(
+        self,
+        config: MixtureConfig,
+        processor: MllmProcessor,
+        image_tokenizer: ImageTokenizer,
+        seed: int,
+        tuned: bool = False,
+        words: bool = False,
+    ):
+        """Raises ValueError for sources that are not there, and for codes that are not this image tokenizer's; for any
+        codes, if it is `tuned`; for shards, if positions are to be given `words`."""
+        if not config.sources:
+            raise ValueError("data.sources is empty: give each source a name, and shards or scenes")
+        if config.pack and config.pack < config.max_length:
+            raise ValueError(f"data.pack {config.pack} is below data.max_length {config.max_length}")
+        self.config, self.processor, self.image_tokenizer = config, processor, image_tokenizer
+        self.form, self.words = ImageForm(image_tokenizer, processor.preparation, tuned), words
+        self.cycle = Cycle({name: source.weight for name, source in config.sources.items()}, seed)
+        self.sources = {name: self._open(name, seed + place) for place, name in enumerate(config.sources)}
+
+    def _open(self, name: str, seed: int) -> Source:
+        source, length = self.config.sources[name], self.config.max_length
+        if bool(source.shards) == bool(source.scenes):
+            raise ValueError(f"data.sources.{name}: give shards or scenes, and not both")
+        if source.scenes:
+            if source.scenes.language and self.words:
+                raise ValueError(f"data.sources.{name}: model.words needs scenes without language")
+            if source.scenes.language:
+                scenes = ConversationsSource(source.scenes, self.processor, self.image_tokenizer, seed)
+            else:
+                scenes = ScenesSource(source.scenes, self.processor, self.image_tokenizer, seed, self.words)
+            mismatch = self.form.mismatch(scenes.scenes.codes_of) if source.scenes.codes else ""
+            if mismatch:
+                raise ValueError(f"{source.scenes.codes}: {mismatch}")
+            return scenes
+        if self.words:
+            raise ValueError(f"data.sources.{name}: model.words needs scenes; shards do not say what stands where")
+        shards = MessageShards(source.shards, self.processor, self.form, length, seed, source.caption_dropout)
+        shards.check_codes()
+        return shards
+
+    @property
+    def damages(self) -> list[str]:
+        """What is wrong with whole shards."""
+        return [damage for source in self.sources.values() for damage in source.damages]
+
+    @property
+    def notes(self) -> list[str]:
+        """How much each source has."""
+        return [f"source {name}: {note}" for name, source in self.sources.items() for note in source.notes]
+
+    def sample(self, position: int) -> tuple[Sample | None, list[str]]:
+        """-> the sample, and what was wrong with those before it: the next one of its source takes the place of a bad
+        one. None when there are more bad ones than may be."""
+        name, number = self.cycle[position]
+        problems = []
+        # As many as can be bad at the end of an epoch and at the start of the next.
+        for later in range(2 * self.config.max_bad + 1):
+            try:
+                return self.sources[name].sample(number + later), problems
+            except ValueError as error:
+                problems.append(str(error))
+        return None, problems
+
+
+class Update(NamedTuple):
+    """One update's samples on this rank, a list for each micro-batch. Problems travel with them, because workers meet
+    them, and the run counts them."""
+
+    micro_batches: list[list[Sample]]
+    problems: list[str]
+    complete: bool
+
+
+@dataclass
+class MixtureUpdates(Dataset):
+    """Item `n` is the n-th update from here on: on each rank, `accumulate` micro-batches of `batch_size` samples, which
+    alone say how often a rank runs the model, packed or not. `seen` counts the samples of all ranks before, as a
+    checkpoint does."""
+
+    mixture: Mixture
+    batch_size: int
+    accumulate: int
+    rank: int
+    world_size: int
+    updates: int
+    seen: int = 0
+
+    def __len__(self) -> int:
+        return self.updates
+
+    @property
+    def samples(self) -> int:
+        """Samples of an update, on all ranks."""
+        return self.world_size * self.accumulate * self.batch_size
+
+    def __getitem__(self, update: int) -> Update:
+        size = self.accumulate * self.batch_size
+        first = self.seen + update * self.samples + self.rank * size
+        found = [self.mixture.sample(position) for position in range(first, first + size)]
+        problems = [problem for _, problems in found for problem in problems]
+        samples = [sample for sample, _ in found if sample is not None]
+        parts = divide(samples, self.batch_size, self.accumulate, self.mixture.config.pack)
+        return Update(parts, problems, complete=len(samples) == size)
+
+
+def divide(samples: Sequence[Sample], batch_size: int, accumulate: int, pack: int) -> list[list[Sample]]:
+    """A rank's samples of an update as `accumulate` micro-batches, such that each needs little padding."""
+    ordered = sorted(samples, key=lambda sample: len(sample.ids))
+    if pack:  # all lengths in each, so that rows become full and micro-batches equally long
+        return [ordered[part::accumulate] for part in range(accumulate)]
+    return [ordered[first : first + batch_size] for first in range(0, accumulate * batch_size, batch_size)]

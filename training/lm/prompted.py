@@ -1,0 +1,61 @@
+"""Drawings and answers of a model in training, at the recipe's prompts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from mllm import Processor, generate_images
+from mllm.decode.run import generate_texts
+from tokenizer.transform import load_image
+
+from ..run.backends import TorchEngine
+from ..run.metrics import Metrics
+from ..run.recipe import PromptConfig
+
+ANSWER = 48  # tokens at most
+
+
+def conversations(prompts: Sequence[PromptConfig]) -> list[list[dict]]:
+    """The questions as chats. Raises ValueError for an image that cannot be read."""
+    chats = []
+    for prompt in prompts:
+        if prompt.ask is not None:
+            image = [{"type": "image", "image": load_image(Path(prompt.image))}] if prompt.image else []
+            chats.append([{"role": "user", "content": [*image, {"type": "text", "text": prompt.ask}]}])
+    return chats
+
+
+def show_samples(
+    engine: TorchEngine,
+    processor: Processor,
+    prompts: Sequence[PromptConfig],
+    metrics: Metrics | None,
+    step: int,
+) -> None:
+    """A strip of drawings and a list of answers, by rank 0 (with `metrics`); all ranks must call it. The same prompts
+    have the same seeds each time."""
+    with engine.whole():
+        if not metrics:
+            return
+        model, tokenizer_trains = engine.model.eval(), engine.image_tokenizer.training
+        draw = [prompt.draw for prompt in prompts if prompt.draw is not None]
+        if draw:
+            metrics.picture(step, "drawings", side_by_side(generate_images(model, processor, draw)))
+        questions, chats = [prompt.ask for prompt in prompts if prompt.ask is not None], conversations(prompts)
+        answers = generate_texts(model, processor, chats, max_new_tokens=ANSWER)
+        if answers:
+            pairs = zip(questions, answers, strict=True)
+            metrics.texts(step, "answers", [f"{question} -> {answer}" for question, answer in pairs])
+        model.train()
+        engine.image_tokenizer.train(tokenizer_trains)
+
+
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """One row of pictures."""
+    strip = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)))
+    left = 0
+    for image in images:
+        strip.paste(image, (left, 0))
+        left += image.width
+    return strip

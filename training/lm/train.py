@@ -1,0 +1,161 @@
+"""The language model's training loop: a mixture of sequences in, a model folder out."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from transformers.utils.logging import disable_progress_bar
+
+from mllm import Mllm, Processor
+from mllm.text.processor import Batch
+
+from ..data.mixture import Mixture, MixtureUpdates, Update
+from ..run.backends import TorchEngine, loading_in_parts, start_engine, start_engine_ranks
+from ..run.checkpoint import latest_checkpoint, load_state, save_checkpoint
+from ..run.device import pick_device
+from ..run.distributed import barrier, is_rank_zero, rank_and_world, stop_ranks, sum_over_ranks
+from ..run.folder import only_run
+from ..run.metrics import Metrics, Problems, Speed, StopSignal, due, ignore_stop_signals
+from ..run.optim import schedule, set_lr
+from ..run.recipe import TrainConfig
+from .build import build_model, choose_trained, weights_to_save
+from .lora import base_hash, save_adapter
+from .prompted import conversations, show_samples
+from .start_log import first_loss_line, parameter_lines, preview_lines, source_lines
+from .update import train_step
+
+PADDED_TO = 16  # columns: a new shape costs the allocator new memory, and a compiler time
+
+
+def train(config: TrainConfig) -> Path:
+    """Train, or resume, a recipe's run. Returns the last checkpoint's model."""
+    disable_progress_bar()  # of transformers, at each checkpoint
+    device = pick_device(config.run)
+    _, world = start_engine_ranks(config, device)
+    config.run.divide(world)
+    with only_run(config) as checkpoint:
+        run_updates(config, device, checkpoint)
+        barrier()
+    stop_ranks()
+    return latest_checkpoint(config.run.path) / "model"
+
+
+def run_updates(config: TrainConfig, device: torch.device, checkpoint: Path | None) -> None:
+    """From the checkpoint, or the beginning, to the last step or a stop signal."""
+    rank, world = rank_and_world()
+    torch.manual_seed(config.run.seed)
+    in_parts = loading_in_parts(config, device) if checkpoint or config.model.init_from else nullcontext()
+    with in_parts:
+        model, processor, loaded = build_model(config.model, checkpoint)
+    prepare(model, config, device)
+    tuned, words = config.model.tune is not None, config.model.words
+    mixture = Mixture(config.data, processor, model.image_tokenizer, config.run.seed, tuned, words)
+    conversations(config.prompts)  # an image that is not there stops the run here, not at its first samples
+    talk(parameter_lines(model, loaded), mixture.notes, source_lines(mixture), preview_lines(mixture))
+    speed = Speed(model, device, world)
+    engine = start_engine(model, config, device)
+    first, seen = restore(engine, checkpoint) if checkpoint else (0, 0)
+    steps, micro = config.run.steps, (config.run.batch_size, config.run.accumulate)
+    data = MixtureUpdates(mixture, *micro, rank, world, max(0, steps - first), seen)
+    metrics = Metrics(config, first) if rank == 0 else None
+    problems = Problems(config.data.max_bad)
+    problems.add(mixture.damages if metrics else [])
+    with StopSignal() as stop:
+        for step, update in enumerate(updates(data, config), start=first + 1):
+            problems.add(update.problems, update.complete)
+            torch.manual_seed((config.run.seed * 1_000_003 + step) * 1009 + rank)  # a resumed run draws the same
+            rates = set_lr(engine, schedule(step - 1, steps, config.optim))
+            report = train_step(engine, batches_of(update, processor, engine), config)
+            seen += data.samples
+            last, tokens = stop.anywhere() or step == steps, tokens_of(update)
+            if metrics:
+                metrics.log(step, {**report(), **rates, **speed.measure(tokens, data.samples)})
+                if step == first + 1:
+                    talk([first_loss_line(report(), metrics.before, model, loaded)])
+            if config.prompts and config.run.sample_every and due(step, config.run.sample_every, steps):
+                show_samples(engine, processor, config.prompts, metrics, step)
+            if last or step % config.run.save_every == 0:
+                save(engine, processor, step, seen)
+            if last:
+                break
+    if metrics:
+        metrics.close()
+
+
+def talk(*groups: list[str]) -> None:
+    """Print lines, once for all ranks."""
+    if is_rank_zero():
+        print(*(line for lines in groups for line in lines), sep="\n", flush=True)
+
+
+def tokens_of(update: Update) -> float:
+    """Without padding, on all ranks."""
+    mine = sum(len(sample.ids) for samples in update.micro_batches for sample in samples)
+    return sum_over_ranks(torch.tensor(float(mine))).item()
+
+
+def prepare(model: Mllm, config: TrainConfig, device: torch.device) -> None:
+    """Set what trains, and how it is computed."""
+    choose_trained(model.train(), config.model)
+    model.image_tokenizer.eval()  # codes of training images are those of inference: no drop-path
+    model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")  # on a CPU twice as fast at this length
+    if config.run.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.run.compile:
+        compile_layers(model)
+
+
+def compile_layers(model: Mllm) -> None:
+    """Compile layer by layer: one small graph serves all layers, and batches of any length."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of nvcc where there is no GPU
+    for layer in [*model.backbone.layers, *getattr(model.code_head, "layers", [])]:
+        layer.compile(dynamic=True)
+
+
+def updates(data: MixtureUpdates, config: TrainConfig) -> Iterator[Update]:
+    """What is left of the run, loaded ahead by workers."""
+    workers = config.run.workers
+    return iter(
+        DataLoader(
+            data,
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=ignore_stop_signals,
+            multiprocessing_context="fork" if workers else None,  # no copy of what is open, whatever Python's default
+        )
+    )
+
+
+def batches_of(update: Update, processor: Processor, engine: TorchEngine) -> list[Batch]:
+    """This rank's micro-batches, images as codes, or as pixels where the image tokenizer trains."""
+    image_tokenizer = None if engine.config.model.tune else engine.image_tokenizer
+    return [
+        processor.collate(samples, image_tokenizer, pack=engine.config.data.pack, multiple=PADDED_TO)
+        for samples in update.micro_batches
+    ]
+
+
+def save(engine: TorchEngine, processor: Processor, step: int, seen: int) -> None:
+    """Write a checkpoint. All ranks take part, since each may hold a part of it."""
+    run, config, weights = engine.config.run, engine.config.model, engine.weights()
+    state = {"optimizer": engine.optimizer_state(), "seen": seen}
+
+    def save_model(folder: Path) -> None:
+        engine.model.save_pretrained(folder, state_dict=weights_to_save(weights, config))
+        processor.save_pretrained(folder)
+        if config.lora:
+            base = base_hash(weights, engine.trained)
+            save_adapter(folder.parent / "adapter", config, {name: weights[name] for name in engine.trained}, base)
+
+    if is_rank_zero():
+        save_checkpoint(run.path, step, save_model, state, run.keep)
+
+
+def restore(engine: TorchEngine, checkpoint: Path) -> tuple[int, int]:
+    """The optimizer's state; the model was built with its weights. -> steps done, samples seen."""
+    state = load_state(checkpoint)
+    engine.load_optimizer_state(state["optimizer"])
+    return state["step"], state["seen"]

@@ -1,0 +1,108 @@
+"""One update of the language model from the micro-batches of all ranks, and what it reports.
+
+Shapes: B rows, T positions, N images, L positions an image, P positions of target images, K sub-codebooks.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from mllm import Mllm
+from mllm.text.processor import Batch
+
+from ..run.backends import TorchEngine
+from ..run.distributed import sum_over_ranks
+from ..run.recipe import TrainConfig
+from .tune import TunedOutput, guard_means
+
+KINDS = ("drawing", "answering", "text")
+"""Of samples: with an image to draw, with images to read only, without images."""
+
+Report = dict[str, float]
+
+
+def train_step(engine: TorchEngine, micro_batches: Sequence[Batch], config: TrainConfig) -> Callable[[], Report]:
+    """One update from all micro-batches of all ranks. Text targets and codes count alike, codes times `code_weight`;
+    the counts are global, so the loss does not depend on how samples are split. Returns a function that computes what
+    to log. Raises ValueError for a loss or gradient that is not finite, before the update."""
+    model, device = engine.model, engine.device
+    kinds = [kinds_of(batch, model) for batch in micro_batches]
+    counts = sum_over_ranks(sum(target_counts(*pair, model) for pair in zip(micro_batches, kinds, strict=True)))
+    n_images = sum_over_ranks(torch.tensor(float(sum(len(batch.is_target) for batch in micro_batches)))).clamp(min=1)
+    n_text, n_code = counts[:-1].sum().clamp(min=1).item(), counts[-1].clamp(min=1).item()
+    weight = config.code_weight / (n_text + config.code_weight * n_code)
+
+    sums = torch.zeros(len(KINDS) + 1 + model.config.image_tokenizer["num_codebooks"], dtype=torch.double)
+    guards = torch.zeros(2, dtype=torch.double)
+    for place, batch in enumerate(micro_batches):
+        output = engine.forward(**inputs_of(batch, device), code_share=config.code_share)
+        loss = weight / config.code_weight * output.text_loss + weight * output.code_loss
+        if isinstance(output, TunedOutput):
+            loss = loss + output.guard_loss / n_images
+            guards += torch.stack([output.guard_loss.detach(), output.squared_error]).double().cpu()
+        engine.backward(loss, last=place == len(micro_batches) - 1)
+        sums += loss_sums(output, batch, kinds[place])
+    sum_over_ranks(sums)
+    sum_over_ranks(guards)
+    if not torch.isfinite(torch.cat([sums, guards])).all():
+        raise ValueError("the loss is not finite; stopped before the update: lower optim.lr")
+    grad_norm = engine.step()
+    guard_report = guard_means(*(guards / n_images)) if config.model.tune else {}
+    return lambda: {**make_report(sums, counts, config.code_weight, grad_norm), **guard_report}
+
+
+def inputs_of(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | None]:
+    """What the model's forward takes. Packed and branched rows need positions and mask. Others are padded on the right,
+    where causal attention sees no padding, and without a mask it takes faster kernels."""
+    inputs = {key: None if value is None else value.to(device) for key, value in vars(batch).items()}
+    if batch.position_ids is None:
+        del inputs["attention_mask"]
+    return inputs
+
+
+def kinds_of(batch: Batch, model: Mllm) -> torch.Tensor:
+    """The place in `KINDS` of the sample that each position belongs to, [B, T]. In packed rows, a sample begins where
+    positions begin at 0."""
+    starts_BT = torch.zeros_like(batch.input_ids, dtype=torch.bool)
+    if batch.position_ids is not None:
+        starts_BT |= batch.position_ids == 0
+    starts_BT[:, 0] = True
+    owners_BT = starts_BT.flatten().cumsum(0).view_as(starts_BT) - 1
+    kinds = torch.full((int(owners_BT.max()) + 1,), KINDS.index("text"))
+    slots_BT = batch.input_ids == model.config.image_token_id
+    owners_N = owners_BT[slots_BT][:: model.config.image_tokenizer_config.num_positions]
+    kinds[owners_N] = KINDS.index("answering")
+    kinds[owners_N[batch.is_target]] = KINDS.index("drawing")
+    return kinds[owners_BT]
+
+
+def target_counts(batch: Batch, kinds_BT: torch.Tensor, model: Mllm) -> torch.Tensor:
+    """Text targets of each kind, and codes to draw: [kinds + 1]."""
+    sizes = model.config.image_tokenizer_config
+    text = torch.bincount(kinds_BT[:, 1:][batch.labels[:, 1:] != -100], minlength=len(KINDS))
+    codes = batch.is_target.sum() * sizes.num_positions * sizes.num_codebooks
+    return torch.cat([text, codes[None]]).double()
+
+
+def loss_sums(output: Any, batch: Batch, kinds_BT: torch.Tensor) -> torch.Tensor:
+    """Sums of text losses of each kind, of the code loss, and of the losses of each sub-codebook: [kinds + 1 + K]."""
+    kinds = kinds_BT[:, 1:][batch.labels[:, 1:] != -100]
+    text = torch.zeros(len(KINDS), dtype=torch.double).index_add_(0, kinds, output.text_losses.double().cpu())
+    codes = [output.code_loss.detach()[None], output.code_losses.sum(0)]
+    return torch.cat([text, torch.cat(codes).double().cpu()])
+
+
+def make_report(sums: torch.Tensor, counts: torch.Tensor, code_weight: float, grad_norm: float) -> Report:
+    """Means, in nats per target; what no target of the update belongs to is left out."""
+    text, code, of_codebooks = sums[: len(KINDS)], sums[len(KINDS)], sums[len(KINDS) + 1 :]
+    n_text, n_code = counts[:-1].sum(), counts[-1]
+    report = {
+        "loss": (text.sum() + code_weight * code) / (n_text + code_weight * n_code).clamp(min=1),
+        "text_loss": text.sum() / n_text.clamp(min=1),
+        "code_loss": code / n_code.clamp(min=1),
+    }
+    report |= {f"text_loss/{kind}": text[place] / counts[place] for place, kind in enumerate(KINDS) if counts[place]}
+    if n_code:
+        report |= {f"code_loss/{k}": loss * len(of_codebooks) / n_code for k, loss in enumerate(of_codebooks)}
+    return {**{name: value.item() for name, value in report.items()}, "grad_norm": grad_norm}

@@ -1,0 +1,1 @@
+"""What both loops share: recipes, folders, ranks and backends, checkpoints, optimizers, numbers."""

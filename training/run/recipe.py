@@ -1,0 +1,364 @@
+"""Recipes: nested dataclasses, filled by defaults <- YAML file <- `a.b=c` words, unknown keys refused (OmegaConf)."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from tokenizer.quantizer import QuantizerOptions
+
+from .values import Section, check_values, one_of, within
+
+ConfigType = TypeVar("ConfigType")
+
+
+@dataclass
+class RunConfig(Section):
+    """Where a run lives, how long it is, and what it writes. `folder/name` holds everything. A step is one update from
+    `accumulate` batches of `batch_size` on each rank. With `global_batch_size`, the samples of an update on all ranks,
+    `accumulate` follows from the number of ranks, so that a run is the same on any. `checkpointing` saves memory by
+    computing activations twice. Every step is logged, and each `log_every`-th shown; each `sample_every`-th (0: none),
+    the language model draws and answers the recipe's `prompts`."""
+
+    name: str = MISSING
+    folder: str = "runs"
+    seed: int = within("[0, 4294967296)", 0)  # torch's seeds are made of it, step and rank, in 64 bits
+    steps: int = within("[1, inf)", MISSING)
+    batch_size: int = within("[1, inf)", 32)
+    accumulate: int = within("[1, inf)", 1)
+    global_batch_size: int | None = within("[1, inf)", None)
+    save_every: int = within("[1, inf)", 500)
+    log_every: int = within("[1, inf)", 20)
+    sample_every: int = within("[0, inf)", 0)
+    keep: int = within("[1, inf)", 2)
+    precision: str = one_of("bf16", "fp32")
+    device: str = "auto"
+    threads: int = within("[0, 1024]", 0)
+    workers: int = within("[0, 1024]", 1)
+    compile: bool = False
+    checkpointing: bool = False
+    wandb: str = one_of("off", "online", "offline")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.name in ("", ".", ".."):
+            raise ValueError(f"recipe, run.name: {self.name!r} names no folder in run.folder")
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder) / self.name
+
+    def divide(self, world: int) -> None:
+        """Set `accumulate` for so many ranks. Raises ValueError where `global_batch_size` cannot be divided."""
+        if self.global_batch_size is None:
+            return
+        together = world * self.batch_size
+        if self.global_batch_size % together:
+            raise ValueError(
+                f"recipe, run.global_batch_size: {self.global_batch_size} is no multiple of {together} "
+                f"({world} ranks x run.batch_size {self.batch_size})"
+            )
+        accumulate = self.global_batch_size // together
+        if self.accumulate not in (1, accumulate):
+            raise ValueError(
+                f"recipe, run.accumulate: {self.accumulate}, but run.global_batch_size {self.global_batch_size} makes "
+                f"it {accumulate}; leave one of them out"
+            )
+        self.accumulate = accumulate
+
+
+@dataclass
+class OptimConfig(Section):
+    """AdamW with warm-up and cosine decay. `lr_by_prefix` overrides `lr` for parameters by name prefix; matrices whose
+    name starts with a word of `muon` are updated by Muon instead."""
+
+    lr: float = within("(0, inf)", 1e-3)
+    lr_by_prefix: dict[str, float] = within("[0, inf)", dict)
+    muon: list[str] = field(default_factory=list)
+    betas: tuple[float, float] = within("[0, 1)", (0.9, 0.95))
+    eps: float = within("(0, inf)", 1e-6)
+    weight_decay: float = within("[0, inf)", 0.02)
+    clip: float = within("(0, inf]", 1.0)
+    warmup: int = within("[0, inf)", 100)
+    final_lr: float = within("[0, 1]", 0.02)
+
+
+@dataclass
+class ScenesConfig(Section):
+    """The scenes world as a source: which glyphs, which split."""
+
+    artwork: str = "emoji"
+    split: str = "train"
+
+
+@dataclass
+class TokenizerDataConfig(ScenesConfig):
+    """`images`: "scenes" (artwork, split and crop are about them), a folder, or names of webdataset shards. `crop`
+    (pixels, 0: the whole image) cuts a square around one of the things: more of them a second. `scale`: the least share
+    of an image's area that a random crop keeps; 1 takes the centre. More than `max_bad` images without use stop a run.
+    """
+
+    images: Any = "scenes"
+    crop: int = within("[0, inf)", 0)
+    scale: float = within("(0, 1]", 1.0)
+    max_bad: int = within("[0, inf)", 100)
+
+
+@dataclass
+class ReconstructionConfig(Section):
+    """Weights of what compares images before and after; without a weight, nothing is computed. `perceptual` and `gram`
+    compare features of EfficientNet-Lite0, or of LPIPS with its file as `lpips`."""
+
+    l1: float = within("[0, inf)", 0.2)
+    l2: float = within("[0, inf)", 1.0)
+    perceptual: float = within("[0, inf)", 0.0)
+    gram: float = within("[0, inf)", 0.0)
+    lpips: str | None = None
+
+
+@dataclass
+class TokenizerLossConfig(ReconstructionConfig):
+    """Weights of the image tokenizer's loss terms (UniTok, arXiv 2502.20321, section 3.1). `disentangle` keeps
+    sub-codebooks apart (FQGAN, arXiv 2411.16681). The first `decoded` images of a rank's batch (null: all) are decoded;
+    all of them count in the contrastive loss."""
+
+    quantizer: float = within("[0, inf)", 1.0)
+    entropy: float = within("[0, inf)", 0.0)
+    disentangle: float = within("[0, inf)", 0.0)
+    contrastive: float = within("[0, inf)", 1.0)
+    decoded: int | None = within("[1, inf)", None)
+
+
+@dataclass
+class AdversarialConfig(Section):
+    """The discriminator and its share in the loss: none at `weight` 0. It is DINOv2-S with its file as `dino`, else a
+    patch discriminator from nothing. Its training begins with step `start`; from there, its weight grows over `ramp`
+    steps, and the blur before it fades over `blur` steps."""
+
+    weight: float = within("[0, inf)", 0.0)
+    dino: str | None = None
+    criterion: str = one_of("hinge", "softplus", "linear")
+    consistency: float = within("[0, inf)", 4.0)
+    start: int = within("[0, inf)", 0)
+    ramp: int = within("[0, inf)", 0)
+    blur: int = within("[0, inf)", 0)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=2e-4, betas=(0.5, 0.9), weight_decay=0.2, clip=10.0, final_lr=0.1)
+    )
+
+
+@dataclass
+class TokenizerTrainConfig(Section):
+    """A run of `scripts.train_tokenizer`: a new image tokenizer of a named size, `model` overriding its fields, or on
+    from the one at `init_from`, alone or in a language model; `init_clip` is a file of ViTamin weights (timm's or
+    open_clip's) for the encoder. Only parameters whose name starts with a word of `trainable` change: without encoder,
+    quant_proj and quantizer, images keep their codes.
+
+    `ema` is the decay of the averaged weights, which are those that are saved and evaluated (0: the last ones).
+    `revive_after` steps without use, an entry of the codebook moves to where features are (0: never).
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    size: str = MISSING
+    init_from: str | None = None
+    init_clip: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    text_tokenizer: str = MISSING
+    trainable: list[str] = field(default_factory=lambda: [""])
+    data: TokenizerDataConfig = field(default_factory=TokenizerDataConfig)
+    quantizer: QuantizerOptions = field(default_factory=QuantizerOptions)
+    losses: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: float = within("[0, 1)", 0.0)
+    revive_after: int = within("[0, inf)", 0)
+
+
+@dataclass
+class AblationConfig(Section):
+    """Variants of one recipe of the image tokenizer: `base` with the `a.b=c` words of each, once for each seed, all
+    measured on as many `crops` of scenes that no run has seen."""
+
+    base: str = MISSING
+    variants: dict[str, list[str]] = field(default_factory=dict)
+    seeds: list[int] = within("[0, 4294967296)", lambda: [0])
+    crops: int = within("[1, inf)", 1000)
+
+
+@dataclass
+class LoraConfig(Section):
+    """Adapters of `rank` beside the backbone's matrices called `targets`, scaled by `alpha / rank`; they train, and the
+    matrices do not."""
+
+    rank: int = within("[1, inf)", 16)
+    alpha: float = within("(0, inf)", 32.0)
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+
+@dataclass
+class TuneConfig(ReconstructionConfig):
+    """The image tokenizer's share in a run that trains it with the language model (see tune.py): weights of the loss
+    that keeps its reconstructions, and of its quantizer's. Where codes are read by tables, gradient reaches all entries
+    through a softmax over them at `temperature`."""
+
+    quantizer: float = within("[0, inf)", 1.0)
+    temperature: float = within("(0, inf)", 0.05)
+
+
+@dataclass
+class ModelConfig(Section):
+    """What a language-model run starts from: either `init_from`, or the parts of a new model. Its `image_tokenizer` is
+    a folder, a shipped model's, or a new one ("new:" and a size); its `backbone` is a config of transformers, or names
+    pretrained weights (see backbones.py), which bring their own text tokenizer. `plan_length`: see `MllmConfig`. With
+    `words`, the code embedding alone trains, towards words of what each position of scenes shows (see words.py)."""
+
+    init_from: str | None = None
+    image_tokenizer: str | None = None
+    text_tokenizer: str | None = None
+    backbone: Any = field(default_factory=dict)
+    code_embedding: str = "tables"
+    code_head: str = "depth"
+    code_head_args: dict[str, Any] = field(default_factory=dict)
+    plan_length: int | None = within("[0, inf)", None)
+    trainable: list[str] = field(default_factory=lambda: [""])
+    words: bool = False
+    lora: LoraConfig | None = None
+    tune: TuneConfig | None = None
+
+
+@dataclass
+class MixConfig(Section):
+    """Scenes with extracted `codes`, or with pixels that are rendered and encoded in training (null): shares of drawing
+    and answering, and how captions and questions become sequences. All questions about an image are asked, and for
+    its prompt, each on its own; a share `chats` of the images has `questions_per_image` as the turns of one chat. With
+    `layouts`, drawings begin with the layout as text, and answers give it, too. With `language`, samples are
+    conversations of data_recipes/scenes/language, each a seed's, in other words every epoch: `codes` are those of their
+    pictures (scripts.extract_codes --language), and of the other keys only `caption_dropout` counts."""
+
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    codes: str | None = None
+    draw: float = within("[0, inf)", 0.6)
+    answer: float = within("[0, inf)", 0.4)
+    caption_dropout: float = within("[0, 1]", 0.1)
+    chats: float = within("[0, 1]", 0.2)
+    questions_per_image: int = within("[1, inf)", 4)
+    layouts: bool = False
+    language: bool = False
+
+
+@dataclass
+class SourceConfig(Section):
+    """Either `shards` of messages (see data_recipes/messages.py) or `scenes` with extracted codes. `weight` is the
+    source's share of the samples. Of the text-to-image samples in shards, a share of `caption_dropout` has no prompt,
+    for guidance; scenes have their own."""
+
+    weight: float = within("[0, inf)", 1.0)
+    shards: list[str] = field(default_factory=list)
+    scenes: MixConfig | None = None
+    caption_dropout: float = within("[0, 1]", 0.1)
+
+
+@dataclass
+class MixtureConfig(Section):
+    """Sources by name. A sample of more than `max_length` tokens is a bad one, and more than `max_bad` bad ones end
+    the run. `pack` is the length of rows that hold several samples (0: a row for each sample)."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    max_length: int = within("[1, inf)", 1024)
+    max_bad: int = within("[0, inf)", 100)
+    pack: int = within("[0, inf)", 0)
+
+
+@dataclass
+class PromptConfig:
+    """Something to look at during a run: an image to `draw`, or a question to `ask`, about the file `image` or none."""
+
+    draw: str | None = None
+    ask: str | None = None
+    image: str | None = None
+
+    def __post_init__(self):
+        if (self.draw is None) == (self.ask is None) or (self.draw is not None and self.image is not None):
+            raise ValueError("recipe, prompts: each is {draw: ...}, {ask: ...}, or {ask: ..., image: file}")
+
+
+@dataclass
+class DeepSpeedConfig(Section):
+    """DeepSpeed's ZeRO in place of plain torch. What ranks share: nothing (`stage` 0), the optimizer's state (1), also
+    gradients (2), also weights (3). `offload` keeps the optimizer's state, and weights that are shared, in the host's
+    memory."""
+
+    stage: int = within("[0, 3]", 2)
+    offload: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.offload and not self.stage:
+            raise ValueError("recipe, deepspeed.offload needs deepspeed.stage 1, 2 or 3")
+
+
+@dataclass
+class TrainConfig(Section):
+    """A run of `scripts.train`. Codes count `code_weight` times as much as words. The code head predicts the codes of a
+    `code_share` of the positions to draw, others in each update; their losses stand for those of all."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: MixtureConfig = field(default_factory=MixtureConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    deepspeed: DeepSpeedConfig | None = None
+    code_weight: float = within("(0, inf)", 1.0)
+    code_share: float = within("(0, 1]", 1.0)
+    prompts: list[PromptConfig] = field(default_factory=list)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.run.sample_every and not self.prompts:
+            raise ValueError("recipe, run.sample_every: there are no `prompts` to draw or to answer")
+        if self.deepspeed and self.optim.muon:
+            raise ValueError("recipe, optim.muon: Muon needs whole matrices; leave out deepspeed, or optim.muon")
+        if self.deepspeed and self.deepspeed.stage == 3 and self.run.compile:
+            raise ValueError("recipe, run.compile: not with deepspeed.stage 3, whose weights come and go in between")
+        if self.model.words and (self.model.lora or self.model.tune or self.model.trainable != ["code_embed"]):
+            raise ValueError("recipe, model.words: give model.trainable: [code_embed], and no lora or tune")
+
+
+def load_config(kind: type[ConfigType], path: str | Path, overrides: Sequence[str] = ()) -> ConfigType:
+    """A recipe file and `a.b=c` words as an instance of `kind`. Raises ValueError naming the key that is wrong."""
+    if not Path(path).is_file():
+        raise ValueError(f"no recipe at {path}")
+    for word in overrides:
+        if not re.match(r"[^=]+=", word):
+            raise ValueError(f"{word!r} is no change to the recipe: write KEY=VALUE, as in run.steps=100")
+    where = f"recipe {path}"
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(path))
+        for word in overrides:
+            where = f"recipe, {word}"
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([word]))
+        where = f"recipe {path}"
+        for name, section in _sections(merged):
+            check_values(OmegaConf.get_type(section), OmegaConf.to_container(section, resolve=True), name)
+        return OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def _sections(node: DictConfig | ListConfig, name: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """("a.b.", node) of each part that is a dataclass, from the outermost in."""
+    if is_dataclass(OmegaConf.get_type(node)):
+        yield name, node
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        inner = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(inner, (DictConfig, ListConfig)):
+            yield from _sections(inner, f"{name}{key}.")
+
+
+def save_config(config: Any, path: Path) -> None:
+    """The resolved recipe as YAML."""
+    OmegaConf.save(OmegaConf.structured(config), path)
