@@ -7,10 +7,10 @@ encodes them, and knows their layout, is the caller's. An image in an answer is 
 from random import Random
 from typing import Any, NamedTuple
 
-from ..world import Scene, World, known
+from ..world import SPLITS, Scene, World, known
 from . import edits, questions, requests, talk
 from .facts import groups
-from .grammar import SPLITS, typed
+from .grammar import typed
 
 TASKS = {"look": 0.4, "draw": 0.25, "edit": 0.25, "talk": 0.1}
 MOST_QUESTIONS = 5  # about one picture that is shown

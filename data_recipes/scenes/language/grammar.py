@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import product
 from random import Random
+from typing import TypeAlias
 
 from ..world import CLASSES, COLORS, NUMBERS
 from .words import SYNONYMS, plural
 
-Part = "str | list[list[Part]]"  # a text, or alternatives, each of which is a row of parts
-
-SPLITS = ("train", "held_out")
+Part: TypeAlias = "str | list[list[Part]]"  # a text, or alternatives, each of which is a row of parts
 
 # Parts of forms that many share: <here> stands for one of the alternatives.
 PARTS = {

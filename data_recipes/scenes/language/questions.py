@@ -13,8 +13,12 @@ from .question_forms import FORMS, PLACE_WORDS, REASONS, RELATION_WORDS, SAID_RE
 
 
 class Ask(NamedTuple):
-    """What to ask and what to answer, before it is put into words. `meaning` says it for a program that knows the scene
-    only: an operation and what it is about, where (class, colour) names things."""
+    """What to ask and what to answer, before it is put into words: the key of FORMS and what goes into its slots, the
+    short answer, and sentences any of which will do.
+
+    `meaning` says the same to a program that knows the scene: an operation, as in ("color", ("dog", None)), and what
+    it is about. Things are named by (class, colour or None), places by ("at", one of PLACES) or (relation, name of the
+    other thing). eval/language.py has all operations. `about` is the group that "it" then stands for."""
 
     form: str
     slots: dict[str, str]
