@@ -2,6 +2,7 @@
 to measure with that training cannot say."""
 
 import re
+from functools import cache
 from itertools import combinations as pairs
 from random import Random
 
@@ -51,9 +52,21 @@ CATALOGUES = {
 }
 
 
+@cache
+def said_in(name, split):
+    """All forms of a catalogue, as words alone."""
+    return {normalized(form) for form in CATALOGUES[name][split]}
+
+
 @pytest.fixture(scope="module")
 def world():
     return World("shapes")
+
+
+@pytest.fixture(scope="module")
+def spoken(world):
+    """Conversations of training."""
+    return [conversation(world, seed) for seed in range(1200)]
 
 
 def texts(conversation_, role):
@@ -85,9 +98,8 @@ def test_a_seed_gives_the_same_conversation_and_a_wording_only_other_words(world
     assert len(seen) > 100
 
 
-def test_conversations_are_of_the_message_schema(world):
-    for seed in range(300):
-        talk_ = conversation(world, seed)
+def test_conversations_are_of_the_message_schema(spoken):
+    for talk_ in spoken:
         names = [f"{n}.png" for n in range(len(scenes_in(talk_)))]
         assert messages.checked(messages.with_images(talk_, names))
         assert all(isinstance(scene, Scene) for scene in scenes_in(talk_))
@@ -108,10 +120,10 @@ def test_a_picture_is_drawn_when_asked_for_and_at_no_other_time(world):
             assert bool(drawn) == (task in ("draw", "edit"))
 
 
-def test_no_layout_is_spoken(world):
-    for seed in range(800):
-        for role in ("user", "assistant"):
-            assert not any(re.search(r"\d{4}", text) for text in texts(conversation(world, seed), role))
+def test_no_layout_is_spoken(spoken):
+    for talk_ in spoken:
+        for text in texts(talk_, "user") + texts(talk_, "assistant"):
+            assert not re.search(r"\d{4}", text)
 
 
 @pytest.mark.parametrize("task", ["look", "draw", "edit"])
@@ -121,11 +133,11 @@ def test_training_never_shows_a_held_out_combination(world, task):
             assert not any(map(is_held_out, combinations(scene.things)))
 
 
-def test_no_word_of_training_denies_or_asks_for_a_held_out_colour(world):
+def test_no_word_of_training_denies_or_asks_for_a_held_out_colour(spoken):
     colored = [(f"{color} {name}", ("color", name, color)) for color in COLORS for name in CLASSES]
     unseen = re.compile(rf"\b({'|'.join(words for words, key in colored if is_held_out(key))})\b")
-    for seed in range(1500):
-        for text in texts(conversation(world, seed), "user"):
+    for talk_ in spoken:
+        for text in texts(talk_, "user"):
             assert not unseen.search(text.lower())
 
 
@@ -159,7 +171,7 @@ def kinds_of_forms():
 
 
 def test_each_kind_of_question_and_request_has_sixty_forms():
-    number = {name: len({normalized(form) for form in forms["train"]}) for name, forms in CATALOGUES.items()}
+    number = {name: len(said_in(name, "train")) for name in CATALOGUES}
     for kind, forms in kinds_of_forms().items():
         assert sum(number[f"question {form}"] for form in forms) >= 60, kind
     assert number["draw"] >= 60
@@ -171,30 +183,31 @@ def test_held_out_forms_are_built_differently():
     equals none of any area. Of "thanks" and "again" there are not that many kinds."""
     areas = {name: "draw" if name in ("again", "like this", "recolored") else name.split()[0] for name in CATALOGUES}
     areas |= {name: "question" for name in CATALOGUES if name == "reasons" or name.startswith("tone")}
-    trained = {name: {normalized(form) for form in forms["train"]} for name, forms in CATALOGUES.items()}
-    for name, forms in CATALOGUES.items():
+    trained = {name: said_in(name, "train") for name in CATALOGUES}
+    for name in CATALOGUES:
         mine = {frozenset(f.split()) for other, area in areas.items() if area == areas[name] for f in trained[other]}
         least = 1 if name == "again" or areas[name] == "talk" else 3
-        for form in {normalized(form) for form in forms["held_out"]}:
+        for form in said_in(name, "held_out"):
             assert not any(form in found for found in trained.values()), (name, form)
             said = frozenset(form.split())
-            assert all(len(said ^ other) >= least for other in mine), (name, form)
+            near = [other for other in mine if abs(len(said) - len(other)) < least]
+            assert all(len(said ^ other) >= least for other in near), (name, form)
 
 
-def test_training_never_says_a_held_out_form(world):
+def test_training_never_says_a_held_out_form(spoken):
     patterns = []
-    for forms in CATALOGUES.values():
-        for form in {normalized(form) for form in forms["held_out"]}:
+    for name in CATALOGUES:
+        for form in said_in(name, "held_out"):
             if len(form.split()) > 1:
                 patterns.append("^" + re.sub(r"\\{\w+\\}", r"[a-z0-9' ]+", re.escape(form)) + "$")
     held_out = re.compile("|".join(patterns))
-    for seed in range(1500):
-        for text in texts(conversation(world, seed), "user"):
+    for talk_ in spoken:
+        for text in texts(talk_, "user"):
             assert not held_out.match(normalized(text)), text
 
 
 def test_held_out_conversations_say_none_but_held_out_forms(world):
-    trained = {normalized(form) for forms in CATALOGUES.values() for form in forms["train"]}
+    trained = {form for name in CATALOGUES for form in said_in(name, "train")}
     for seed in range(300):
         for text in texts(conversation(world, seed, "held_out", forms="held_out"), "user"):
             assert normalized(text) not in trained
@@ -248,10 +261,10 @@ WRONG_ENGLISH = re.compile(
 )
 
 
-def test_answers_are_right_english(world):
+def test_answers_are_right_english(spoken):
     fruit = re.compile(r"\borange oranges?\b|\bbe orange\b", re.IGNORECASE)
-    for seed in range(1500):
-        for answer in texts(conversation(world, seed), "assistant"):
+    for talk_ in spoken:
+        for answer in texts(talk_, "assistant"):
             assert not WRONG_ENGLISH.search(fruit.sub("orange", answer)), answer
             if answer[-1] in ".!?":
                 assert answer[0].isupper()
@@ -330,12 +343,14 @@ def outside(scene, things):
 @pytest.mark.parametrize("kind", edits.KINDS)
 def test_what_is_not_named_stays_pixel_for_pixel(world, kind, split):
     found = 0
-    for seed in range(150):
+    for seed in range(400):
         scene = story(world, seed, split, "edit")[-1].scene
         edit = edits.edit(world, scene, Random(seed), split, kind)
         if edit is None:
             continue
         found += 1
+        if found == 12:
+            return
         before, after = (np.asarray(world.render(s)).astype(int) for s in (scene, edit.after))
         if kind == "background":
             assert edit.after.things == scene.things and edit.after.background != scene.background
@@ -349,7 +364,7 @@ def test_what_is_not_named_stays_pixel_for_pixel(world, kind, split):
             assert things and edit.after.background == scene.background
             same = outside(scene, things)
             assert np.array_equal(before[same], after[same]) and not np.array_equal(before, after)
-    assert found > 10
+    raise AssertionError(f"only {found} changes of this kind")
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -91,7 +91,7 @@ def falsified(scene, question, rng):
 
 def test_every_answer_of_training_is_true_and_answers(world):
     seen = set()
-    for scene, question in every_question(world, 500):
+    for scene, question in every_question(world, 250):
         assert right(scene, question.meaning, question.answer), (scene, question)
         seen.add(question.meaning[0])
     assert seen == set(OPERATIONS)
@@ -109,11 +109,11 @@ def test_follow_ups_are_true_and_answer(world):
 
 def test_an_answer_made_wrong_in_one_thing_is_wrong(world):
     rng, found = Random(0), 0
-    for scene, question in every_question(world, 250):
+    for scene, question in every_question(world, 150):
         for wrong in falsified(scene, question, rng):
             found += 1
             assert not right(scene, question.meaning, wrong), (scene, question, wrong)
-    assert found > 1500
+    assert found > 900
 
 
 DOG, CUP, CARS, CAT = ("dog", None), ("cup", None), ("car", None), ("cat", None)
@@ -263,7 +263,7 @@ def training_texts(world, number):
 
 
 def test_what_is_asked_is_in_no_training(world):
-    trained = training_texts(world, 1500) | {normalized(p) for prompts in PROMPTS.values() for p in prompts}
+    trained = training_texts(world, 1000) | {normalized(p) for prompts in PROMPTS.values() for p in prompts}
     measured = [*text_only(), *impossible_requests(), *(text for text, _ in draw_requests(world)), *MESSAGES]
     measured += [text for chain in edit_requests(world, 50) for text, _ in chain]
     measured += [fact.question for fact in FACTS]
