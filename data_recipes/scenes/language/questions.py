@@ -18,7 +18,7 @@ class Ask(NamedTuple):
 
     `meaning` says the same to a program that knows the scene: an operation, as in ("color", ("dog", None)), and what
     it is about. Things are named by (class, colour or None), places by ("at", one of PLACES) or (relation, name of the
-    other thing). eval/language.py has all operations. `about` is the group that "it" then stands for."""
+    other thing). eval/scenes/language.py has all operations. `about` is the group that "it" then stands for."""
 
     form: str
     slots: dict[str, str]
