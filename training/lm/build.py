@@ -142,8 +142,10 @@ def _model_config(
 
 
 def check_backbone(sizes: Mapping[str, Any]) -> None:
-    """Raises ValueError for a key that transformers' config of this backbone does not know, which it would take in
-    silence, and for sizes that are below 1."""
+    """Raises ValueError for no sizes, for sizes below 1, and for a key that transformers' config of this backbone does
+    not know, which it would take in silence."""
+    if not sizes:  # transformers' defaults are those of 7 B weights
+        raise ValueError("recipe, model.backbone: give sizes, such as hidden_size, or the name of a pretrained one")
     kind = sizes.get("model_type", "llama")
     try:
         known = AutoConfig.for_model(kind).to_dict()

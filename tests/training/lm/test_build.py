@@ -193,6 +193,7 @@ def test_adapters_that_make_no_sense_are_refused(tiny_folder, lora, trainable, r
 @pytest.mark.parametrize(
     ("options", "named"),
     [
+        ({"backbone": {}}, "model.backbone: give sizes, such as hidden_size, or the name of a pretrained one"),
         ({"backbone": {"hiden_size": 32}}, "a llama has no 'hiden_size'; near to it: hidden_size"),
         ({"backbone": {"hidden_size": -32}}, "model.backbone.hidden_size: -32 is below 1"),
         ({"backbone": {"model_type": "lama"}}, "model.backbone.model_type: transformers knows no 'lama'"),
@@ -207,7 +208,8 @@ def test_adapters_that_make_no_sense_are_refused(tiny_folder, lora, trainable, r
 )
 def test_a_model_that_cannot_be_is_one_line(text_tokenizer, tmp_path, options, named):
     text_tokenizer.save_pretrained(tmp_path)
-    parts = {"image_tokenizer": "new:tiny", "text_tokenizer": str(tmp_path), "code_head_args": HEAD}
+    tiny = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    parts = {"image_tokenizer": "new:tiny", "text_tokenizer": str(tmp_path), "code_head_args": HEAD, "backbone": tiny}
     with pytest.raises(ValueError, match=named) as error:
         build_model(ModelConfig(**{**parts, **options}))
     assert "\n" not in str(error.value)
