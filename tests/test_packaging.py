@@ -11,6 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from setuptools import find_packages
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["tokenizer", "mllm", "training", "eval", "data_recipes"]
@@ -81,9 +82,13 @@ def test_the_lock_has_all_groups_within_their_ranges():
     assert not wrong, wrong
 
 
-def test_packages_are_listed_literally():
-    tools = tomllib.loads(PYPROJECT.read_text())["tool"]
-    assert sorted(tools["setuptools"]["packages"]) == sorted([*PACKAGES, "mllm.serve"])
+def test_all_packages_are_found_and_no_others():
+    """A folder without __init__.py would be left out of an installation."""
+    where = tomllib.loads(PYPROJECT.read_text())["tool"]["setuptools"]["packages"]["find"]
+    found = set(find_packages(str(ROOT), include=where["include"]))
+    folders = {file.parent for name in PACKAGES for file in (ROOT / name).rglob("*.py")}
+    data = ROOT / "eval" / "lmms" / "tasks"  # whose functions lmms-eval loads by path
+    assert found == {".".join(folder.relative_to(ROOT).parts) for folder in folders - {data}}
 
 
 @pytest.mark.parametrize("name", PACKAGES)
