@@ -14,9 +14,9 @@ from data_recipes.scenes.world import CLASSES, GENEVAL, QUESTIONS, World, a, exp
 from mllm.folders import SHIPPED
 from tokenizer.transform import load_image
 
-from ...geneval.rules import judge_images, load_records, summary
-from ...scenes.detector import Detector
-from ...scenes.suite import Settings, asked_once, scene_seeds
+from eval.geneval.rules import judge_images, load_records, summary
+from eval.scenes.detector import Detector
+from eval.scenes.suite import Settings, asked_once, scene_seeds
 
 Rows = Any  # a datasets.Dataset
 
