@@ -11,12 +11,11 @@ from typing import Any
 from PIL import Image
 
 from data_recipes.scenes.world import CLASSES, GENEVAL, QUESTIONS, World, a, expressible
-from mllm.folders import SHIPPED
-from tokenizer.transform import load_image
-
 from eval.geneval.rules import judge_images, load_records, summary
 from eval.scenes.detector import Detector
 from eval.scenes.suite import Settings, asked_once, scene_seeds
+from mllm.folders import SHIPPED
+from tokenizer.transform import load_image
 
 Rows = Any  # a datasets.Dataset
 
