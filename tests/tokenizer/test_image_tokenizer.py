@@ -1,5 +1,6 @@
 """The image tokenizer's promises, on a tiny one."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -8,16 +9,17 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tokenizer import SIZES, ImageTokenizer
+from tokenizer.architectures import ARCHITECTURES
 from tokenizer.projection import AttnProjection
 from tokenizer.quantizer import MultiCodebookQuantizer, QuantizerOptions
 from tokenizer.transform import to_images
 from tokenizer.vitamin import UpConv
 
 
-@pytest.fixture(scope="module")
-def image_tokenizer() -> ImageTokenizer:
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def image_tokenizer(request) -> ImageTokenizer:
     torch.manual_seed(0)
-    return ImageTokenizer(SIZES["tiny"]).eval()
+    return ImageTokenizer(replace(SIZES["tiny"], architecture=request.param)).eval()
 
 
 def test_codes_survive_a_round_trip():
@@ -85,6 +87,17 @@ def test_save_and_load_give_the_same_codes(image_tokenizer, tmp_path):
     assert torch.equal(loaded.encode(pixels_N3HW), image_tokenizer.encode(pixels_N3HW))
 
 
+def test_weights_stored_in_bfloat16_are_read_as_float32_and_give_the_codes_of_the_rounded_weights(
+    image_tokenizer, tmp_path
+):
+    rounded = deepcopy(image_tokenizer).bfloat16()
+    rounded.save_pretrained(tmp_path)
+    loaded = ImageTokenizer.from_pretrained(tmp_path).eval()
+    pixels_N3HW = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.encode(pixels_N3HW), rounded.float().encode(pixels_N3HW))
+
+
 def test_contrastive_features_are_unit_vectors_of_one_space(image_tokenizer):
     image_features = image_tokenizer.image_features([Image.new("RGB", (40, 50), "red")])
     text_features = image_tokenizer.text_features(torch.tensor([[3, 4, 63, 0, 0]]))
@@ -123,6 +136,11 @@ def test_a_causal_projection_fed_step_by_step_equals_one_pass():
         ({"image_size": 40}, "image_size 40 is not a positive multiple of 16"),
         ({"width": 33}, "width 33 is not a multiple of heads 2"),
         ({"projection": "mlp"}, "unknown projection 'mlp'; known: attn, linear"),
+        ({"architecture": "vit"}, "unknown architecture 'vit'; known: vitamin, conv"),
+        ({"conv_depths": (1,)}, r"conv_widths \(8, 16\) and conv_depths \(1,\) differ in length"),
+        ({"decoder_conv_depths": (1, 1, 1)}, r"decoder_conv_depths \(1, 1, 1\) has 3 numbers, conv_depths"),
+        ({"conv_widths": (8,), "conv_depths": (1,)}, "a vitamin has two convolutional stages"),
+        ({"architecture": "conv", "conv_widths": (8,) * 5, "conv_depths": (1,) * 5}, "1 to 4 stages"),
     ],
 )
 def test_impossible_sizes_are_named(change, message):
@@ -222,11 +240,12 @@ def test_perturbation_that_makes_no_sense_is_refused(change):
         QuantizerOptions(**change)
 
 
-def test_checkpointed_blocks_have_the_same_gradients():
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_checkpointed_blocks_have_the_same_gradients(architecture):
     gradients = []
     for checkpointed in (False, True):
         torch.manual_seed(0)
-        model = ImageTokenizer(SIZES["tiny"]).train()
+        model = ImageTokenizer(replace(SIZES["tiny"], architecture=architecture)).train()
         if checkpointed:
             model.checkpoint_blocks()
         model(torch.rand(2, 3, 32, 32), torch.ones(2, 4, dtype=torch.long)).pixels_N3HW.sum().backward()

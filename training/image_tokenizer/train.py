@@ -22,7 +22,7 @@ from tokenizer.transform import to_images, to_pixels
 
 from ..lm.build import load_image_tokenizer
 from ..run.checkpoint import latest_checkpoint, load_state, save_checkpoint
-from ..run.device import autocast, pick_device
+from ..run.device import autocast, pick_device, short_attention
 from ..run.distributed import (
     barrier,
     rank_and_world,
@@ -243,7 +243,7 @@ class Learner:
     ) -> tuple[dict[str, torch.Tensor], TrainingOutput]:
         """-> terms, output. Leaves gradients of `share` of the loss."""
         config, adversarial = self.config, self.config.adversarial
-        with autocast(config.run, self.device):
+        with autocast(config.run, self.device), short_attention(self.device):
             options = config.quantizer.at(step, config.run.steps)
             output = self.model(pixels_N3HW, ids_NT, options, config.losses.decoded)
             scale = self.model.logit_scale.exp()
@@ -254,8 +254,7 @@ class Learner:
                 )
         loss = terms["loss"]
         if "adversarial" in terms:
-            last_layer = self.model.decoder.up_conv4.conv2.weight
-            pull = adaptive_weight(terms["reconstruction"], terms["adversarial"], last_layer)
+            pull = adaptive_weight(terms["reconstruction"], terms["adversarial"], self.model.decoder.last_weight)
             strength = adversarial.weight * ramp(step, adversarial.start, adversarial.ramp) * pull
             loss, terms["adversarial_weight"] = loss + strength * terms["adversarial"], strength
         if not loss.isfinite():
