@@ -9,6 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from tokenizer.quantizer import QuantizerOptions
+from training.image_tokenizer.train import model_config_of
 from training.run.recipe import AblationConfig, TokenizerTrainConfig, TrainConfig, load_config
 from training.run.values import ALLOWED, Interval
 
@@ -17,7 +18,7 @@ RECIPES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("training/stages", "data_recipes")
     for path in (ROOT / folder).rglob("*.yaml")
-    if path.name != "ablation.yaml"
+    if path.name not in ("ablation.yaml", "sweep.yaml")
 )
 
 
@@ -83,6 +84,13 @@ def test_a_recipe_that_is_not_yaml_is_named_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="recipe .*broken.yaml") as error:
         load_config(TrainConfig, tmp_path / "broken.yaml")
     assert "\n" not in str(error.value)
+
+
+def test_every_variant_of_the_sweep_is_a_recipe():
+    sweep = load_config(AblationConfig, ROOT / "data_recipes" / "sweep.yaml")
+    assert len(sweep.variants) >= 8 and load(sweep.language).data.sources
+    for changes in sweep.variants.values():
+        model_config_of(load(sweep.base, *changes))
 
 
 def test_the_variants_of_the_ablation_have_as_many_entries():

@@ -15,8 +15,8 @@ class ImageTokenizerConfig:
     `interpolation`, then a centre crop; the networks take any multiple of 16.
     `architecture` is the kind of encoder and decoder: `vitamin`, as UniTok's, or `conv` (see conv.py). `conv_widths`
     and `conv_depths` are channels and blocks of the convolutional stages before stride 16, finest first; `width`,
-    `depth` and `heads` are of the transformers at stride 16. Where `decoder_conv_depths` and `decoder_depth` are not given, the
-    decoder mirrors the encoder.
+    `depth` and `heads` are of the transformers at stride 16. Where `decoder_conv_depths` and `decoder_depth` are not
+    given, the decoder mirrors the encoder.
     `code_width` (Q) is split into `num_codebooks` (K) slices, each with `codebook_size` (V) entries.
     `causal` makes the two attention projections causal, as in UniTok's first release.
     """
@@ -51,8 +51,9 @@ class ImageTokenizerConfig:
             setattr(self, name, tuple(getattr(self, name)))
         if not 1 <= self.resize_ratio <= 4:
             raise ValueError(f"resize_ratio {self.resize_ratio} is outside 1 to 4; 1 crops as little as possible")
+        from_zero = ("drop_path", "commitment", "conv_depths", "decoder_conv_depths", "decoder_depth")
         for name, value in vars(self).items():
-            least = {"drop_path": 0, "commitment": 0, "conv_depths": 0, "decoder_conv_depths": 0, "decoder_depth": 0}.get(name, 1)
+            least = 0 if name in from_zero else 1
             for number in value if isinstance(value, tuple) else (value,):
                 if not isinstance(number, (str, bool)) and not least <= number < float("inf"):
                     raise ValueError(f"{name} {value} is below {least} or no number")

@@ -182,12 +182,14 @@ class TokenizerTrainConfig(Section):
 @dataclass
 class AblationConfig(Section):
     """Variants of one recipe of the image tokenizer: `base` with the `a.b=c` words of each, once for each seed, all
-    measured on as many `crops` of scenes that no run has seen."""
+    measured on as many `crops` of scenes that no run has seen, or whole scenes where `base` has no crops. `language` is
+    the recipe of a language model that learns to draw with the codes of each (null: none)."""
 
     base: str = MISSING
     variants: dict[str, list[str]] = field(default_factory=dict)
     seeds: list[int] = within("[0, 4294967296)", lambda: [0])
     crops: int = within("[1, inf)", 1000)
+    language: str | None = None
 
 
 @dataclass
