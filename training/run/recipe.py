@@ -99,11 +99,15 @@ class ScenesConfig(Section):
 @dataclass
 class TokenizerDataConfig(ScenesConfig):
     """`images`: "scenes" (artwork, split and crop are about them), a folder, or names of webdataset shards. `crop`
-    (pixels, 0: the whole image) cuts a square around one of the things: more of them a second. `scale`: the least share
-    of an image's area that a random crop keeps; 1 takes the centre. More than `max_bad` images without use stop a run.
+    (pixels, 0: the whole image) cuts a square around one of the things: more of them a second. `mixed` is a second
+    source, a folder or shards, which gives a `share` of the images: photographs beside scenes. `scale`: the least share
+    of an image's area that a random crop keeps, of all but scenes; 1 takes the centre. More than `max_bad` images
+    without use stop a run.
     """
 
     images: Any = "scenes"
+    mixed: Any = None
+    share: float = within("(0, 1)", 0.15)
     crop: int = within("[0, inf)", 0)
     scale: float = within("(0, 1]", 1.0)
     max_bad: int = within("[0, inf)", 100)

@@ -21,6 +21,7 @@ from tokenizer import ImageTokenizer
 from tokenizer.quantizer import MultiCodebookQuantizer, QuantizerOptions
 from training.image_tokenizer.clip_weights import load_clip
 from training.image_tokenizer.codebook_use import CodeCounts, Revival
+from training.image_tokenizer.data import TrainingImages
 from training.image_tokenizer.losses import disentangling_loss
 from training.image_tokenizer.train import build_image_tokenizer, train_tokenizer
 from training.run.recipe import AdversarialConfig, OptimConfig, TokenizerLossConfig, TokenizerTrainConfig, save_config
@@ -163,6 +164,22 @@ def test_folders_and_shards_train_and_bad_images_are_counted(tmp_path, text_fold
         assert len(_rows(config)) == 1
     named = [line for line in capfd.readouterr().err.splitlines() if line.startswith("left out")]
     assert named and all("class_0/0.png" in line for line in named)
+
+
+def test_photographs_are_cropped_beside_scenes_that_are_not(tmp_path, text_folder):  # noqa: F811
+    (tmp_path / "photos").mkdir()
+    _photo(tmp_path / "photos" / "0.png", 0)
+    config = _tokenizer_config(tmp_path, text_folder, "mixed")
+    config.losses.contrastive = 0.0
+    scenes = TrainingImages(config, build_image_tokenizer(config).config)
+    config.data.mixed, config.data.share, config.data.scale = str(tmp_path / "photos"), 0.5, 0.3
+    mixed = TrainingImages(config, scenes.model)
+    pixels = [mixed[position][0][0] for position in range(40)]
+    same = [torch.equal(found, scenes[position][0][0]) for position, found in enumerate(pixels)]
+    assert 10 < sum(same) < 30, "half are the scenes that a run without photographs has there"
+    crops = [found for found, is_scene in zip(pixels, same, strict=True) if not is_scene]
+    assert {tuple(crop.shape) for crop in crops} == {tuple(pixels[0].shape)}
+    assert not torch.equal(crops[0], crops[1]), "each crop of the one photograph is another"
 
 
 @pytest.mark.parametrize(("max_bad", "reason"), [(1, "2 bad samples, data.max_bad is 1; the last: "), (2, "")])
