@@ -18,7 +18,7 @@ from transformers.utils import torch_compilable_check
 
 from .architectures import ARCHITECTURES
 from .projection import PROJECTIONS
-from .quantizer import UNITOK, MultiCodebookQuantizer, Quantized, QuantizerOptions
+from .quantizers import Quantized, QuantizerOptions, make_quantizer
 from .sizes import STRIDE, ImageTokenizerConfig
 from .text_tower import TextTower
 from .transform import load_image, to_images, to_pixels
@@ -52,9 +52,7 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         rest = (config.heads, config.drop_path)
         self.encoder = encoder(config.conv_widths, config.conv_depths, config.width, config.depth, *rest)
         self.quant_proj = project(config.width, config.code_width, heads, causal=config.causal)
-        self.quantizer = MultiCodebookQuantizer(
-            config.code_width, config.num_codebooks, config.codebook_size, config.commitment
-        )
+        self.quantizer = make_quantizer(config)
         self.post_quant_proj = project(config.code_width, config.width, heads, causal=config.causal)
         conv_depths, depth = config.decoder_conv_depths or config.conv_depths, config.decoder_depth or config.depth
         self.decoder = decoder(config.conv_widths, conv_depths, config.width, depth, *rest)
@@ -148,7 +146,7 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         self,
         pixels_N3HW: torch.Tensor,
         ids_NT: torch.Tensor,
-        options: QuantizerOptions = UNITOK,
+        options: QuantizerOptions | None = None,
         decoded: int | None = None,
     ) -> TrainingOutput:
         """One training pass. Only the first `decoded` images are decoded: the contrastive loss wants more of them than

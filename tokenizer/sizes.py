@@ -1,6 +1,7 @@
 """What an image tokenizer is made of, and the named sizes."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from .transform import INTERPOLATIONS
 
@@ -17,6 +18,7 @@ class ImageTokenizerConfig:
     and `conv_depths` are channels and blocks of the convolutional stages before stride 16, finest first; `width`,
     `depth` and `heads` are of the transformers at stride 16. Where `decoder_conv_depths` and `decoder_depth` are not
     given, the decoder mirrors the encoder.
+    `quantizer` is the kind of quantizer (see quantizers/), `quantizer_args` what it takes beside the sizes:
     `code_width` (Q) is split into `num_codebooks` (K) slices, each with `codebook_size` (V) entries.
     `causal` makes the two attention projections causal, as in UniTok's first release.
     """
@@ -33,6 +35,8 @@ class ImageTokenizerConfig:
     decoder_depth: int = 0
     heads: int = 16
     drop_path: float = 0.0
+    quantizer: str = "multi_codebook"
+    quantizer_args: dict[str, Any] = field(default_factory=dict)
     code_width: int = 64
     num_codebooks: int = 8
     codebook_size: int = 4096
@@ -55,7 +59,7 @@ class ImageTokenizerConfig:
         for name, value in vars(self).items():
             least = 0 if name in from_zero else 1
             for number in value if isinstance(value, tuple) else (value,):
-                if not isinstance(number, (str, bool)) and not least <= number < float("inf"):
+                if not isinstance(number, (str, bool, dict)) and not least <= number < float("inf"):
                     raise ValueError(f"{name} {value} is below {least} or no number")
         if self.image_size <= 0 or self.image_size % STRIDE:
             raise ValueError(f"image_size {self.image_size} is not a positive multiple of {STRIDE}")

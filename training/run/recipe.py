@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +10,8 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from tokenizer.quantizer import QuantizerOptions
+from tokenizer import SIZES
+from tokenizer.quantizers import QuantizerOptions, quantizer_kind
 
 from .values import Section, check_values, one_of, within
 
@@ -161,10 +162,10 @@ class TokenizerTrainConfig(Section):
     """A run of `scripts.train_tokenizer`: a new image tokenizer of a named size, `model` overriding its fields, or on
     from the one at `init_from`, alone or in a language model; `init_clip` is a file of ViTamin weights (timm's or
     open_clip's) for the encoder. Only parameters whose name starts with a word of `trainable` change: without encoder,
-    quant_proj and quantizer, images keep their codes.
+    quant_proj and quantizer, images keep their codes. `quantizer` holds options of the kind of quantizer that the model
+    has (its `Options`).
 
     `ema` is the decay of the averaged weights, which are those that are saved and evaluated (0: the last ones).
-    `revive_after` steps without use, an entry of the codebook moves to where features are (0: never).
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -175,12 +176,25 @@ class TokenizerTrainConfig(Section):
     text_tokenizer: str = MISSING
     trainable: list[str] = field(default_factory=lambda: [""])
     data: TokenizerDataConfig = field(default_factory=TokenizerDataConfig)
-    quantizer: QuantizerOptions = field(default_factory=QuantizerOptions)
+    quantizer: dict[str, Any] = field(default_factory=dict)
     losses: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: float = within("[0, 1)", 0.0)
-    revive_after: int = within("[0, inf)", 0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.size not in SIZES:
+            raise ValueError(f"recipe, size: unknown {self.size!r}; known: {', '.join(SIZES)}")
+        self.quantizer = asdict(self.quantizer_options())  # all of them, so that config.yaml says what was done
+
+    def quantizer_options(self) -> QuantizerOptions:
+        """`quantizer` as the model's kind of quantizer takes it. Raises ValueError for others."""
+        options = quantizer_kind(self.model.get("quantizer", SIZES[self.size].quantizer)).Options
+        try:
+            return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options), self.quantizer))
+        except OmegaConfBaseException as error:
+            raise ValueError(f"recipe, quantizer: {' '.join(str(error).split())}") from error
 
 
 @dataclass
