@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from scripts import plot_run as plot_run_script
 from tests.training.lm.test_training import _losses, _stop_after, _tokenizer_config, text_folder  # noqa: F401
 from tokenizer import ImageTokenizer
+from tokenizer.quantizers import QUANTIZERS
 from tokenizer.quantizers.multi_codebook import MultiCodebookQuantizer
 from training.image_tokenizer.clip_weights import load_clip
 from training.image_tokenizer.codebook_use import CodeCounts
@@ -56,6 +57,23 @@ def test_resuming_is_invisible_with_every_option(tmp_path, text_folder):  # noqa
     assert len(_numbers(whole)) == 6 and _numbers(parts) == _numbers(whole)
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.equal(tensor, load_file(resumed / "model.safetensors")[name]), name
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_every_quantizer_trains_and_resumes(tmp_path, text_folder, quantizer):  # noqa: F811
+    def config(name: str) -> TokenizerTrainConfig:
+        config = _tokenizer_config(tmp_path, text_folder, name, batch_size=8, steps=20, save_every=10)
+        model, losses = {**config.model, "quantizer": quantizer}, TokenizerLossConfig(contrastive=0.1)
+        return replace(config, model=model, losses=losses, quantizer={})
+
+    whole, parts = config("whole"), config("parts")
+    folder = train_tokenizer(whole)
+    _stop_after(parts, 10, train_tokenizer)
+    weights = load_file(train_tokenizer(parts) / "model.safetensors")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(folder / "model.safetensors").items())
+    assert _losses(whole)[-1] < 0.95 * _losses(whole)[0]
+    loaded = ImageTokenizer.from_pretrained(folder).eval()
+    assert loaded.encode(torch.zeros(1, 3, 32, 32)).shape == (1, 4, 2) and loaded.config.quantizer == quantizer
 
 
 def test_the_discriminator_starts_when_it_should(tmp_path, text_folder):  # noqa: F811
