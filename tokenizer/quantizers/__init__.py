@@ -4,10 +4,12 @@ promises in tests/tokenizer/test_quantizers.py hold it to `Quantizer`."""
 from typing import Any
 
 from .base import Quantized, Quantizer, QuantizerOptions, count_codes, look_up
+from .fsq import FiniteScalarQuantizer
 from .multi_codebook import MultiCodebookQuantizer
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "multi_codebook": MultiCodebookQuantizer,
+    "fsq": FiniteScalarQuantizer,
 }
 
 
