@@ -10,8 +10,8 @@ import torch
 
 from tests.golden_data import assert_reproduced, filled, golden, gradients, make_images, make_texts, reference_shapes
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig, unitok
+from tokenizer.quantizers import count_codes
 from tokenizer.quantizers.multi_codebook import MultiCodebookOptions
-from training.image_tokenizer.codebook_use import count_codes
 from training.image_tokenizer.losses import tokenizer_losses
 from training.run.recipe import TokenizerLossConfig
 
