@@ -222,6 +222,40 @@ def pick_caption(value: Any, seed: str) -> str:
     return random.Random(seed).choice(filled) if filled else ""
 
 
+class Mixed(ImageSource):
+    """Two sources as one: of the images of a run, a `share` is of `second`, drawn by position."""
+
+    def __init__(self, first: ImageSource, second: ImageSource, share: float):
+        self.first, self.second, self.share = first, second, share
+        self.damages, self.notes = [*first.damages, *second.damages], [*first.notes, *second.notes]
+
+    def __len__(self) -> int:
+        return len(self.second) + len(self.first)
+
+    def __getitem__(self, index: int) -> CaptionedImage:
+        before = len(self.second)  # it comes first in the numbering, as the other may have no end
+        return self.second[index] if index < before else self.first[index - before]
+
+    def order(self, seed: int) -> "MixedOrder":
+        return MixedOrder(self, seed)
+
+    def fingerprint(self) -> Any:
+        return [self.share, self.first.fingerprint(), self.second.fingerprint()]
+
+
+class MixedOrder:
+    """Position in an endless run of mixed sources -> index."""
+
+    def __init__(self, mixed: Mixed, seed: int):
+        self.seed, self.share, self.before = seed, mixed.share, len(mixed.second)
+        self.first, self.second = mixed.first.order(seed), mixed.second.order(seed)
+
+    def __getitem__(self, position: int) -> int:
+        if random.Random(f"{self.seed} {position}").random() < self.share:
+            return self.second[position]
+        return self.before + self.first[position]
+
+
 def _read_metadata(folder: Path, files: Sequence[Path], keys: AbstractSet[str]) -> tuple[dict[str, list], list[str]]:
     """-> {key of an image: its captions}, and the lines that name no image. Names start from the metadata's folder.
     Raises ValueError naming the line that is something else."""

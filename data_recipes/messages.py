@@ -360,4 +360,17 @@ def _existing(path: Path) -> Path:
     return path
 
 
-READERS = {"captions": Captions, "messages": JsonLines, "edits": Edits, "llava": Llava, "datasets": SavedDataset}
+READERS: dict[str, type[Reader]] = {
+    "captions": Captions,
+    "messages": JsonLines,
+    "edits": Edits,
+    "llava": Llava,
+    "datasets": SavedDataset,
+}
+
+
+def open_reader(name: str, path: Path, images: Path | None = None, task: str = "draw") -> Reader:
+    """One of READERS, which says what the rest means. Raises ValueError for an unknown name, too."""
+    if name not in READERS:
+        raise ValueError(f"--format {name}: unknown; known: {', '.join(READERS)}")
+    return READERS[name](path, images, task)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tokenizer.projection import AttnProjection
-from tokenizer.quantizer import MultiCodebookQuantizer, Quantized
+from tokenizer.quantizers import Quantized, look_up, make_quantizer
 
 Pick = Callable[[torch.Tensor, int], torch.Tensor]
 """(logits_BV, k) -> ids_B of sub-code k: guidance and sampling live in here, heads never hear of them."""
@@ -77,9 +77,7 @@ class CodebookEmbedding(nn.Module):
     def __init__(self, image_tokenizer, dim: int):
         super().__init__()
         code_width, width = image_tokenizer.code_width, image_tokenizer.width
-        self.quantizer = MultiCodebookQuantizer(
-            code_width, image_tokenizer.num_codebooks, image_tokenizer.codebook_size
-        ).requires_grad_(False)
+        self.quantizer = make_quantizer(image_tokenizer).requires_grad_(False)
         self.attn_projection = AttnProjection(code_width, width, width // code_width, causal=True)
         self.mm_projector = nn.Sequential(
             nn.LayerNorm(width, eps=1e-6), nn.Linear(width, dim), nn.GELU(), nn.Linear(dim, dim)
@@ -94,20 +92,15 @@ class CodebookEmbedding(nn.Module):
         if quantized is not None:
             return self._project(quantized.features_NLQ, None)
         if cache is None:
-            return self._project(_look_up(self.quantizer.entries(), codes_NLK), None)
+            return self._project(look_up(self.quantizer.entries(), codes_NLK), None)
         if not cache:  # normalising the codebooks takes longer than the rest of a step
             cache.update(entries=self.quantizer.entries(), attention={})
-        features_NLQ = _look_up(cache["entries"], codes_NLK)
+        features_NLQ = look_up(cache["entries"], codes_NLK)
         return self._project(features_NLQ, cache["attention"])
 
     def _project(self, features_NLQ: torch.Tensor, cache: dict | None) -> torch.Tensor:
         features_NLQ = features_NLQ.to(self.mm_projector[1].weight.dtype)
         return self.mm_projector(self.attn_projection(features_NLQ, cache))
-
-
-def _look_up(entries_KVq: torch.Tensor, codes_NLK: torch.Tensor) -> torch.Tensor:
-    """-> features_NLQ. Unlike `quantizer.decode`, it trusts the codes, and does not wait for the device."""
-    return entries_KVq[torch.arange(len(entries_KVq), device=codes_NLK.device), codes_NLK].flatten(-2)
 
 
 class DepthBlock(nn.Module):

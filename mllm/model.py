@@ -20,7 +20,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from tokenizer import ImageTokenizer
-from tokenizer.quantizer import Quantized
+from tokenizer.quantizers import Quantized
 from tokenizer.weights import weights_hash
 
 from .codes import CODE_EMBEDDINGS, CODE_HEADS

@@ -9,7 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from tokenizer.quantizer import MultiCodebookQuantizer, Quantized
+from tokenizer.quantizers import Quantized
+from tokenizer.quantizers.multi_codebook import MultiCodebookQuantizer
 from tokenizer.vitamin import UpConv
 from training.image_tokenizer.data import ImageBatch
 from training.image_tokenizer.losses import tokenizer_losses
@@ -66,7 +67,7 @@ def plain_up(layer: UpConv, x: torch.Tensor) -> torch.Tensor:
 def plain_quantize(quantizer: MultiCodebookQuantizer, features_NLQ: torch.Tensor, *_) -> Quantized:
     N, L, _ = features_NLQ.shape
     codebooks_KVq = quantizer.codebooks_KVq
-    features, codes, slices, losses = [], [], [], []
+    features, codes, losses = [], [], []
     for z_NLq, codebook_Vq in zip(features_NLQ.chunk(len(codebooks_KVq), -1), codebooks_KVq, strict=True):
         z, e = F.normalize(z_NLq, dim=-1), F.normalize(codebook_Vq, dim=-1)
         codes.append((z @ e.T).argmax(-1))
@@ -76,6 +77,5 @@ def plain_quantize(quantizer: MultiCodebookQuantizer, features_NLQ: torch.Tensor
         q = F.embedding(codes[-1], e)
         losses.append(quantizer.commitment * F.mse_loss(z, q.detach()) + F.mse_loss(q, z.detach()))
         features.append(z + (q - z).detach())
-        slices.append(z.detach().flatten(0, 1))
     loss = torch.stack(losses).mean()
-    return Quantized(torch.cat(features, -1), torch.stack(codes, -1), torch.stack(slices), loss, loss.new_zeros(()))
+    return Quantized(torch.cat(features, -1), torch.stack(codes, -1), loss, loss.new_zeros(()))

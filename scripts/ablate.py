@@ -3,8 +3,10 @@
 python -m scripts.ablate data_recipes/ablation.yaml --out out/ablation
 python -m scripts.ablate data_recipes/ablation.yaml run.steps=100 --out out/try
 
-Each run is one process; --jobs of them work side by side. Every variant is measured on crops of scenes that no run has
-seen (rFID over EfficientNet-Lite0's features, PSNR, zero-shot class accuracy) and on scikit-image's photographs (PSNR).
+Each run is one process; --jobs of them work side by side. Every variant is measured on scenes that no run has seen, or
+crops of them (rFID over EfficientNet-Lite0's features, PSNR, ST-LPIPS, zero-shot class accuracy), and on scikit-image's
+photographs (PSNR). Where the file names a recipe as `language`, that language model learns to draw with the codes of
+each: nats an image, of its last quarter, tell how hard they are to predict.
 """
 
 from __future__ import annotations
@@ -30,7 +32,14 @@ from scripts._threads import settle
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "coins", "ihc", "motorcycle_left", "retina", "rocket", "hubble_deep_field")
 UNSEEN = 1_000_003  # a seed of the scenes' order that no run has
-SHOWN = {"rfid_efficientnet_lite0": "rFID", "psnr": "PSNR", "photo_psnr": "PSNR, photographs", "top_1": "zero-shot"}
+SHOWN = {
+    "rfid_efficientnet_lite0": "rFID",
+    "psnr": "PSNR",
+    "st_lpips": "ST-LPIPS",
+    "photo_psnr": "PSNR, photographs",
+    "top_1": "zero-shot",
+    "nats": "nats an image",
+}
 
 
 @dataclass(frozen=True)
@@ -57,16 +66,28 @@ class Run:
         names = [f"run.folder={self.folder}", "run.name=run", f"run.seed={self.seed}"]
         call(self, "train_tokenizer", self.recipe, *self.changes, *names)
 
-    def measure(self, data: Path, text_tokenizer: str | None) -> dict[str, float]:
-        """On what `prepare` wrote; zero-shot accuracy with a text tokenizer only."""
+    def measure(self, data: Path, text_tokenizer: str | None, language: str | None) -> dict[str, float]:
+        """On what `prepare` wrote; zero-shot accuracy with a text tokenizer only, nats with a `language` recipe."""
         on_crops = self.score("reconstruction", str(data / "crops"))
         on_photos = self.score("reconstruction", str(data / "photos"))
-        scores = {name: on_crops[name] for name in ("rfid_efficientnet_lite0", "psnr", "ssim")}
+        scores = {name: on_crops[name] for name in ("rfid_efficientnet_lite0", "psnr", "ssim", "st_lpips")}
         scores |= {"usage": on_crops["usage"]["mean"], "photo_psnr": on_photos["psnr"], "photo_ssim": on_photos["ssim"]}
         if text_tokenizer:
             options = ["--classes", str(data / "classes.txt"), "--text-tokenizer", text_tokenizer]
             scores |= self.score("zero_shot", str(data / "crops"), *options)
-        return scores
+        return scores | ({"nats": self.nats(language)} if language else {})
+
+    def nats(self, recipe: str) -> float:
+        """An image's, mean of the last quarter of the updates of a language model that learns to draw. All its samples
+        are new to it, so its training loss is one on unseen images."""
+        from tokenizer import ImageTokenizerConfig
+
+        names = [f"run.folder={self.folder}", "run.name=language", f"model.image_tokenizer={self.model}"]
+        call(self.folder, "train", recipe, *names)
+        rows = (self.folder / "language" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        losses = [json.loads(row)["code_loss"] for row in rows[-max(1, len(rows) // 4) :]]
+        sizes = ImageTokenizerConfig(**json.loads((self.model / "config.json").read_text(encoding="utf-8")))
+        return mean(losses) * sizes.num_positions * sizes.num_codebooks
 
     def score(self, kind: str, data: str, *options: str) -> dict[str, Any]:
         out = self.folder / f"{kind}_{Path(data).name}"
@@ -107,14 +128,14 @@ def prepare(folder: Path, crops: int, size: int) -> None:
     (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
 
 
-def complete(run: Run, data: Path, text_tokenizer: str | None) -> dict[str, float]:
+def complete(run: Run, data: Path, text_tokenizer: str | None, language: str | None) -> dict[str, float]:
     """Scores of one run, from its file where it was done before."""
     file = run.folder / "scores.json"
     if not file.is_file():
         run.train()
         if not run.model.is_dir():
             raise KeyboardInterrupt  # the training was told to stop, and saved
-        save_text(json.dumps(run.measure(data, text_tokenizer), indent=2) + "\n", file)
+        save_text(json.dumps(run.measure(data, text_tokenizer, language), indent=2) + "\n", file)
     return json.loads(file.read_text())
 
 
@@ -151,7 +172,7 @@ def show(table: dict[str, dict[str, list[float]]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    view = Table("sub-codebooks x entries", *SHOWN.values())
+    view = Table("variant", *SHOWN.values())
     for variant, scores in table.items():
         view.add_row(variant, *(f"{scores[name][0]:.4g}" if name in scores else "" for name in SHOWN))
     Console().print(view)
@@ -190,7 +211,13 @@ def main(argv: list[str] | None = None) -> None:
     with ThreadPoolExecutor(args.jobs) as pool, Progress() as progress:
         task = progress.add_task("runs", total=len(runs))
         waiting = [
-            pool.submit(complete, run, args.out / "data", config.text_tokenizer if config.losses.contrastive else None)
+            pool.submit(
+                complete,
+                run,
+                args.out / "data",
+                config.text_tokenizer if config.losses.contrastive else None,
+                ablation.language,
+            )
             for run, config in zip(runs, configs, strict=True)
         ]
         try:

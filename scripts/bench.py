@@ -448,10 +448,18 @@ def throughput(size: int = 1024) -> float:
 @cache
 def get_image_tokenizer(model: str | None, shape: str | None) -> ImageTokenizer:
     if model:
-        return load_image_tokenizer(model)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return ImageTokenizer(known(SIZES, shape)).to(device()).eval()
+        image_tokenizer = load_image_tokenizer(model)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            image_tokenizer = ImageTokenizer(known(SIZES, shape)).to(device()).eval()
+    config = image_tokenizer.config
+    if (config.architecture, config.quantizer) != ("vitamin", "multi_codebook"):
+        raise ValueError(
+            f"{model or shape}: the loops of the reference, which this is compared with, know architecture vitamin and"
+            f" quantizer multi_codebook, not {config.architecture} and {config.quantizer}"
+        )
+    return image_tokenizer
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What an image tokenizer keeps of images: rFID, PSNR, SSIM, LPIPS, and the use of each sub-codebook.
+"""What an image tokenizer keeps of images: rFID, PSNR, SSIM, ST-LPIPS, LPIPS, and the use of each sub-codebook.
 
 python -m scripts.eval_reconstruction scenes --model scenes --limit 600
 python -m scripts.eval_reconstruction photos --model runs/mine/step_001000/model --out out/photos
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         "features_hash": extractor.weights_hash,
         "features_size": extractor.size,
         "lpips_hash": judges.lpips_hash,
-        **{name: version(name) for name in ("torchmetrics", "scikit-image")},
+        **{name: version(name) for name in ("torchmetrics", "scikit-image", "stlpips-pytorch")},
     }
     report("eval_reconstruction", argv, args, images, settings, result)
 

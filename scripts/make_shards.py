@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from data_recipes.messages import Reader
     from scripts._shards import Samples
 
-FORMATS = ("captions", "messages", "edits", "llava", "datasets")
-
 
 def samples(reader: Reader, indices: range) -> Samples:
     """Of one shard; the key is the number in the input."""
@@ -42,7 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("input", type=Path, help="a folder (captions, datasets) or a file (messages, edits, llava)")
     add("out", type=Path, help="folder for the shards")
-    add("--format", required=True, choices=FORMATS, help="what the input is")
+    add("--format", required=True, help="what the input is, as in the commands above")
     add("--images", type=Path, metavar="FOLDER", help="where names of images start from (default: the file's folder)")
     add("--task", choices=("draw", "describe"), default="draw", help="what captions are for (default: %(default)s)")
     add("--per-shard", type=int, default=1000, help="samples in a shard (default: %(default)s)")
@@ -56,10 +54,10 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--per-shard {args.per_shard} is below 1")
     check_folder(args.out)
     with stop_at_once():
-        from data_recipes.messages import READERS
+        from data_recipes.messages import open_reader
         from eval.pieces import claim
         from scripts._shards import write_shards
-    reader = READERS[args.format](args.input, args.images, args.task)
+    reader = open_reader(args.format, args.input, args.images, args.task)
     if not len(reader):
         raise ValueError(f"no samples in {args.input}")
     for note in reader.notes:

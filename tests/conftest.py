@@ -39,10 +39,13 @@ def text_tokenizer(tmp_path_factory) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="session")
 def make_tiny_model(text_tokenizer) -> Callable[..., tuple[Mllm, Processor]]:
-    """A function: (code_embedding, code_head) -> a fresh (model, processor), always with the same weights."""
+    """A function: (code_embedding, code_head, quantizer) -> a fresh (model, processor), always with the same
+    weights."""
 
-    def make(code_embedding: str = "tables", code_head: str = "depth") -> tuple[Mllm, Processor]:
-        image_tokenizer = replace(SIZES["tiny"], text_vocab_size=len(text_tokenizer) + 1)
+    def make(
+        code_embedding: str = "tables", code_head: str = "depth", quantizer: str = "multi_codebook"
+    ) -> tuple[Mllm, Processor]:
+        image_tokenizer = replace(SIZES["tiny"], text_vocab_size=len(text_tokenizer) + 1, quantizer=quantizer)
         processor = Processor(text_tokenizer, image_tokenizer.num_positions, image_tokenizer.image_size)
         config = MllmConfig(
             text_config={**BACKBONE, "vocab_size": len(text_tokenizer)},

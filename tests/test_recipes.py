@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from tokenizer.quantizer import QuantizerOptions
+from training.image_tokenizer.train import model_config_of
 from training.run.recipe import AblationConfig, TokenizerTrainConfig, TrainConfig, load_config
 from training.run.values import ALLOWED, Interval
 
@@ -17,7 +17,7 @@ RECIPES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("training/stages", "data_recipes")
     for path in (ROOT / folder).rglob("*.yaml")
-    if path.name != "ablation.yaml"
+    if path.name not in ("ablation.yaml", "sweep.yaml")
 )
 
 
@@ -85,6 +85,13 @@ def test_a_recipe_that_is_not_yaml_is_named_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_every_variant_of_the_sweep_is_a_recipe():
+    sweep = load_config(AblationConfig, ROOT / "data_recipes" / "sweep.yaml")
+    assert len(sweep.variants) >= 8 and load(sweep.language).data.sources
+    for changes in sweep.variants.values():
+        model_config_of(load(sweep.base, *changes))
+
+
 def test_the_variants_of_the_ablation_have_as_many_entries():
     ablation = load_config(AblationConfig, ROOT / "data_recipes" / "ablation.yaml")
     assert len(ablation.seeds) >= 2
@@ -110,6 +117,10 @@ def test_the_variants_of_the_ablation_have_as_many_entries():
         ("losses.decoded=0", "losses.decoded: 0 is below 1"),
         ("losses.l2=-1", "losses.l2: -1.0 is below 0"),
         ("quantizer.entropy_every=-1", "quantizer.entropy_every: -1 is outside"),
+        ("quantizer.entropy_every=often", "recipe, quantizer: Value 'often'"),
+        ("quantizer.pertubed=0.1", "recipe, quantizer: Key 'pertubed' not in 'MultiCodebookOptions'"),
+        ("model.quantizer=fqs", "unknown quantizer 'fqs'; known: multi_codebook"),
+        ("size=large", "recipe, size: unknown 'large'; known: unitok-large"),
         ("run.seed=99999999999", "run.seed: 99999999999 is outside"),
         ("run.threads=5000", "run.threads: 5000 is outside"),
         ("run.precision=fp16", "run.precision: fp16 is unknown; known: bf16, fp32"),
@@ -141,7 +152,6 @@ def test_numbers_of_the_language_model_have_the_whole_key(override, named):
 
 
 def test_every_number_of_every_recipe_has_a_range():
-    """Those of the image tokenizer's quantizer are checked by its own class."""
     seen: set[type] = set()
 
     def look(kind: type) -> None:
@@ -152,7 +162,7 @@ def test_every_number_of_every_recipe_has_a_range():
             if inner & {int, float}:
                 assert isinstance(field.metadata.get(ALLOWED), Interval), f"{kind.__name__}.{field.name}"
             for one in inner:
-                if is_dataclass(one) and one not in seen and one is not QuantizerOptions:
+                if is_dataclass(one) and one not in seen:
                     look(one)
 
     def flat(hint):

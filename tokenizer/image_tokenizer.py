@@ -16,12 +16,12 @@ from PIL import Image
 from torch import nn
 from transformers.utils import torch_compilable_check
 
+from .architectures import ARCHITECTURES
 from .projection import PROJECTIONS
-from .quantizer import UNITOK, MultiCodebookQuantizer, Quantized, QuantizerOptions
+from .quantizers import Quantized, QuantizerOptions, make_quantizer
 from .sizes import STRIDE, ImageTokenizerConfig
 from .text_tower import TextTower
 from .transform import load_image, to_images, to_pixels
-from .vitamin import Decoder, Encoder
 
 
 class TrainingOutput(NamedTuple):
@@ -42,18 +42,20 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
     def __init__(self, config: ImageTokenizerConfig):
         super().__init__()
         self.config = config
-        sizes = (config.conv_widths, config.conv_depths, config.width, config.depth, config.heads, config.drop_path)
         if config.projection not in PROJECTIONS:
             raise ValueError(f"unknown projection {config.projection!r}; known: {', '.join(PROJECTIONS)}")
         project = PROJECTIONS[config.projection]
         heads = config.width // config.code_width
-        self.encoder = Encoder(*sizes)
+        if config.architecture not in ARCHITECTURES:
+            raise ValueError(f"unknown architecture {config.architecture!r}; known: {', '.join(ARCHITECTURES)}")
+        encoder, decoder = ARCHITECTURES[config.architecture]
+        rest = (config.heads, config.drop_path)
+        self.encoder = encoder(config.conv_widths, config.conv_depths, config.width, config.depth, *rest)
         self.quant_proj = project(config.width, config.code_width, heads, causal=config.causal)
-        self.quantizer = MultiCodebookQuantizer(
-            config.code_width, config.num_codebooks, config.codebook_size, config.commitment
-        )
+        self.quantizer = make_quantizer(config)
         self.post_quant_proj = project(config.code_width, config.width, heads, causal=config.causal)
-        self.decoder = Decoder(*sizes)
+        conv_depths, depth = config.decoder_conv_depths or config.conv_depths, config.decoder_depth or config.depth
+        self.decoder = decoder(config.conv_widths, conv_depths, config.width, depth, *rest)
         self.fc_norm = nn.LayerNorm(config.width, eps=1e-6)
         self.projection = nn.Linear(config.width, config.embed_dim)
         self.text_encoder = TextTower(
@@ -144,7 +146,7 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         self,
         pixels_N3HW: torch.Tensor,
         ids_NT: torch.Tensor,
-        options: QuantizerOptions = UNITOK,
+        options: QuantizerOptions | None = None,
         decoded: int | None = None,
     ) -> TrainingOutput:
         """One training pass. Only the first `decoded` images are decoded: the contrastive loss wants more of them than

@@ -1,10 +1,11 @@
 """What an image tokenizer is made of, and the named sizes."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from .transform import INTERPOLATIONS
 
-STRIDE = 16  # the ViTamin stem and stages halve the image four times
+STRIDE = 16  # encoders halve the image four times
 
 
 @dataclass
@@ -13,6 +14,11 @@ class ImageTokenizerConfig:
 
     The transform makes images of `image_size` pixels: short side resized to `image_size * resize_ratio` by
     `interpolation`, then a centre crop; the networks take any multiple of 16.
+    `architecture` is the kind of encoder and decoder: `vitamin`, as UniTok's, or `conv` (see conv.py). `conv_widths`
+    and `conv_depths` are channels and blocks of the convolutional stages before stride 16, finest first; `width`,
+    `depth` and `heads` are of the transformers at stride 16. Where `decoder_conv_depths` and `decoder_depth` are not
+    given, the decoder mirrors the encoder.
+    `quantizer` is the kind of quantizer (see quantizers/), `quantizer_args` what it takes beside the sizes:
     `code_width` (Q) is split into `num_codebooks` (K) slices, each with `codebook_size` (V) entries.
     `causal` makes the two attention projections causal, as in UniTok's first release.
     """
@@ -20,12 +26,17 @@ class ImageTokenizerConfig:
     image_size: int = 256
     resize_ratio: float = 1.0
     interpolation: str = "bicubic"
-    conv_widths: tuple[int, int] = (160, 320)
-    conv_depths: tuple[int, int] = (2, 4)
+    architecture: str = "vitamin"
+    conv_widths: tuple[int, ...] = (160, 320)
+    conv_depths: tuple[int, ...] = (2, 4)
+    decoder_conv_depths: tuple[int, ...] = ()
     width: int = 1024
     depth: int = 31
+    decoder_depth: int = 0
     heads: int = 16
     drop_path: float = 0.0
+    quantizer: str = "multi_codebook"
+    quantizer_args: dict[str, Any] = field(default_factory=dict)
     code_width: int = 64
     num_codebooks: int = 8
     codebook_size: int = 4096
@@ -40,18 +51,27 @@ class ImageTokenizerConfig:
     text_heads: int = 12
 
     def __post_init__(self):
-        self.conv_widths, self.conv_depths = tuple(self.conv_widths), tuple(self.conv_depths)
+        for name in ("conv_widths", "conv_depths", "decoder_conv_depths"):
+            setattr(self, name, tuple(getattr(self, name)))
         if not 1 <= self.resize_ratio <= 4:
             raise ValueError(f"resize_ratio {self.resize_ratio} is outside 1 to 4; 1 crops as little as possible")
+        from_zero = ("drop_path", "commitment", "conv_depths", "decoder_conv_depths", "decoder_depth")
         for name, value in vars(self).items():
-            least = {"drop_path": 0, "commitment": 0, "conv_depths": 0}.get(name, 1)
+            least = 0 if name in from_zero else 1
             for number in value if isinstance(value, tuple) else (value,):
-                if not isinstance(number, (str, bool)) and not least <= number < float("inf"):
+                if not isinstance(number, (str, bool, dict)) and not least <= number < float("inf"):
                     raise ValueError(f"{name} {value} is below {least} or no number")
         if self.image_size <= 0 or self.image_size % STRIDE:
             raise ValueError(f"image_size {self.image_size} is not a positive multiple of {STRIDE}")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"unknown interpolation {self.interpolation!r}; known: {', '.join(INTERPOLATIONS)}")
+        if self.decoder_conv_depths and len(self.decoder_conv_depths) != len(self.conv_depths):
+            raise ValueError(
+                f"decoder_conv_depths {self.decoder_conv_depths} has {len(self.decoder_conv_depths)} numbers, "
+                f"conv_depths {self.conv_depths} has {len(self.conv_depths)}: give one for each stage"
+            )
+        if len(self.conv_widths) != len(self.conv_depths):
+            raise ValueError(f"conv_widths {self.conv_widths} and conv_depths {self.conv_depths} differ in length")
         for whole, part in (
             ("width", "heads"),
             ("code_width", "num_codebooks"),
@@ -86,6 +106,27 @@ SIZES = {
         depth=4,
         heads=4,
         codebook_size=256,
+        embed_dim=128,
+        text_vocab_size=769,
+        text_context=24,
+        text_width=128,
+        text_layers=2,
+        text_heads=4,
+    ),
+    "scenes-conv": ImageTokenizerConfig(
+        image_size=128,
+        architecture="conv",
+        conv_widths=(96, 192),
+        conv_depths=(1, 2),
+        decoder_conv_depths=(3, 3),
+        width=256,
+        depth=2,
+        decoder_depth=3,
+        heads=4,
+        code_width=48,
+        num_codebooks=6,
+        codebook_size=256,
+        projection="linear",
         embed_dim=128,
         text_vocab_size=769,
         text_context=24,

@@ -15,6 +15,8 @@ class Encoder(nn.Module):
 
     def __init__(self, conv_widths, conv_depths, width: int, depth: int, heads: int, drop_path: float):
         super().__init__()
+        if len(conv_widths) != 2:
+            raise ValueError(f"conv_widths {conv_widths}: a vitamin has two convolutional stages, at strides 4 and 8")
         self.checkpointing = False
         self.patch_embed = nn.ModuleDict({"backbone": MbConvStages(conv_widths, conv_depths, width)})
         self.blocks = transformer_blocks(width, depth, heads, drop_path)
@@ -89,6 +91,11 @@ class Decoder(nn.Module):
             *(UpBlock(wide if i == 0 else narrow, narrow, double=i == 0) for i in range(conv_depths[0]))
         )
         self.up_conv4 = UpOutput(narrow)
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """Of the layer that gives the pixels."""
+        return self.up_conv4.conv2.weight
 
     def forward(self, x_NLC: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """`grid` is (rows, columns) with rows * columns == L."""

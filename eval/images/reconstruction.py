@@ -1,4 +1,4 @@
-"""What an image tokenizer keeps of images: rFID, PSNR, SSIM, LPIPS, and how much of its codebooks it uses.
+"""What an image tokenizer keeps of images: rFID, PSNR, SSIM, ST-LPIPS, LPIPS, and how much of its codebooks it uses.
 
 Shapes: N images, L positions, K sub-codebooks. Both sides of a comparison are 8-bit images, as a viewer sees them.
 """
@@ -22,22 +22,24 @@ from ..pieces import device, work
 from .distribution import Extractor, fid, squeeze, summarize
 from .image_pieces import Arrays, Images, Result, Task, gather, image_jobs
 from .similarity import psnr, ssim
+from .st_lpips import Distance, st_lpips
 
 
 class Judges(NamedTuple):
-    """Networks that metrics need: the features of rFID, and LPIPS or None."""
+    """Networks that metrics need: the features of rFID, ST-LPIPS, and LPIPS or None."""
 
     extractor: Extractor
+    st_lpips: Distance
     lpips: LPIPS | None = None
     lpips_hash: str = ""
 
 
 def load_judges(extractor: Extractor, lpips_file: Path | None) -> Judges:
-    """Raises ValueError for a file that is no LPIPS."""
+    """Raises ValueError for a file that is no LPIPS, and without the package of ST-LPIPS."""
     if lpips_file is None:
-        return Judges(extractor)
+        return Judges(extractor, st_lpips())
     lpips = LPIPS(lpips_file).to(device())
-    return Judges(extractor, lpips, hashlib.sha256(lpips_file.read_bytes()).hexdigest()[:12])
+    return Judges(extractor, st_lpips(), lpips, hashlib.sha256(lpips_file.read_bytes()).hexdigest()[:12])
 
 
 def evaluate_reconstruction(
@@ -83,6 +85,7 @@ def reconstruct_and_compare(image_tokenizer: ImageTokenizer, pixels_N3HW: torch.
         "decoded": _features(judges.extractor, decoded),
         "psnr": np.array([psnr(*pair) for pair in pairs]),
         "ssim": np.array([ssim(*pair) for pair in pairs]),
+        "st_lpips": np.array([judges.st_lpips(*pair) for pair in pairs]),
     }
     if judges.lpips:
         arrays["lpips_vgg"] = np.array([_lpips(judges.lpips, *pair) for pair in pairs])

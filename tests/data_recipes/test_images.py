@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_recipes.images import Folder, Scenes, ShardImages, crop_around, open_images
+from data_recipes.images import Folder, Mixed, Scenes, ShardImages, crop_around, open_images
 from data_recipes.scenes.world import CLASSES, COLORS, SKILLS, is_held_out
 from tests.shard_files import write_tar
 
@@ -347,3 +347,18 @@ def test_the_order_of_scenes_never_repeats(scenes):
 def test_open_images_hands_on_what_is_of_the_scenes():
     source = open_images("scenes", "shapes", "held_out", 64, "counting")
     assert source.fingerprint() == ["scenes", "shapes", "held_out", 64, "counting"]
+
+
+def test_of_mixed_sources_a_share_is_of_the_second_and_each_position_is_always_the_same(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    mixed = Mixed(Scenes("shapes"), Folder(tmp_path), share=0.25)
+    order, again = mixed.order(seed=1), mixed.order(seed=1)
+    indices = [order[position] for position in range(2000)]
+    photos = [index for index in indices if index < 3]
+    assert len(photos) / 2000 == pytest.approx(0.25, abs=0.03) and set(photos) == {0, 1, 2}
+    assert [again[position] for position in (1999, 5, 0)] == [indices[1999], indices[5], indices[0]]
+    assert mixed[photos[0]].name.endswith(f"{photos[0]}.png")
+    scene = next(index for index in indices if index >= 3)
+    assert mixed[scene].name == f"train scene {scene - 3}" and scene < len(mixed)
+    assert mixed.fingerprint() != Mixed(Scenes("shapes"), Folder(tmp_path), share=0.5).fingerprint()

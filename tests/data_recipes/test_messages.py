@@ -299,6 +299,55 @@ def test_saved_datasets(tmp_path):
         READERS["datasets"](tmp_path / "other")
 
 
+def _captions(folder: Path) -> Path:
+    (folder / "red.txt").write_text("a red dog")
+    (folder / "cut.txt").write_text("a blue dog")
+    return folder
+
+
+def _messages(folder: Path) -> Path:
+    return lines(folder, *({"messages": chat("a red dog", [image(name)])} for name in ("red.png", "cut.png")))
+
+
+def _edits(folder: Path) -> Path:
+    edit = {"before": "red.png", "instruction": "make it blue"}
+    return lines(folder, *({**edit, "after": name} for name in ("red.png", "cut.png")))
+
+
+def _llava(folder: Path) -> Path:
+    turns = [{"from": "human", "value": "what is it? <image>"}, {"from": "gpt", "value": "a red dog"}]
+    records = [{"image": name, "conversations": turns} for name in ("red.png", "cut.png")]
+    (folder / "llava.json").write_text(json.dumps(records))
+    return folder / "llava.json"
+
+
+def _datasets(folder: Path) -> Path:
+    values = {"image": [str(folder / "red.png"), str(folder / "cut.png")], "caption": ["a red dog", "a blue dog"]}
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    datasets.Dataset.from_dict(values, features).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+TWO_SAMPLES = {"captions": _captions, "messages": _messages, "edits": _edits, "llava": _llava, "datasets": _datasets}
+"""For each of READERS: an input of two samples, of which one shows the image cut.png."""
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_samples_of_every_format_survive_their_files_and_damaged_images_are_named(name, tmp_path):
+    (tmp_path / "red.png").write_bytes(picture())
+    (tmp_path / "cut.png").write_bytes(picture()[:-30])
+    reader, good = READERS[name](TWO_SAMPLES[name](tmp_path)), []
+    assert len(reader) == 2
+    for index in range(2):
+        try:
+            good.append(from_files(reader[index]))
+        except ValueError as error:
+            assert str(error).startswith(f"{reader.name(index)}: ") and "\n" not in str(error)
+    [sample] = good
+    assert checked(sample.messages) == sample.messages and sample.codes_of == {}
+    assert len(images_of(sample.messages)) == len(sample.images) > 0 and set(sample.images) == {picture()}
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_an_input_that_is_not_there_is_named(name, tmp_path):
     with pytest.raises(ValueError, match="no (file|folder) .*nowhere"):

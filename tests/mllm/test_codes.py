@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from mllm import Mllm, Processor, generate_images, generate_texts
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
 from tokenizer import SIZES
+from tokenizer.quantizers import QUANTIZERS
+from tokenizer.weights import codes_hash
 
 D, K, V = 32, 2, 16
 
@@ -66,3 +69,43 @@ def test_codes_fed_step_by_step_embed_as_in_one_pass(name):
     steps = torch.cat([embedding(codes_NLK[:, place : place + 1], cache) for place in range(L)], 1)
     assert whole.shape == (3, L, D)
     torch.testing.assert_close(steps, whole, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CODE_EMBEDDINGS)
+def test_a_position_is_embedded_without_those_after_it(name):
+    torch.manual_seed(0)
+    embedding = CODE_EMBEDDINGS[name](SIZES["tiny"], D).eval()
+    codes_NLK = torch.randint(0, V, (1, SIZES["tiny"].num_positions, K))
+    changed_NLK = codes_NLK.clone()
+    changed_NLK[:, 2:] = (changed_NLK[:, 2:] + 1) % V
+    before, after = embedding(codes_NLK), embedding(changed_NLK)
+    torch.testing.assert_close(before[:, :2], after[:, :2], atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(before[:, 2], after[:, 2], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CODE_EMBEDDINGS)
+def test_every_sub_code_counts_in_an_embedding(name):
+    torch.manual_seed(0)
+    embedding, codes_NLK = CODE_EMBEDDINGS[name](SIZES["tiny"], D).eval(), torch.zeros(1, 1, K, dtype=torch.long)
+    for k in range(K):
+        changed_NLK = codes_NLK.clone()
+        changed_NLK[..., k] = 5
+        assert not torch.allclose(embedding(changed_NLK), embedding(codes_NLK), atol=1e-3)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("name", CODE_EMBEDDINGS)
+def test_a_model_with_any_quantizer_sees_draws_and_is_loaded(make_tiny_model, tmp_path, name, quantizer):
+    model, processor = make_tiny_model(name, quantizer=quantizer)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    loaded = Mllm.from_pretrained(tmp_path).eval(), Processor.from_pretrained(tmp_path)
+    assert codes_hash(loaded[0].image_tokenizer) == codes_hash(model.image_tokenizer)
+    drawn, again, eager = (
+        generate_images(*pair, "a red dog", kernels=kernels)[0]
+        for pair, kernels in (((model, processor), "auto"), (loaded, "auto"), (loaded, "eager"))
+    )
+    assert drawn.size == (32, 32) and drawn.tobytes() == again.tobytes() == eager.tobytes()
+    chat = [{"role": "user", "content": [{"type": "image", "image": drawn}, {"type": "text", "text": "what is it?"}]}]
+    answers = [generate_texts(*pair, chat, max_new_tokens=8, temperature=0) for pair in ((model, processor), loaded)]
+    assert answers[0] == answers[1]

@@ -271,3 +271,8 @@ def test_a_model_without_a_depth_head(refused, make_tiny_model, tmp_path):
 
 def test_every_command_is_tested():
     assert {*COMMANDS, "answer", "step", "prefill", "load", "train", "update", "threads"} == set(BENCHES)
+
+
+def test_an_image_tokenizer_that_the_reference_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="scenes-conv: the loops of the reference, .* not conv and multi_codebook"):
+        bench.get_image_tokenizer(None, "scenes-conv")

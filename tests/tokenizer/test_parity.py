@@ -10,8 +10,8 @@ import torch
 
 from tests.golden_data import assert_reproduced, filled, golden, gradients, make_images, make_texts, reference_shapes
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig, unitok
-from tokenizer.quantizer import QuantizerOptions
-from training.image_tokenizer.codebook_use import count_codes
+from tokenizer.quantizers import count_codes
+from tokenizer.quantizers.multi_codebook import MultiCodebookOptions
 from training.image_tokenizer.losses import tokenizer_losses
 from training.run.recipe import TokenizerLossConfig
 
@@ -126,7 +126,7 @@ def test_a_training_step(case):
     has_gradient = "train_total_loss" in stored
     model = case.model.train().requires_grad_(has_gradient)
     with _settled(case):
-        options = QuantizerOptions(entropy_every=int(has_gradient))
+        options = MultiCodebookOptions(entropy_every=int(has_gradient))
         output = model(case.pixels_N3HW, case.ids_NT, options, LOSSES.decoded)
     losses = tokenizer_losses(output, case.pixels_N3HW, case.ids_NT, model.logit_scale.exp(), LOSSES)
     usage_K = (count_codes(output.quantized.codes_NLK, model.config.codebook_size) > 0).float().mean(1)

@@ -16,6 +16,8 @@ WHAT = "weights of ViTamin (timm) or of a CLIP with it (open_clip)"
 
 def load_clip(model: ImageTokenizer, file: str | Path) -> None:
     """Fill the encoder and, from open_clip's files, the text tower. Raises ValueError where names or shapes differ."""
+    if model.config.architecture != "vitamin":
+        raise ValueError(f"recipe, init_clip: ViTamin's weights do not fit architecture {model.config.architecture!r}")
     tensors = _read(file)
     trunk = {name.removeprefix(TRUNK): tensor for name, tensor in tensors.items() if not name.startswith(TEXT)}
     parts = {"encoder": {name: tensor for name, tensor in trunk.items() if name.startswith(ENCODER_PARTS)}}

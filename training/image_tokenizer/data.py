@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from transformers import AutoTokenizer
 
-from data_recipes.images import CaptionedImage, open_images
+from data_recipes.images import SCENES, CaptionedImage, Mixed, open_images
 from mllm.text.ids import contrastive_ids
 from tokenizer import ImageTokenizerConfig
 from tokenizer.transform import to_pixels, to_rgb
@@ -41,6 +41,10 @@ class TrainingImages(Dataset):
         self.text_tokenizer = AutoTokenizer.from_pretrained(config.text_tokenizer)
         data = config.data
         self.images = open_images(data.images, data.artwork, data.split, data.crop)
+        self.photos = 0 if data.images == SCENES else len(self.images)  # indices of what is cropped at random
+        if data.mixed:
+            second = open_images(data.mixed)
+            self.images, self.photos = Mixed(self.images, second, data.share), self.photos + len(second)
         self.order = self.images.order(config.run.seed)
 
     def __getitem__(self, position: int) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, list[str]]:
@@ -48,20 +52,22 @@ class TrainingImages(Dataset):
         # As many as can be bad at the end of an epoch and at the start of the next.
         for place in range(position, position + 2 * self.config.data.max_bad + 1):
             try:
-                sample = self.images[self.order[place]]
-                return (self._pixels(sample.image, position), self._ids(sample)), problems
+                index = self.order[place]
+                sample = self.images[index]
+                return (self._pixels(sample.image, position, index < self.photos), self._ids(sample)), problems
             except ValueError as error:
                 problems.append(str(error))
         return None, problems
 
-    def _pixels(self, image: Image.Image, position: int) -> torch.Tensor:
+    def _pixels(self, image: Image.Image, position: int, is_photo: bool) -> torch.Tensor:
         data, model = self.config.data, self.model
-        if data.scale < 1:
-            crop = RandomResizedCrop(model.image_size, (data.scale, 1.0), RATIOS, InterpolationMode.BICUBIC)
+        size = data.crop or model.image_size
+        if data.scale < 1 and is_photo:
+            crop = RandomResizedCrop(size, (data.scale, 1.0), RATIOS, InterpolationMode.BICUBIC)
             with torch.random.fork_rng(devices=()):
                 torch.manual_seed(self.config.run.seed * 1_000_000_007 + position)
                 image = crop(to_rgb(image))
-        return to_pixels(image, data.crop or model.image_size, interpolation=model.interpolation)
+        return to_pixels(image, size, interpolation=model.interpolation)
 
     def _ids(self, sample: CaptionedImage) -> torch.Tensor:
         if not sample.caption and self.config.losses.contrastive:

@@ -22,9 +22,10 @@ from tokenizer.transform import to_images, to_pixels
 
 from ..lm.build import load_image_tokenizer
 from ..run.checkpoint import latest_checkpoint, load_state, save_checkpoint
-from ..run.device import autocast, pick_device
+from ..run.device import autocast, pick_device, short_attention
 from ..run.distributed import (
     barrier,
+    from_rank_zero,
     rank_and_world,
     start_ranks,
     stop_ranks,
@@ -37,7 +38,7 @@ from ..run.metrics import Metrics, Problems, Rate, StopSignal, due
 from ..run.optim import freeze, load_optimizer_state, make_optimizer, optimizer_state, schedule, set_lr, trained
 from ..run.recipe import AdversarialConfig, TokenizerTrainConfig
 from .clip_weights import load_clip
-from .codebook_use import CodeCounts, Revival
+from .codebook_use import CodeCounts
 from .data import ImageBatch, TrainingImages, image_loader
 from .discriminator import (
     DinoDiscriminator,
@@ -55,8 +56,6 @@ STRIP = 8  # images in the pictures of a run
 
 def model_config_of(config: TokenizerTrainConfig) -> ImageTokenizerConfig:
     """The named size with the recipe's overrides."""
-    if config.size not in SIZES:
-        raise ValueError(f"recipe, size: unknown {config.size!r}; known: {', '.join(SIZES)}")
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SIZES[config.size]), config.model))
     except (OmegaConfBaseException, ValueError) as error:
@@ -164,7 +163,8 @@ class Learner:
             self.discriminator_optimizer = make_optimizer(parameters, options, "adversarial.optim")
         network = perceptual_network(config.losses)
         self.network = network.to(device) if network else None
-        self.revival = Revival(self.model.quantizer, config.revive_after) if config.revive_after else None
+        self.options = config.quantizer_options()
+        self.upkeep = self.model.quantizer.upkeep(self.options, sum_over_ranks, from_rank_zero)
         self.counts = CodeCounts(self.model.config.num_codebooks, self.model.config.codebook_size)
 
     @property
@@ -182,8 +182,8 @@ class Learner:
             state["discriminator_optimizer"] = optimizer_state(
                 self.discriminator_optimizer, trained(self.discriminator)
             )
-        if self.revival:
-            state["unused_KV"] = self.revival.unused_KV
+        if self.upkeep:
+            state["quantizer"] = self.upkeep.state_dict()
         return state
 
     def restore(self, checkpoint: Path) -> tuple[int, int]:
@@ -198,8 +198,8 @@ class Learner:
             self.discriminator.load_state_dict(state["discriminator"])
             before = state["discriminator_optimizer"]
             load_optimizer_state(self.discriminator_optimizer, trained(self.discriminator), before)
-        if self.revival:
-            self.revival.unused_KV = state["unused_KV"]
+        if self.upkeep:
+            self.upkeep.load_state_dict(state["quantizer"])
         return state["step"], state["seen"]
 
     def update(self, step: int, rank: int, micro_batches: Sequence[ImageBatch]) -> Callable[[], dict[str, float]]:
@@ -218,13 +218,13 @@ class Learner:
             terms, output = self._backward(step, pixels_N3HW, ids_NT, 1 / len(micro_batches))
             _add(sums, terms)
             self.counts.add(output.quantized.codes_NLK)
-            if self.revival:
-                self.revival.add(output.quantized)
+            if self.upkeep:
+                self.upkeep.add(output.quantized)
             pairs.append((pixels_N3HW[: len(output.pixels_N3HW)], output.pixels_N3HW.detach()))
         grad_norm = self._apply(self.optimizer, self.model, config.optim.clip)
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-        revived = self.revival.step() if self.revival else 0
+        kept = self.upkeep.step() if self.upkeep else {}
         if self.average:
             self.average.update_parameters(self.model)
         _add(sums, self._train_discriminator(step, pairs))
@@ -234,7 +234,7 @@ class Learner:
             shares = sum_over_ranks(torch.stack([value.detach().float().cpu() for value in sums.values()]))
             means = (shares / (world_size() * len(micro_batches))).tolist()
             values = {**dict(zip(sums, means, strict=True)), "grad_norm": grad_norm.item(), **lr}
-            return {**values, **({"revived": revived} if self.revival else {}), **self.counts.report()}
+            return {**values, **kept, **self.counts.report()}
 
         return report
 
@@ -243,8 +243,8 @@ class Learner:
     ) -> tuple[dict[str, torch.Tensor], TrainingOutput]:
         """-> terms, output. Leaves gradients of `share` of the loss."""
         config, adversarial = self.config, self.config.adversarial
-        with autocast(config.run, self.device):
-            options = config.quantizer.at(step, config.run.steps)
+        with autocast(config.run, self.device), short_attention(self.device):
+            options = self.options.at(step, config.run.steps)
             output = self.model(pixels_N3HW, ids_NT, options, config.losses.decoded)
             scale = self.model.logit_scale.exp()
             terms = tokenizer_losses(output, pixels_N3HW, ids_NT, scale, config.losses, self.network)
@@ -254,8 +254,7 @@ class Learner:
                 )
         loss = terms["loss"]
         if "adversarial" in terms:
-            last_layer = self.model.decoder.up_conv4.conv2.weight
-            pull = adaptive_weight(terms["reconstruction"], terms["adversarial"], last_layer)
+            pull = adaptive_weight(terms["reconstruction"], terms["adversarial"], self.model.decoder.last_weight)
             strength = adversarial.weight * ramp(step, adversarial.start, adversarial.ramp) * pull
             loss, terms["adversarial_weight"] = loss + strength * terms["adversarial"], strength
         if not loss.isfinite():

@@ -13,13 +13,11 @@ import torch
 
 from mllm import Mllm
 from mllm.model import MllmOutput
-from tokenizer.quantizer import QuantizerOptions
 
 from ..image_tokenizer.losses import perceptual_network, reconstruction_losses
 from ..run.recipe import TuneConfig
 
-CODEBOOKS = "quantizer.codebooks_KVq"
-COPIES = f"code_embed.{CODEBOOKS}", f"image_tokenizer.{CODEBOOKS}"
+COPY, ORIGINAL = "code_embed.quantizer.", "image_tokenizer.quantizer."
 
 
 @dataclass
@@ -36,7 +34,9 @@ class TunedMllm(Mllm):
     def guard(self, config: TuneConfig) -> None:
         """Weights of the guard. Raises ValueError for a file that is not LPIPS."""
         self.tune, self.network = config, perceptual_network(config)  # a network without parameters: its are frozen
-        self.options = QuantizerOptions(index_temperature=config.temperature if self.code_embed.reads_shares else 0.0)
+        self.options = self.image_tokenizer.quantizer.Options(
+            index_temperature=config.temperature if self.code_embed.reads_shares else 0.0
+        )
 
     def forward(
         self,
@@ -73,5 +73,5 @@ def guard_means(guard_loss: torch.Tensor, squared_error: torch.Tensor) -> dict[s
 
 def settle(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights to save: an embedding that reads codebook vectors has the image tokenizer's, as they are now."""
-    mine, theirs = COPIES
-    return {**state, mine: state[theirs].clone()} if mine in state else state
+    copies = [name for name in state if name.startswith(COPY)]
+    return {**state, **{name: state[ORIGINAL + name.removeprefix(COPY)].clone() for name in copies}}

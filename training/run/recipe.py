@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +10,8 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from tokenizer.quantizer import QuantizerOptions
+from tokenizer import SIZES
+from tokenizer.quantizers import QuantizerOptions, quantizer_kind
 
 from .values import Section, check_values, one_of, within
 
@@ -99,11 +100,15 @@ class ScenesConfig(Section):
 @dataclass
 class TokenizerDataConfig(ScenesConfig):
     """`images`: "scenes" (artwork, split and crop are about them), a folder, or names of webdataset shards. `crop`
-    (pixels, 0: the whole image) cuts a square around one of the things: more of them a second. `scale`: the least share
-    of an image's area that a random crop keeps; 1 takes the centre. More than `max_bad` images without use stop a run.
+    (pixels, 0: the whole image) cuts a square around one of the things: more of them a second. `mixed` is a second
+    source, a folder or shards, which gives a `share` of the images: photographs beside scenes. `scale`: the least share
+    of an image's area that a random crop keeps, of all but scenes; 1 takes the centre. More than `max_bad` images
+    without use stop a run.
     """
 
     images: Any = "scenes"
+    mixed: Any = None
+    share: float = within("(0, 1)", 0.15)
     crop: int = within("[0, inf)", 0)
     scale: float = within("(0, 1]", 1.0)
     max_bad: int = within("[0, inf)", 100)
@@ -157,10 +162,10 @@ class TokenizerTrainConfig(Section):
     """A run of `scripts.train_tokenizer`: a new image tokenizer of a named size, `model` overriding its fields, or on
     from the one at `init_from`, alone or in a language model; `init_clip` is a file of ViTamin weights (timm's or
     open_clip's) for the encoder. Only parameters whose name starts with a word of `trainable` change: without encoder,
-    quant_proj and quantizer, images keep their codes.
+    quant_proj and quantizer, images keep their codes. `quantizer` holds options of the kind of quantizer that the model
+    has (its `Options`).
 
     `ema` is the decay of the averaged weights, which are those that are saved and evaluated (0: the last ones).
-    `revive_after` steps without use, an entry of the codebook moves to where features are (0: never).
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -171,23 +176,38 @@ class TokenizerTrainConfig(Section):
     text_tokenizer: str = MISSING
     trainable: list[str] = field(default_factory=lambda: [""])
     data: TokenizerDataConfig = field(default_factory=TokenizerDataConfig)
-    quantizer: QuantizerOptions = field(default_factory=QuantizerOptions)
+    quantizer: dict[str, Any] = field(default_factory=dict)
     losses: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: float = within("[0, 1)", 0.0)
-    revive_after: int = within("[0, inf)", 0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.size not in SIZES:
+            raise ValueError(f"recipe, size: unknown {self.size!r}; known: {', '.join(SIZES)}")
+        self.quantizer = asdict(self.quantizer_options())  # all of them, so that config.yaml says what was done
+
+    def quantizer_options(self) -> QuantizerOptions:
+        """`quantizer` as the model's kind of quantizer takes it. Raises ValueError for others."""
+        options = quantizer_kind(self.model.get("quantizer", SIZES[self.size].quantizer)).Options
+        try:
+            return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options), self.quantizer))
+        except OmegaConfBaseException as error:
+            raise ValueError(f"recipe, quantizer: {' '.join(str(error).split())}") from error
 
 
 @dataclass
 class AblationConfig(Section):
     """Variants of one recipe of the image tokenizer: `base` with the `a.b=c` words of each, once for each seed, all
-    measured on as many `crops` of scenes that no run has seen."""
+    measured on as many `crops` of scenes that no run has seen, or whole scenes where `base` has no crops. `language` is
+    the recipe of a language model that learns to draw with the codes of each (null: none)."""
 
     base: str = MISSING
     variants: dict[str, list[str]] = field(default_factory=dict)
     seeds: list[int] = within("[0, 4294967296)", lambda: [0])
     crops: int = within("[1, inf)", 1000)
+    language: str | None = None
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against computations of their own, on a photograph."""
+"""PSNR and SSIM against computations of their own, ST-LPIPS against what it promises, on a photograph."""
 
 import sys
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter
 from skimage import data
 
 from eval.images.similarity import psnr, ssim
+from eval.images.st_lpips import st_lpips
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +63,17 @@ def test_without_scikit_image(photo, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
     with pytest.raises(ValueError, match="pip install scikit-image"):
         ssim(photo, photo)
+
+
+def test_st_lpips_sees_blur_rather_than_a_shift():
+    image, distance = Image.fromarray(data.chelsea()).crop((100, 50, 228, 178)), st_lpips()
+    shifted, blurred = ImageChops.offset(image, 1, 0), image.filter(ImageFilter.GaussianBlur(2))
+    assert distance(image, image) == 0
+    assert distance(shifted, image) < distance(blurred, image) / 3
+    assert "IPython" not in sys.modules, "what stands in for a package while ST-LPIPS is imported goes again"
+
+
+def test_st_lpips_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "stlpips_pytorch.stlpips", None)
+    with pytest.raises(ValueError, match="pip install stlpips-pytorch"):
+        st_lpips()

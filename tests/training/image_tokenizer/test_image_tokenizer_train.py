@@ -18,9 +18,11 @@ from safetensors.torch import load_file, save_file
 from scripts import plot_run as plot_run_script
 from tests.training.lm.test_training import _losses, _stop_after, _tokenizer_config, text_folder  # noqa: F401
 from tokenizer import ImageTokenizer
-from tokenizer.quantizer import MultiCodebookQuantizer, QuantizerOptions
+from tokenizer.quantizers import QUANTIZERS
+from tokenizer.quantizers.multi_codebook import MultiCodebookQuantizer
 from training.image_tokenizer.clip_weights import load_clip
-from training.image_tokenizer.codebook_use import CodeCounts, Revival
+from training.image_tokenizer.codebook_use import CodeCounts
+from training.image_tokenizer.data import TrainingImages
 from training.image_tokenizer.losses import disentangling_loss
 from training.image_tokenizer.train import build_image_tokenizer, train_tokenizer
 from training.run.recipe import AdversarialConfig, OptimConfig, TokenizerLossConfig, TokenizerTrainConfig, save_config
@@ -30,11 +32,10 @@ def _everything(folder, text, name, **options) -> TokenizerTrainConfig:
     config = _tokenizer_config(folder, text, name, **options)
     return replace(
         config,
-        quantizer=QuantizerOptions(entropy_every=1, index_temperature=0.1, perturbed=0.2),
+        quantizer={"entropy_every": 1, "index_temperature": 0.1, "perturbed": 0.2, "revive_after": 2},
         losses=TokenizerLossConfig(perceptual=0.1, gram=0.1, entropy=0.02, disentangle=0.1, contrastive=0.1, decoded=3),
         adversarial=AdversarialConfig(weight=0.4, start=2, ramp=2, blur=2),
         ema=0.9,
-        revive_after=2,
     )
 
 
@@ -56,6 +57,23 @@ def test_resuming_is_invisible_with_every_option(tmp_path, text_folder):  # noqa
     assert len(_numbers(whole)) == 6 and _numbers(parts) == _numbers(whole)
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.equal(tensor, load_file(resumed / "model.safetensors")[name]), name
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_every_quantizer_trains_and_resumes(tmp_path, text_folder, quantizer):  # noqa: F811
+    def config(name: str) -> TokenizerTrainConfig:
+        config = _tokenizer_config(tmp_path, text_folder, name, batch_size=8, steps=20, save_every=10)
+        model, losses = {**config.model, "quantizer": quantizer}, TokenizerLossConfig(contrastive=0.1)
+        return replace(config, model=model, losses=losses, quantizer={})
+
+    whole, parts = config("whole"), config("parts")
+    folder = train_tokenizer(whole)
+    _stop_after(parts, 10, train_tokenizer)
+    weights = load_file(train_tokenizer(parts) / "model.safetensors")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(folder / "model.safetensors").items())
+    assert _losses(whole)[-1] < 0.95 * _losses(whole)[0]
+    loaded = ImageTokenizer.from_pretrained(folder).eval()
+    assert loaded.encode(torch.zeros(1, 3, 32, 32)).shape == (1, 4, 2) and loaded.config.quantizer == quantizer
 
 
 def test_the_discriminator_starts_when_it_should(tmp_path, text_folder):  # noqa: F811
@@ -87,7 +105,7 @@ def test_two_processes_train_as_one(tmp_path, text_folder):  # noqa: F811
     one = replace(
         _tokenizer_config(tmp_path, text_folder, "one", batch_size=8, steps=3),
         losses=TokenizerLossConfig(perceptual=0.1, contrastive=1.0),
-        revive_after=3,
+        quantizer={"revive_after": 3},
     )
     train_tokenizer(one)
     two = replace(one, run=replace(one.run, name="two", batch_size=4))
@@ -122,7 +140,7 @@ def test_the_saved_weights_are_the_average(tmp_path, text_folder):  # noqa: F811
 def test_the_decoder_alone_trains_on_perturbed_codes_and_codes_stay(tmp_path, text_folder, monkeypatch):  # noqa: F811
     config = _tokenizer_config(tmp_path, text_folder, "decoder", steps=3, save_every=1)
     config.trainable = ["post_quant_proj", "decoder"]
-    config.quantizer = QuantizerOptions(perturbed=0.4, perturbed_final=0.0)
+    config.quantizer = {"perturbed": 0.4, "perturbed_final": 0.0}
     torch.manual_seed(config.run.seed)
     before = build_image_tokenizer(config).state_dict()
     shares, perturb = [], MultiCodebookQuantizer.perturb
@@ -163,6 +181,22 @@ def test_folders_and_shards_train_and_bad_images_are_counted(tmp_path, text_fold
         assert len(_rows(config)) == 1
     named = [line for line in capfd.readouterr().err.splitlines() if line.startswith("left out")]
     assert named and all("class_0/0.png" in line for line in named)
+
+
+def test_photographs_are_cropped_beside_scenes_that_are_not(tmp_path, text_folder):  # noqa: F811
+    (tmp_path / "photos").mkdir()
+    _photo(tmp_path / "photos" / "0.png", 0)
+    config = _tokenizer_config(tmp_path, text_folder, "mixed")
+    config.losses.contrastive = 0.0
+    scenes = TrainingImages(config, build_image_tokenizer(config).config)
+    config.data.mixed, config.data.share, config.data.scale = str(tmp_path / "photos"), 0.5, 0.3
+    mixed = TrainingImages(config, scenes.model)
+    pixels = [mixed[position][0][0] for position in range(40)]
+    same = [torch.equal(found, scenes[position][0][0]) for position, found in enumerate(pixels)]
+    assert 10 < sum(same) < 30, "half are the scenes that a run without photographs has there"
+    crops = [found for found, is_scene in zip(pixels, same, strict=True) if not is_scene]
+    assert {tuple(crop.shape) for crop in crops} == {tuple(pixels[0].shape)}
+    assert not torch.equal(crops[0], crops[1]), "each crop of the one photograph is another"
 
 
 @pytest.mark.parametrize(("max_bad", "reason"), [(1, "2 bad samples, data.max_bad is 1; the last: "), (2, "")])
@@ -222,40 +256,6 @@ def test_usage_and_perplexity():
     assert (report["usage/0"], report["usage/1"], report["usage"]) == (1, 0.25, 0.625)
     assert report["perplexity/0"] == pytest.approx(4) and report["perplexity/1"] == pytest.approx(1)
     assert counts.report()["usage"] == 0, "begins anew"
-
-
-def test_dead_entries_move_onto_features_and_living_ones_stay():
-    torch.manual_seed(0)
-    quantizer = MultiCodebookQuantizer(4, 2, 16)
-    before = quantizer.codebooks_KVq.detach().clone()
-    quantized = quantizer(torch.randn(1, 5, 4))
-    revival = Revival(quantizer, after=3)
-    steps = [(revival.add(quantized), revival.step())[1] for _ in range(3)]
-    assert steps[:2] == [0, 0]
-    moved = steps[2]
-    after = quantizer.codebooks_KVq.detach()
-    same_KV = (after == before).all(-1)
-    for k in range(2):
-        used = quantized.codes_NLK[0, :, k].unique()
-        assert set(same_KV[k].nonzero().flatten().tolist()) == set(used.tolist())
-        distances = torch.cdist(after[k][~same_KV[k]], quantized.slices_KMq[k])
-        assert distances.amin(1).max() < 1e-6
-    assert moved == int((~same_KV).sum()) > 0
-
-
-def test_an_entry_that_any_micro_batch_used_is_alive():
-    torch.manual_seed(0)
-    whole, parts = (Revival(MultiCodebookQuantizer(4, 2, 16), after=1) for _ in range(2))
-    parts.quantizer.load_state_dict(whole.quantizer.state_dict())
-    features_NLQ = torch.randn(2, 5, 4)
-    moved = []
-    for revival, sizes in ((whole, [2]), (parts, [1, 1])):
-        for micro_batch_NLQ in features_NLQ.split(sizes):
-            revival.add(revival.quantizer(micro_batch_NLQ))
-        torch.manual_seed(1)
-        moved.append(revival.step())
-    assert moved[0] == moved[1] > 0
-    assert torch.equal(whole.quantizer.codebooks_KVq, parts.quantizer.codebooks_KVq)
 
 
 @pytest.mark.parametrize("source", ["timm", "open_clip"])

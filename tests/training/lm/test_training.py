@@ -20,7 +20,6 @@ from mllm.decode.rerank import ASKED_FOR_PROMPT
 from mllm.model import MllmOutput
 from mllm.text.templates import IGNORED, join
 from tokenizer import SIZES, ImageTokenizer
-from tokenizer.quantizer import QuantizerOptions
 from training.data.mixture import ScenesSource
 from training.data.scene_samples import CodedScenes, answering_sample, drawing_sample, extract_codes
 from training.image_tokenizer.train import train_tokenizer
@@ -81,7 +80,7 @@ def _tokenizer_config(folder, text_folder, name, **options) -> TokenizerTrainCon
         model={"text_vocab_size": 769, "text_context": 24},
         text_tokenizer=str(text_folder),
         data=TokenizerDataConfig(artwork="shapes"),
-        quantizer=QuantizerOptions(entropy_every=1),
+        quantizer={"entropy_every": 1},
         losses=TokenizerLossConfig(entropy=0.02, contrastive=0.1),
         optim=OptimConfig(warmup=2, muon=["encoder.blocks"]),
     )

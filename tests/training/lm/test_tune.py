@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from mllm import Mllm
+from mllm.codes import CODE_EMBEDDINGS
 from tests.shard_files import IMAGE, png, talk, text, write_shard
+from tokenizer.quantizers import QUANTIZERS
 from training.data.mixture import Mixture
 from training.data.scene_samples import extract_codes
 from training.lm.build import build_model, choose_trained
@@ -28,17 +30,16 @@ from training.run.recipe import (
     TuneConfig,
 )
 
-KINDS = ["tables", "placed_tables", "codebook"]
 GUARD = TuneConfig(l1=1.0, l2=5.0)
 SHAPES = ScenesConfig(artwork="shapes")
 
 
 @pytest.fixture
 def tuned(make_tiny_model, tmp_path):
-    """A function: kind of embedding -> (model to tune, processor, the folder of the same model)."""
+    """A function: kind of embedding, of quantizer -> (model to tune, processor, the folder of the same model)."""
 
-    def make(kind: str, **guard):
-        model, processor = make_tiny_model(kind)
+    def make(kind: str, quantizer: str = "multi_codebook", **guard):
+        model, processor = make_tiny_model(kind, quantizer=quantizer)
         model.save_pretrained(tmp_path / kind)
         processor.save_pretrained(tmp_path / kind)
         tune = replace(GUARD, **guard)
@@ -64,9 +65,10 @@ def samples(processor, count: int = 2):
     return [drawn, *(processor.encode(chat, open_answer=False) for chat in chats)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_losses_are_those_of_frozen_codes(tuned, kind):
-    model, processor, _ = tuned(kind)
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("kind", CODE_EMBEDDINGS)
+def test_losses_are_those_of_frozen_codes(tuned, kind, quantizer):
+    model, processor, _ = tuned(kind, quantizer)
     both = samples(processor)
     frozen = Mllm.forward(model, **vars(processor.collate(both, model.image_tokenizer)))
     from_pixels = Mllm.forward(model, **vars(processor.collate(both)))
@@ -77,10 +79,11 @@ def test_losses_are_those_of_frozen_codes(tuned, kind):
         assert torch.equal(from_pixels[name], frozen[name])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("kind", CODE_EMBEDDINGS)
 @pytest.mark.parametrize("loss", ["text_loss", "code_loss"])
-def test_answers_and_drawings_reach_the_encoder(tuned, kind, loss):
-    model, processor, _ = tuned(kind)
+def test_answers_and_drawings_reach_the_encoder(tuned, kind, quantizer, loss):
+    model, processor, _ = tuned(kind, quantizer)
     output = model(**vars(processor.collate(samples(processor)[:: 1 if loss == "text_loss" else 2])))
     output[loss].backward()
     for part in (model.image_tokenizer.encoder, model.image_tokenizer.quant_proj, model.backbone):

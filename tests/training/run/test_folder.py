@@ -159,7 +159,7 @@ def test_checkpoints_of_another_kind_of_run_are_refused(trained, text_folder):  
         ({"size": "scenes"}, "size was tiny, is scenes"),
         ({"model": {"text_vocab_size": 769, "text_context": 24, "heads": 1}}, "model.heads was None, is 1"),
         ({"ema": 0.9}, "ema was 0.0, is 0.9"),
-        ({"revive_after": 3}, "revive_after was 0, is 3"),
+        ({"quantizer": {"revive_after": 3}}, "quantizer.revive_after was 0, is 3"),
         ({"adversarial": AdversarialConfig(weight=0.1)}, "adversarial.weight was 0.0, is 0.1"),
     ],
 )

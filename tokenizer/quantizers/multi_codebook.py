@@ -4,79 +4,67 @@ Shapes: N images, L positions, Q channels = K sub-codebooks x q channels, V entr
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .base import Across, Quantized, Quantizer, QuantizerOptions, Upkeep, count_codes
+
 
 @dataclass
-class QuantizerOptions:
-    """How quantization is done in training; the defaults are UniTok's.
+class MultiCodebookOptions(QuantizerOptions):
+    """The defaults are UniTok's.
 
     `entropy_every` n takes the entropy loss over each n-th feature (0: not at all): on a CPU the whole of it is a fifth
-    of a training step. `index_temperature` above 0 sends the gradient to all entries, through a softmax over them at
-    this temperature (index backpropagation, IBQ, arXiv 2412.02692).
+    of a training step. `index_temperature` above 0 sends the gradient to all entries, through their shares in each
+    choice (index backpropagation, IBQ, arXiv 2412.02692). `revive_after` steps without use, an entry moves to where
+    features are (0: never).
 
     Of each image, a share of the codes, drawn between 0 and `perturbed`, is exchanged for one of the `nearest` other
     entries, as those that a language model gets wrong would be (RobustTok, arXiv 2503.08354). During a run, `perturbed`
-    falls linearly to `perturbed_final` of itself, so that the decoder ends on cleaner codes. Raises ValueError for
-    values that make no sense.
+    falls linearly to `perturbed_final` of itself, so that the decoder ends on cleaner codes.
     """
 
     entropy_every: int = 0
-    index_temperature: float = 0.0
     perturbed: float = 0.0
     perturbed_final: float = 0.5
     nearest: int = 8
+    revive_after: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("perturbed", "perturbed_final"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"quantizer.{name}: {getattr(self, name)} is outside [0, 1]")
-        for name in ("entropy_every", "index_temperature"):
+        for name in ("entropy_every", "revive_after"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"quantizer.{name}: {getattr(self, name)} is outside [0, inf); 0 goes without")
         if self.nearest < 1:
             raise ValueError(f"quantizer.nearest: {self.nearest} is below 1; without exchanged codes, perturbed is 0")
 
-    def at(self, step: int, steps: int) -> "QuantizerOptions":
-        """Those of update `step`, counted from 0, of a run of `steps`."""
+    def at(self, step: int, steps: int) -> Self:
         progress = step / max(1, steps - 1)
         return replace(self, perturbed=self.perturbed * (1 - (1 - self.perturbed_final) * progress))
 
 
-class Quantized(NamedTuple):
-    """`features_NLQ` carry gradient straight through; `slices_KMq` are what was quantized, M = N * L, unit vectors
-    without gradient; `loss` is commitment plus codebook loss; `entropy_loss` as in MAGVIT-v2 (arXiv 2310.05737): small
-    when each choice is sure and all entries are used; `shares_KMV`, only with `index_temperature`, are the entries'
-    shares in each choice, with gradient."""
+class MultiCodebookQuantizer(Quantizer):
+    """K independent codebooks of V l2-normalised entries; nearest entry by cosine."""
 
-    features_NLQ: torch.Tensor
-    codes_NLK: torch.Tensor
-    slices_KMq: torch.Tensor
-    loss: torch.Tensor
-    entropy_loss: torch.Tensor
-    shares_KMV: torch.Tensor | None = None
-
-
-UNITOK = QuantizerOptions()
-
-
-class MultiCodebookQuantizer(nn.Module):
-    """K independent codebooks of V l2-normalised entries; nearest entry by cosine, in float32.
-
-    float32 matters: in bf16 near ties flip, and the codes of an image would depend on the machine.
-    """
+    Options = MultiCodebookOptions
 
     def __init__(
         self, width: int, num_codebooks: int, codebook_size: int, commitment: float = 0.25, temperature: float = 0.01
     ):
-        super().__init__()
+        super().__init__(width, num_codebooks, codebook_size)
         self.commitment, self.temperature = commitment, temperature
-        self.codebooks_KVq = nn.Parameter(torch.empty(num_codebooks, codebook_size, width // num_codebooks))
+        self.codebooks_KVq = nn.Parameter(torch.empty(num_codebooks, codebook_size, self.slice_width))
         self.reset_parameters()
+
+    @classmethod
+    def from_config(cls, config: Any, **more: Any) -> Self:
+        return super().from_config(config, commitment=config.commitment, **more)
 
     def reset_parameters(self):
         # Unit rows: only directions count, and on the reference's tiny rows (norm 0.01) one Adam step of 1e-3 turns an
@@ -91,13 +79,12 @@ class MultiCodebookQuantizer(nn.Module):
 
     def slices(self, features_NLQ: torch.Tensor) -> torch.Tensor:
         """Features as unit-length slices [K, N*L, q]."""
-        num_codebooks = self.codebooks_KVq.shape[0]
-        z = features_NLQ.float().flatten(0, 1).unflatten(-1, (num_codebooks, -1)).transpose(0, 1)
+        z = features_NLQ.float().flatten(0, 1).unflatten(-1, (self.num_codebooks, -1)).transpose(0, 1)
         return F.normalize(z, dim=-1)
 
-    def forward(self, features_NLQ: torch.Tensor, options: QuantizerOptions = UNITOK) -> Quantized:
-        """`codes_NLK` are the nearest entries, perturbed or not. Draws come from torch's global generator."""
-        N, L, _ = features_NLQ.shape
+    def forward(self, features_NLQ: torch.Tensor, options: MultiCodebookOptions | None = None) -> Quantized:
+        """`codes_NLK` are the nearest entries, perturbed or not."""
+        options, (N, L, _) = options or MultiCodebookOptions(), features_NLQ.shape
         with torch.autocast(features_NLQ.device.type, enabled=False):
             z, e = self.slices(features_NLQ), self.entries()
             cosine = torch.bmm(z, e.mT)  # [K, N*L, V]
@@ -118,10 +105,9 @@ class MultiCodebookQuantizer(nn.Module):
             else:
                 x = z + (shown - z).detach()
         features = x.permute(1, 0, 2).reshape(N, L, -1)
-        return Quantized(features, codes.t().reshape(N, L, -1), z.detach(), loss, entropy_loss, p)
+        return Quantized(features, codes.t().reshape(N, L, -1), loss, entropy_loss, p, z.detach())
 
     def encode(self, features_NLQ: torch.Tensor) -> torch.Tensor:
-        """-> codes_NLK, int64."""
         N, L, _ = features_NLQ.shape
         with torch.autocast(features_NLQ.device.type, enabled=False):
             codes = torch.bmm(self.slices(features_NLQ), self.entries().mT).argmax(-1)
@@ -142,16 +128,48 @@ class MultiCodebookQuantizer(nn.Module):
         other_NLK = near_KVn[torch.arange(K, device=e.device), codes_NLK, choice_NLK]
         return torch.where(torch.rand(codes_NLK.shape, device=e.device) < share_N[:, None, None], other_NLK, codes_NLK)
 
-    def decode(self, codes_NLK: torch.Tensor) -> torch.Tensor:
-        """-> features_NLQ, float32. Raises ValueError for codes outside the codebooks."""
-        K, V, _ = self.codebooks_KVq.shape
-        if codes_NLK.shape[-1] != K:
-            raise ValueError(f"codes have {codes_NLK.shape[-1]} sub-codebooks, the image tokenizer has {K}")
-        if codes_NLK.numel() and not 0 <= int(codes_NLK.min()) <= int(codes_NLK.max()) < V:
-            raise ValueError(
-                f"codes reach from {int(codes_NLK.min())} to {int(codes_NLK.max())}; the codebook has 0..{V - 1}"
-            )
-        return self.entries()[torch.arange(K, device=codes_NLK.device), codes_NLK].flatten(-2)
+    def upkeep(self, options: MultiCodebookOptions, sum_over: Across, of_first: Across) -> "Revival | None":
+        return Revival(self, options.revive_after, sum_over, of_first) if options.revive_after else None
+
+
+class Revival(Upkeep):
+    """Entries that no feature of any process chose for `after` steps move onto features of the present update."""
+
+    def __init__(self, quantizer: MultiCodebookQuantizer, after: int, sum_over: Across, of_first: Across):
+        self.quantizer, self.after, self.sum_over, self.of_first = quantizer, after, sum_over, of_first
+        self.unused_KV = torch.zeros(quantizer.codebooks_KVq.shape[:2], dtype=torch.long)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.counts_KV, self.slices = torch.zeros(self.unused_KV.shape), []
+
+    def add(self, quantized: Quantized) -> None:
+        self.counts_KV += count_codes(quantized.codes_NLK, self.unused_KV.shape[1]).cpu()
+        self.slices.append(quantized.slices_KMq)
+
+    @torch.no_grad()
+    def step(self) -> dict[str, float]:
+        """-> `revived`, the number of entries moved."""
+        codebooks_KVq, slices_KMq = self.quantizer.codebooks_KVq, torch.cat(self.slices, 1)
+        counts_KV = self.sum_over(self.counts_KV)
+        self._begin()
+        self.unused_KV = torch.where(counts_KV > 0, 0, self.unused_KV + 1)
+        due_KV = self.unused_KV >= self.after
+        if not due_KV.any():
+            return {"revived": 0}
+        chosen_KV = torch.randint(slices_KMq.shape[1], due_KV.shape).to(codebooks_KVq.device)
+        features_KVq = slices_KMq.gather(1, chosen_KV[..., None].expand_as(codebooks_KVq)).contiguous()
+        features_KVq = self.of_first(features_KVq).to(codebooks_KVq)
+        moved_KV1 = due_KV.to(codebooks_KVq.device)[..., None]
+        codebooks_KVq.copy_(torch.where(moved_KV1, features_KVq, codebooks_KVq))
+        self.unused_KV[due_KV] = 0
+        return {"revived": int(due_KV.sum())}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"unused_KV": self.unused_KV}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.unused_KV = state["unused_KV"]
 
 
 def _look_up(entries_KVq: torch.Tensor, codes_KM: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,88 @@
+"""What every loss of the image tokenizer promises; a new one is tested by being listed in one of the dicts."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from tokenizer import SIZES, ImageTokenizer
+from tokenizer.perceptual import EfficientNetLoss
+from training.image_tokenizer.losses import (
+    ALWAYS,
+    LOSSES,
+    RECONSTRUCTION_LOSSES,
+    Pair,
+    reconstruction_losses,
+    tokenizer_losses,
+)
+from training.run.recipe import ReconstructionConfig, TokenizerLossConfig
+
+NAMES = [*RECONSTRUCTION_LOSSES, *LOSSES]
+
+
+@pytest.fixture(scope="module")
+def network() -> EfficientNetLoss:
+    return EfficientNetLoss()
+
+
+def _weights(**given: float) -> TokenizerLossConfig:
+    return TokenizerLossConfig(**{**dict.fromkeys(NAMES, 0.0), **given})
+
+
+def _pass(weights: TokenizerLossConfig, network: EfficientNetLoss) -> tuple[ImageTokenizer, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    model, ids_NT = ImageTokenizer(SIZES["tiny"]).train(), torch.tensor([[3, 63, 0], [5, 7, 63]])
+    pixels_N3HW = torch.rand(2, 3, 32, 32) * 2 - 1
+    output = model(pixels_N3HW, ids_NT, model.quantizer.Options(entropy_every=1))
+    return model, tokenizer_losses(output, pixels_N3HW, ids_NT, model.logit_scale.exp(), weights, network)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_alone_is_its_weight_times_its_term_and_reaches_the_encoder(name, network):
+    model, losses = _pass(_weights(**{name: 2.0}), network)
+    assert losses[name].shape == () and losses[name].isfinite()
+    torch.testing.assert_close(losses["loss"], 2 * losses[name])
+    assert losses.keys() == {"loss", "reconstruction", name, *ALWAYS}, "what has no weight is not computed"
+    losses["loss"].backward()
+    assert model.quant_proj.proj.weight.grad.abs().sum() > 0
+
+
+def test_all_together_are_the_sum(network):
+    weights = {name: 0.5 + place for place, name in enumerate(NAMES)}
+    _, losses = _pass(_weights(**weights), network)
+    torch.testing.assert_close(losses["loss"], sum(weight * losses[name] for name, weight in weights.items()))
+
+
+@pytest.mark.parametrize("name", RECONSTRUCTION_LOSSES)
+def test_equal_images_lose_nothing_and_a_larger_change_more(name, network):
+    torch.manual_seed(0)
+    target_N3HW = torch.rand(2, 3, 64, 64) * 2 - 1
+    noise_N3HW = torch.randn_like(target_N3HW)
+    values = [
+        RECONSTRUCTION_LOSSES[name](Pair(target_N3HW + change * noise_N3HW, target_N3HW, network)).item()
+        for change in (0.0, 0.1, 0.3)
+    ]
+    assert values[0] == pytest.approx(0, abs=1e-6) and 0 < values[1] < values[2]
+
+
+def test_the_recipe_has_a_weight_for_each_and_for_no_other():
+    options = {"lpips", "decoded"}
+    assert {field.name for field in fields(TokenizerLossConfig)} - options == set(NAMES)
+    assert {field.name for field in fields(ReconstructionConfig)} - options == set(RECONSTRUCTION_LOSSES)
+
+
+def test_a_weight_for_what_the_quantizer_has_not_is_refused(network):
+    weights = _weights(entropy=0.1)
+    torch.manual_seed(0)
+    model, ids_NT = ImageTokenizer(SIZES["tiny"]), torch.tensor([[3, 63]])
+    pixels_N3HW = torch.zeros(1, 3, 32, 32)
+    output = model(pixels_N3HW, ids_NT)
+    output = output._replace(quantized=output.quantized._replace(entropy_loss=None))
+    with pytest.raises(ValueError, match="recipe, losses.entropy: this kind of quantizer has no entropy loss"):
+        tokenizer_losses(output, pixels_N3HW, ids_NT, model.logit_scale.exp(), weights, network)
+
+
+def test_without_a_network_only_pixels_are_compared():
+    pixels_N3HW = torch.zeros(1, 3, 32, 32)
+    losses = reconstruction_losses(pixels_N3HW + 0.5, pixels_N3HW, ReconstructionConfig(l1=1.0, l2=4.0), None)
+    assert {name: loss.item() for name, loss in losses.items()} == {"reconstruction": 1.5, "l1": 0.5, "l2": 0.25}

@@ -1,0 +1,37 @@
+"""The kinds of quantizers, by the name that a config gives. A new one is a file beside these and a line here; the
+promises in tests/tokenizer/test_quantizers.py hold it to `Quantizer`."""
+
+from typing import Any
+
+from .base import Quantized, Quantizer, QuantizerOptions, count_codes, look_up
+from .fsq import FiniteScalarQuantizer
+from .multi_codebook import MultiCodebookQuantizer
+
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    "multi_codebook": MultiCodebookQuantizer,
+    "fsq": FiniteScalarQuantizer,
+}
+
+
+def quantizer_kind(name: str) -> type[Quantizer]:
+    """Raises ValueError for an unknown name."""
+    if name not in QUANTIZERS:
+        raise ValueError(f"unknown quantizer {name!r}; known: {', '.join(QUANTIZERS)}")
+    return QUANTIZERS[name]
+
+
+def make_quantizer(config: Any) -> Quantizer:
+    """The one that an `ImageTokenizerConfig` describes. Raises ValueError for one that cannot be."""
+    return quantizer_kind(config.quantizer).from_config(config)
+
+
+__all__ = [
+    "QUANTIZERS",
+    "Quantized",
+    "Quantizer",
+    "QuantizerOptions",
+    "count_codes",
+    "look_up",
+    "make_quantizer",
+    "quantizer_kind",
+]
