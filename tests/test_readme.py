@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from training.run import recipe
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md")), *(ROOT / name / "README.md" for name in ("training", "data_recipes"))]
@@ -131,6 +133,17 @@ def test_python_examples_import_what_exists(name):
                 module = importlib.import_module(line.module)
                 missing = [one.name for one in line.names if not hasattr(module, one.name)]
                 assert not missing, f"{name} imports {', '.join(missing)} of {line.module}, which has no such name"
+
+
+RECIPES = {"train": recipe.TrainConfig, "train_tokenizer": recipe.TokenizerTrainConfig}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_have_the_quoted_keys(name):
+    """All that is no variable of the shell, nor a recipe of the reader's own."""
+    for script, words in commands((ROOT / name).read_text()):
+        if script in RECIPES and (ROOT / words[0]).exists():
+            recipe.load_config(RECIPES[script], ROOT / words[0], [word for word in words[1:] if "$" not in word])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
