@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 
 Pick = Callable[[torch.Tensor, int], torch.Tensor]
-"""(logits_BV, k) -> ids_B of sub-code k. Code heads call it and know nothing of guidance and sampling."""
+"""(logits_BV, k) -> ids_B: guidance and sampling live in here, heads never hear of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How an id is chosen. `temperature` 0 takes the most likely id; `top_k` keeps so many of the most likely ids (0:
-    all); `top_p` keeps the fewest ids that hold this probability (nucleus sampling, arXiv 1904.09751). Raises
-    ValueError, naming the option, its value and what it may be."""
+    """How an id is chosen. `temperature` 0 takes the most likely one; `top_k` keeps so many of the most likely ones
+    (0: all), `top_p` the fewest that hold this probability. Raises ValueError, naming the option, its value and what it
+    may be."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -36,7 +36,7 @@ class Sampling:
 
     @property
     def sampling(self) -> "Sampling":
-        """These three options alone, also when `self` is of a subclass."""
+        """These three alone, of a subclass, too."""
         return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
@@ -44,11 +44,11 @@ class Sampling:
 class DrawingOptions(Sampling):
     """How an image is drawn. The defaults of guidance and temperature are the best of a search with `scenes`.
 
-    `cfg_scale` is classifier-free guidance (arXiv 2207.12598; 1: none). It applies in the part `cfg_interval` of the
-    image, within 0 to 1 (arXiv 2404.07724); other positions need no unconditional row. The model draws `candidates`
-    images and keeps the one that fits the prompt best (`rerank.fit`); the first candidate is what it draws without
-    others. `code_context` "exact" embeds a position in the context of the earlier ones, as in training; "published"
-    embeds it alone, as UniTok's released generation does. The two differ only for `CodebookEmbedding`.
+    `cfg_scale` is classifier-free guidance (arXiv 2207.12598; 1: none), applied in the part `cfg_interval` of the
+    image, from 0 to 1 (arXiv 2404.07724); outside, it costs nothing. Of so many `candidates`, the first of which is the
+    image without any others, the model keeps the one that fits the prompt best (`rerank.fit`). `code_context` "exact"
+    embeds a position in the context of the earlier ones, as in training; "published" embeds it alone, as UniTok's
+    released generation does, which makes a difference where the embedding attends (`CodebookEmbedding`).
     """
 
     temperature: float = 0.5
@@ -76,14 +76,14 @@ class DrawingOptions(Sampling):
             raise ValueError("code_context 'published' needs guidance from the first position: cfg_interval from 0")
 
     def cfg_scale_at(self, position: int, positions: int) -> float:
-        """The guidance scale at a position (from 0) of an image of `positions`."""
+        """The guidance of one of the `positions` of an image."""
         first, end = (round(positions * part) for part in self.cfg_interval)
         return self.cfg_scale if first <= position < end else 1.0
 
 
 CODE_CONTEXTS = ("exact", "published")
-NONE = -1  # in place of an id, where logits are not finite
-LEAST_TOP_P = torch.finfo(torch.float32).tiny  # a smaller top_p is 0 in float32 and would drop even the most likely id
+NONE = -1  # in place of an id, where there is nothing to choose from
+LEAST_TOP_P = torch.finfo(torch.float32).tiny  # what is smaller would be 0 in float32, and drop the most likely, too
 
 
 class NotFinite(ValueError):
