@@ -38,7 +38,7 @@ class MllmOutput(CausalLMOutputWithPast):
     """transformers' fields, and ours.
 
     `text_loss` and `code_loss` are sums over `text_count` text targets and `code_count` codes, in nats. So a trainer
-    can divide them by the counts of all ranks and micro-batches; `loss` is the mean over this batch alone. `text_losses`
+    can divide them by the counts of all ranks and micro-batches; `loss` is this batch's mean alone. `text_losses`
     and `code_losses` [P, K] are the losses of single targets for logging, without gradient and without z-loss. With a
     `code_share` below 1, losses of codes are those of the sampled positions times the number of positions that each
     stands for, so their sum estimates the sum over all."""
@@ -159,8 +159,8 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def embed(
         self, ids_BT: torch.Tensor, codes_NLK: torch.Tensor | None = None, quantized: Quantized | None = None
     ) -> torch.Tensor:
-        """ids_BT with L placeholders for each image, and codes_NLK -> embeds_BTD. With `quantized`, from which the codes
-        were chosen, gradients reach the image tokenizer. Raises ValueError when numbers of placeholders and codes
+        """ids_BT with L placeholders for each image, and codes_NLK -> embeds_BTD. With `quantized`, from which the
+        codes were chosen, gradients reach the image tokenizer. Raises ValueError when numbers of placeholders and codes
         disagree."""
         slots_BT = ids_BT == self.config.image_token_id
         # The placeholder need not be in the vocabulary: the released UniTok model uses -200.
