@@ -1,4 +1,4 @@
-"""Text files and folders as people have them: encodings, ends of lines, Unicode forms of names, hidden and linked
+"""Reads text files and folders as people have them: encodings, line ends, Unicode forms of names, hidden and linked
 folders."""
 
 import codecs

@@ -23,8 +23,8 @@ Report = dict[str, float]
 
 
 def train_step(engine: TorchEngine, micro_batches: Sequence[Batch], config: TrainConfig) -> Callable[[], Report]:
-    """One update from all micro-batches of all ranks. The loss is (sum of text losses + `code_weight` * sum of code
-    losses) / (text targets + codes). Counts are global, so it does not depend on how samples are split. Returns a
+    """One update from all micro-batches of all ranks. The loss is a weighted mean over text targets, of weight 1, and
+    codes, of weight `code_weight`. Counts are global, so it does not depend on how samples are split. Returns a
     function that computes what to log. Raises ValueError, before the update, for a loss or gradient that is not
     finite."""
     model, device = engine.model, engine.device
