@@ -1,4 +1,4 @@
-"""Reads text files and folders as people have them: encodings, line ends, Unicode forms of names, hidden and linked
+"""Text files and folders as people have them: encodings, ends of lines, Unicode forms of names, hidden and linked
 folders."""
 
 import codecs

@@ -18,8 +18,8 @@ WRITING, REMOVING = ".writing_", ".removing_"
 
 
 def save_checkpoint(run: Path, step: int, save_model: Callable[[Path], None], state: dict, keep: int) -> Path:
-    """Write `run/step_{step}` and delete all but the newest `keep`. Raises ValueError when writing fails, for instance
-    on a full disk; then nothing of it is left, and earlier checkpoints are as they were."""
+    """Write `run/step_{step}` and drop all but the newest `keep`. Raises ValueError when the disk does not take it:
+    then nothing of it is left, and earlier ones are as they were."""
     final, temporary = run / f"step_{step:06d}", run / f"{WRITING}step_{step:06d}"
     run.mkdir(parents=True, exist_ok=True)
     for unfinished in [*run.glob(f"{WRITING}step_*"), *run.glob(f"{REMOVING}step_*")]:  # of processes that were killed
@@ -79,7 +79,7 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 
 def load_state(checkpoint: Path) -> dict:
-    """The state that `save_checkpoint` was given, and the step. Tensors are read from disk when they are used."""
+    """What `save_checkpoint` was given, and the step. Tensors are read from disk when they are used."""
     return _load(checkpoint / "state.pt")
 
 
