@@ -60,7 +60,7 @@ class ImageSource(ABC):
         return [len(self)]
 
     def order(self, seed: int) -> Shuffled:
-        """Position in an endless run -> index."""
+        """A sequence: position in an endless run -> index of an image."""
         return Shuffled(self.counts(), seed)
 
 
@@ -113,7 +113,7 @@ class Scenes(ImageSource):
 
 
 def colorless(scene: Scene) -> Scene:
-    """The same picture, as one whose caption names no colours."""
+    """A scene of the same picture whose captions name no colours."""
     skill = {"colors": "single_object", "color_attr": "two_object"}.get(scene.skill, scene.skill)
     things = tuple(dataclasses.replace(thing, color=None) for thing in scene.things)
     return dataclasses.replace(

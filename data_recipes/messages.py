@@ -80,7 +80,7 @@ def _parts(content: Any) -> list[dict[str, str]]:
 
 
 def images_of(messages: Messages) -> list[str]:
-    """What the image parts hold, in order of appearance."""
+    """The values of the image parts, in order of appearance."""
     return [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
 
 
@@ -177,7 +177,7 @@ class Reader(ABC):
             raise ValueError(f"{self.name(index)}: {error}") from error
 
     def with_files(self, messages: Messages) -> Conversation:
-        """With the image files that the messages name."""
+        """The sample with the files of the images that its messages name."""
         files = {name: find_file(self.images, name) for name in images_of(messages)}
         missing = [name for name, file in files.items() if file is None]
         if missing:
@@ -185,7 +185,7 @@ class Reader(ABC):
         return Conversation(messages, [files[name].read_bytes() for name in images_of(messages)], {})
 
     def captioned(self, image: bytes, name: str, caption: str) -> Conversation:
-        """An image and its caption, as the task has it."""
+        """Messages of an image and its caption, for the task."""
         if not caption.strip():
             raise ValueError("no caption")
         part = {"type": "image", "image": name}
@@ -260,7 +260,7 @@ class Edits(JsonLines):
         return self.with_files(checked([{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]))
 
     def _field(self, record: dict[str, Any], what: str) -> str:
-        """Raises ValueError when none of its names is there, or several."""
+        """The value of a field under any of its names. Raises ValueError when none of them is there, or several."""
         found = [name for name in self.FIELDS[what] if name in record]
         if len(found) != 1:
             problem = f"several fields for the {what}: {', '.join(found)}" if found else f"no field for the {what}"

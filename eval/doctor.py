@@ -54,7 +54,7 @@ def examine(name: str, load: Callable[[str], tuple[Mllm, Processor]]) -> Iterato
 
 
 def attempt(title: str, run: Callable[..., str], *args: Patient) -> Check:
-    """What a check raises is what it found."""
+    """Run a check; if it raises, the error becomes its finding."""
     try:
         return Check(title, True, run(*args))
     except Exception as error:
@@ -85,7 +85,7 @@ def weights(patient: Patient) -> str:
 
 
 def reconstructs(patient: Patient) -> str:
-    """An image to codes and back. How well depends on the training, so it is told, not judged."""
+    """An image to codes and back. Its PSNR depends on the training, so it is printed, not judged."""
     image_tokenizer = patient.model.image_tokenizer
     image, config = sample_image(image_tokenizer.config.image_size), image_tokenizer.config
     codes_NLK = image_tokenizer.encode([image, image])
@@ -116,7 +116,7 @@ def draws(patient: Patient) -> str:
 
 @torch.no_grad()
 def forwards(patient: Patient) -> str:
-    """transformers' way in: a question about an image, without labels."""
+    """A question about an image through transformers' `forward`, without labels."""
     _, model, processor = patient
     batch = processor.collate([processor.encode(question(patient))], model.image_tokenizer)
     logits_BTS = model(input_ids=batch.input_ids.to(model.device), codes=batch.codes.to(model.device)).logits
@@ -127,7 +127,7 @@ def forwards(patient: Patient) -> str:
 
 @torch.no_grad()
 def generates(patient: Patient) -> str:
-    """transformers' generate: each id is the likeliest by `forward`, without a cache."""
+    """transformers' `generate`: each id must be the likeliest one by `forward` without a cache."""
     _, model, processor = patient
     chat = [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
     ids_BT = processor.collate([processor.encode(chat)]).input_ids.to(model.device)

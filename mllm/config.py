@@ -8,12 +8,12 @@ from tokenizer import ImageTokenizerConfig
 
 
 class MllmConfig(PretrainedConfig):
-    """`text_config` is any decoder-only config of transformers (Llama by default); `image_tokenizer` the fields of an
-    ImageTokenizerConfig. `code_embedding` and `code_head` are keys of the dicts in `codes.py`, `code_head_args`
-    the head's own sizes. `code_z_loss` weighs the squared largest logit of each code in the loss (UniTok: 5e-5).
-    Asked to draw, the model first writes a plan of at most `plan_length` ids (0: it draws at once), text that the image
-    then follows, such as a layout (LayoutGPT, arXiv 2305.15393). With `tie_word_embeddings`, here or in `text_config`,
-    text is written with the weights that it is read with.
+    """`text_config` is any decoder-only config of transformers (Llama by default); `image_tokenizer` has the fields of
+    an ImageTokenizerConfig. `code_embedding` and `code_head` are keys of the dicts in `codes.py`; `code_head_args` are
+    the head's own sizes. `code_z_loss` is the weight of the squared largest logit of each code in the loss (UniTok:
+    5e-5). Before an image, the model writes a plan of at most `plan_length` ids (0: none), such as a layout in text
+    (LayoutGPT, arXiv 2305.15393). With `tie_word_embeddings`, here or in `text_config`, `lm_head` shares the weights of
+    the text embedding. Raises ValueError for sizes of the image tokenizer that do not fit together.
     """
 
     model_type = "mllm"
@@ -45,8 +45,8 @@ class MllmConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """transformers' own. Raises ValueError for the config of another kind of model, which it would only warn of:
-        what then is missing becomes 7 billion random weights."""
+        """As in transformers. Raises ValueError for the config of another kind of model. transformers would only warn,
+        and fill in the defaults of a 7 B model with random weights."""
         kind = config_dict.get("model_type", cls.model_type)
         if kind != cls.model_type:
             raise ValueError(f"config.json is of a model of type {kind!r}, not {cls.model_type!r}")

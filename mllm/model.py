@@ -37,10 +37,11 @@ OF_IMAGES = ("codes", "pixel_values", "is_target")
 class MllmOutput(CausalLMOutputWithPast):
     """transformers' fields, and ours.
 
-    Losses are sums over `text_count` text targets and `code_count` codes, so that a trainer can divide by counts
-    of all its ranks and micro-batches; `loss` is the mean of this batch alone. `text_losses` and `code_losses` [P, K]
-    are those of each target, to look at: without gradient, and without z-loss. With a `code_share`, the codes' losses
-    are of the drawn positions, times how many positions each stands for: sums and counts estimate those of all."""
+    `text_loss` and `code_loss` are sums over `text_count` text targets and `code_count` codes, in nats. So a trainer
+    can divide them by the counts of all ranks and micro-batches; `loss` is this batch's mean alone. `text_losses`
+    and `code_losses` [P, K] are the losses of single targets for logging, without gradient and without z-loss. With a
+    `code_share` below 1, losses of codes are those of the sampled positions times the number of positions that each
+    stands for, so their sum estimates the sum over all."""
 
     text_loss: torch.Tensor | None = None
     text_count: torch.Tensor | None = None
@@ -51,7 +52,8 @@ class MllmOutput(CausalLMOutputWithPast):
 
 
 def _check(condition: torch.Tensor, message: Callable[[], str]) -> None:
-    """Raises ValueError; on an accelerator, which is not waited for, the assertion of a kernel says it later."""
+    """Raises ValueError if a condition is false. On an accelerator, reading it would wait for the device, so a kernel
+    asserts it later, without the message."""
     if condition.device.type == "cpu" or torch.compiler.is_compiling():
         torch_compilable_check(condition, message)
     else:
@@ -72,10 +74,10 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     input_modalities = ("image", "text")
     output_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # `loss` is a mean over this batch: a trainer that accumulates has to divide
+    accepts_loss_kwargs = False  # `loss` is a mean over this batch, so a Trainer that accumulates must divide it
     _supports_sdpa = _supports_flash_attn = True
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    # Rounded weights would give other codes than those that the language model was trained on.
+    # Rounded weights would give codes other than those that the language model was trained on.
     _keep_in_fp32_modules_strict = ["image_tokenizer"]
 
     def __init__(self, config: MllmConfig):
@@ -108,9 +110,10 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ignore_mismatched_sizes: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """A shipped model's name ("scenes"), a folder, a hub id, or None with `config` and `state_dict`; all else as in
-        transformers. Raises ValueError, in one line, for unknown names, damaged or missing files, weights that are not
-        finite, and those that do not fit the config, unless `output_loading_info` asks for (model, what did not fit).
+        """Load a shipped model ("scenes"), a folder or a hub id; with None, `config` and `state_dict`. Other arguments
+        are as in transformers. Raises ValueError, in one line, for unknown names, damaged or missing files, weights
+        that are not finite, and weights that do not fit the config. With `output_loading_info`, returns the model and
+        what did not fit, and raises nothing for it.
         """
         source = pretrained_model_name_or_path
         source = source if source is None else find_model(source, "config.json", kwargs.get("subfolder", ""))
@@ -131,8 +134,8 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: dict | None, checkpoint_files: Any, *args: Any, **kwargs: Any):
-        """transformers would map files into memory: weights that change precision would be held in both, and a file
-        that is replaced meanwhile would end the process."""
+        """Read tensors one by one. transformers would map files into memory: weights that change precision would be in
+        memory twice, and replacing a file meanwhile would end the process."""
         if state_dict is None and not is_deepspeed_zero3_enabled():
             state_dict = unread(checkpoint_files)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
@@ -144,7 +147,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the language model: the image tokenizer computes in float32 beside any."""
+        """The precision of the language model; the image tokenizer computes in float32 beside any."""
         return self.backbone.dtype
 
     def get_input_embeddings(self) -> nn.Module:
@@ -156,8 +159,9 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def embed(
         self, ids_BT: torch.Tensor, codes_NLK: torch.Tensor | None = None, quantized: Quantized | None = None
     ) -> torch.Tensor:
-        """ids with L placeholders for each image -> embeds_BTD. With `quantized`, what the codes were chosen from,
-        gradient goes on to the image tokenizer. Raises ValueError when numbers of placeholders and codes disagree."""
+        """ids_BT with L placeholders for each image, and codes_NLK -> embeds_BTD. With `quantized`, from which the
+        codes were chosen, gradients reach the image tokenizer. Raises ValueError when numbers of placeholders and codes
+        disagree."""
         slots_BT = ids_BT == self.config.image_token_id
         # The placeholder need not be in the vocabulary: the released UniTok model uses -200.
         x_BTD = self.get_input_embeddings()(ids_BT.masked_fill(slots_BT, self.config.pad_token_id))
@@ -197,11 +201,12 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MllmOutput:
-        """With `labels` [B, T] (-100: ignored), losses, and outside of training `logits` [B, T, S], too; without, only
-        `logits`, of the last `logits_to_keep` positions (0: all; or the places of those to keep). `codes` are
-        codes_NLK, or come from `pixel_values` [N, 3, H, W] in [-1, 1]; `is_target` [N] says which images are to be
-        drawn, not read. `code_share`: of the positions that carry loss, those whose codes the head predicts, drawn by
-        torch's generator. All else, such as keys and values, is for the backbone. Raises ValueError where images and
+        """With `labels` [B, T] (-100: ignored), returns losses, and, outside of training, `logits` [B, T, S]. Without
+        labels, returns `logits` of the last `logits_to_keep` positions (0: all; a tensor: those positions).
+
+        Images are `codes` (codes_NLK), or `pixel_values` [N, 3, H, W] in [-1, 1], which are encoded. `is_target` [N] is
+        true for images to draw, false for images to read. The code head predicts a random `code_share` of the positions
+        to draw. All other arguments, such as keys and values, go to the backbone. Raises ValueError when images and
         placeholders disagree, and for codes outside the codebooks."""
         if pixel_values is not None:
             codes = self.image_tokenizer.encode(pixel_values)
@@ -240,7 +245,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)  # whose signature says what `generate` may be given
     def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> dict:
-        """transformers': images are read with the prompt; later, keys and values stand for them."""
+        """As in transformers, but images are given with the prompt only; later steps have their keys and values."""
         inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs = {name: value for name, value in inputs.items() if name not in OF_IMAGES}
@@ -249,7 +254,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
     ) -> tuple[Any, dict]:
-        """transformers', for several answers to each sequence: all images of a sequence are repeated together."""
+        """As in transformers, for several answers to each sequence: all images of a sequence are repeated together."""
         images = {name: kwargs.pop(name) for name in OF_IMAGES if kwargs.get(name) is not None}
         if images and expand_size > 1:
             slots_B = (input_ids == self.config.image_token_id).sum(1)
@@ -261,14 +266,14 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return input_ids, {**kwargs, **images}
 
     def text_logits(self, h_BD: torch.Tensor) -> torch.Tensor:
-        """-> [B, S] for what is written next: anything but the placeholder of images."""
+        """Logits of the next text id, h_BD -> [B, S]; the placeholder of images has -inf."""
         logits_BS = self.lm_head(h_BD)
         if self.config.image_token_id >= 0:  # UniTok's is outside the vocabulary
             logits_BS[:, self.config.image_token_id] = float("-inf")
         return logits_BS
 
     def text_losses(self, h_BTD: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of each text target; the output layer is applied only where there is one."""
+        """Cross-entropy of each text target, [number of targets]. `lm_head` is applied at targets only."""
         wanted = labels_BT[:, 1:] != -100
         logits = self.lm_head(h_BTD[:, :-1][wanted]).float()
         return F.cross_entropy(logits, labels_BT[:, 1:][wanted], reduction="none")
@@ -281,10 +286,11 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         is_target_N: torch.Tensor | None,
         share: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy sum over the codes of target images, with z-loss; and each one's alone, [P, K]. Of a `share` of
-        the positions, drawn by torch's generator without replacement, in whose place it stands: right on average.
+        """The sum of the cross-entropies of all codes of target images, with z-loss, and the cross-entropies alone,
+        [P, K]. With a `share` below 1, both are computed from so many random positions and scaled to all: unbiased.
 
-        The hidden state one position before a placeholder predicts it, the first from the begin-of-image id.
+        The hidden state one position before a placeholder predicts its codes; the first is predicted from the
+        begin-of-image id.
         """
         K = self.config.image_tokenizer["num_codebooks"]
         if codes_NLK is None or is_target_N is None or not bool(is_target_N.any()):

@@ -1,6 +1,6 @@
-"""The reference's unified model (github FoundationVision/UniTok, the folder `unitok_mllm`) -> our folder, and back.
+"""Converts UniTok's unified model (github FoundationVision/UniTok, the folder `unitok_mllm`) to our folder, and back.
 
-7.5 B parameters pass through a few GB of memory: files are mapped, and written shard by shard.
+Its 7.5 B parameters need a few GB of memory: files are mapped into memory, and written shard by shard.
 """
 
 import shutil

@@ -1,4 +1,5 @@
-"""Commands quoted in README.md and in the scripts' docstrings are complete: the parsers accept them.
+"""README.md and docs/ keep their promises: parsers accept the commands, links and paths lead somewhere, names in Python
+examples can be imported. The commands in the scripts' docstrings are held to the same.
 
 To name a script without a whole command, write `scripts.chat`.
 """
@@ -14,11 +15,20 @@ from pathlib import Path
 
 import pytest
 
+from training.run import recipe
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("docs/*.md")), *(ROOT / name / "README.md" for name in ("training", "data_recipes"))]
+PAGES.append(ROOT / "checkpoints/scenes/README.md")
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+MAX_WORDS = 900  # of README.md, which a newcomer reads to the end
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("[!_]*.py"))
 COMMAND = re.compile(r"(?:-m|--module) scripts\.(\w+)([^`\n]*)")
 MAKE = re.compile(r"(?:^ *|`|[$&] )make ([a-z][\w-]*)", re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PATH = re.compile(r"`((?:checkpoints|data_recipes|docs|eval|mllm|scripts|tests|tokenizer|training)/[\w./-]*)`")
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def shell_words(rest: str) -> list[str]:
@@ -33,8 +43,10 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     return [(name, shell_words(rest)) for name, rest in COMMAND.findall(text.replace("\\\n", " "))]
 
 
-def readme() -> str:
-    return README.read_text() if README.is_file() else ""
+def anchors(page: Path) -> set[str]:
+    """What a link may name after `#`: headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def docstring(script: str) -> str:
@@ -43,7 +55,10 @@ def docstring(script: str) -> str:
 
 def quoted() -> list:
     """A test case for each command, wherever it is quoted."""
-    sources = {"README.md": readme(), **{f"scripts/{script}.py": docstring(script) for script in SCRIPTS}}
+    sources = {
+        **{name: page.read_text() for name, page in zip(NAMES, PAGES, strict=True)},
+        **{f"scripts/{script}.py": docstring(script) for script in SCRIPTS},
+    }
     return [
         pytest.param(source, script, words, id=f"{source}: {shlex.join([script, *words])}")
         for source, text in sources.items()
@@ -72,16 +87,63 @@ def run_script(monkeypatch):
     return run_script
 
 
-def test_the_readme_quotes_commands():
-    assert README.is_file(), "README.md is missing"
-    assert commands(readme()), "README.md quotes no `python -m scripts.X` command"
-    assert MAKE.findall(readme()), "README.md quotes no `make X` command"
+def test_the_readme_is_short_and_quotes_commands():
+    text = README.read_text()
+    words = len(text.split())
+    assert words < MAX_WORDS, f"README.md has {words} words, {MAX_WORDS} is the limit: move some to docs/"
+    assert commands(text), "README.md quotes no `python -m scripts.X` command"
+    assert MAKE.findall(text), "README.md quotes no `make X` command"
 
 
-def test_make_targets_exist():
+def test_the_readme_leads_to_every_page_of_docs():
+    missing = {name for name in NAMES if name.startswith("docs/")} - set(LINK.findall(README.read_text()))
+    assert not missing, f"README.md has no link to {', '.join(sorted(missing))}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_and_paths_lead_somewhere(name):
+    page = ROOT / name
+    text = page.read_text()
+    for link in LINK.findall(text):
+        if re.match(r"https?:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), f"{name} links to {link}; there is no such file"
+        assert not anchor or anchor in anchors(target), f"{name} links to {link}; there is no such heading"
+    for path in PATH.findall(text):
+        assert (ROOT / path).exists() or (page.parent / path).exists(), f"{name} names {path}; there is no such file"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_make_targets_exist(name):
     targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
-    unknown = set(MAKE.findall(readme())) - set(targets)
-    assert not unknown, f"README.md quotes make {', '.join(unknown)}; the Makefile has {', '.join(targets)}"
+    unknown = set(MAKE.findall((ROOT / name).read_text())) - set(targets)
+    assert not unknown, f"{name} quotes make {', '.join(unknown)}; the Makefile has {', '.join(targets)}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_python_examples_import_what_exists(name):
+    for example in PYTHON.findall((ROOT / name).read_text()):
+        for line in ast.parse(example).body:
+            if isinstance(line, ast.Import):
+                for module in line.names:
+                    importlib.import_module(module.name)
+            elif isinstance(line, ast.ImportFrom):
+                module = importlib.import_module(line.module)
+                missing = [one.name for one in line.names if not hasattr(module, one.name)]
+                assert not missing, f"{name} imports {', '.join(missing)} of {line.module}, which has no such name"
+
+
+RECIPES = {"train": recipe.TrainConfig, "train_tokenizer": recipe.TokenizerTrainConfig}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_have_the_quoted_keys(name):
+    """All that is no variable of the shell, nor a recipe of the reader's own."""
+    for script, words in commands((ROOT / name).read_text()):
+        if script in RECIPES and (ROOT / words[0]).exists():
+            recipe.load_config(RECIPES[script], ROOT / words[0], [word for word in words[1:] if "$" not in word])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,7 +1,7 @@
 """The scenes world: an endless seeded source of small pictures with captions, questions and object lists.
 
 A scene is a skill, up to four things in boxes and a background. Everything follows from (seed, split, skill).
-Splits are by combination (class and colour, two classes, class and relation): see README.md beside this file.
+Splits are by combination (class and colour, two classes, class and relation): see docs/data.md.
 """
 
 import json

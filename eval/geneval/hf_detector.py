@@ -80,7 +80,7 @@ class HfDetector:
 
 
 def instances(class_logits_QC: torch.Tensor, masks_QHW: torch.Tensor) -> list[tuple[int, list, float, torch.Tensor]]:
-    """(class, box, score, mask) by falling score. The last class is "no object".
+    """(class, box, score, mask), highest score first. The last class is "no object".
 
     A score is the class's probability times the mean probability of the mask within the mask.
     """

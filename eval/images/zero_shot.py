@@ -112,7 +112,7 @@ def load_text_reader(config: ImageTokenizerConfig, name: str | Path) -> TextRead
 
 
 def reads(config: ImageTokenizerConfig, text_tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Is it as large as the text tokenizer that the text tower was trained with?"""
+    """Whether a text tokenizer has the size of the one that the text tower was trained with."""
     return len(text_tokenizer) + 1 == config.text_vocab_size  # the last entry ends a text
 
 

@@ -1,4 +1,4 @@
-"""Whether a reply about a scene is true and answers what was asked, in whatever words; and what to ask.
+"""Judges whether a reply about a scene is true and answers the question, in whatever words; and makes the questions.
 
 The judge reads a reply as claims: things with a number and a colour, colours, relations, places, yes or no, numbers. It
 knows the scene and the question's `meaning` (see `language/questions.py` of the scenes world), and measures boxes
@@ -183,7 +183,7 @@ def _relations_hold(scene: Scene, reply: str, named: Sequence[Mention], subject:
 
 
 def _clearly(thing: Thing, other: Thing, word: str) -> bool:
-    """Whether nobody can deny it."""
+    """Whether the relation holds beyond doubt."""
     dx, dy = _offset(thing, other, 0)
     along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[word]
     return along > 2 * abs(across)
@@ -345,7 +345,7 @@ def _color_of(scene: Scene, reply: str, word: str, key: tuple) -> bool:
 
 
 def _clear(scene: Scene, word: str, key: tuple) -> list[Thing]:
-    """What lies there beyond doubt."""
+    """The things that lie there beyond doubt."""
     return [t for t in scene.things for o in meant(scene, key) if t is not o and _clearly(t, o, word)]
 
 

@@ -1,4 +1,4 @@
-"""The running batch: tracks enter and leave between steps, and what one gets does not depend on the others.
+"""The running batch. Tracks enter and leave it between steps, and no track changes what another one gets.
 
 Shapes: B rows, N images under way, K sub-codebooks, D width.
 """
@@ -20,16 +20,17 @@ Row = tuple[Track, bool]  # a track, and whether this is its unconditional row
 
 
 class Cohort(NamedTuple):
-    """Tracks whose images began in the same step: their codes are embedded together, with one cache."""
+    """Tracks whose images began in the same step. Their codes are embedded together, with one cache."""
 
     tracks: Sequence[Track]
     cache: dict | None  # None: each position is embedded alone
 
 
 class Batch:
-    """Rows of tracks, and of the unconditional halves of those that draw with guidance. `kernels`: `pick_kernels`.
+    """One row for each track, and a second, unconditional row for each track that draws with guidance.
 
-    After a step that raised, the batch is of no more use; its `tracks` may begin again in others.
+    `kernels` is a way of `fast.pick_kernels`. After a step that raised, make a new batch; the `tracks` may begin again
+    there.
     """
 
     def __init__(self, model: MllmForConditionalGeneration, processor: MllmProcessor, kernels: str = "auto"):
@@ -44,7 +45,7 @@ class Batch:
         self._stream: Stream | None = None
 
     def enter(self, tracks: Iterable[Track]) -> None:
-        """Be read, all at once, before the next step."""
+        """The prompts of these tracks are read together, before the next step."""
         tracks = list(tracks)
         self.tracks += tracks
         self._entering += [(track, False) for track in tracks]
@@ -59,7 +60,7 @@ class Batch:
 
     @torch.no_grad()
     def step(self) -> list[Track]:
-        """Read what enters, and one position of every row: -> the tracks that have ended, which leave."""
+        """Read the prompts of new rows, then do one position of every row. Returns the tracks that have ended."""
         self._read()
         values = self._choose()
         ended = [track for track, value in values.items() if track.error or not track.take(value)]
@@ -72,7 +73,7 @@ class Batch:
         return ended
 
     def _read(self) -> None:
-        """Prefill the rows that enter. Partial images of different lengths do not fit into one batch."""
+        """Prefill the rows that enter, those with equally long partial images together."""
         by_length: dict[int, list[Row]] = {}
         for track, is_half in self._entering:
             by_length.setdefault(len(track.codes) if is_half else 0, []).append((track, is_half))
@@ -96,7 +97,7 @@ class Batch:
         return half
 
     def _choose(self) -> dict[Track, int | torch.Tensor]:
-        """What each track wanted. Those that want the same are sampled together."""
+        """The id or codes that each track wanted. Tracks that want the same are sampled together."""
         place = {row: index for index, row in enumerate(self._rows)}
         groups: dict[Want, list[Track]] = {}
         for track, is_half in self._rows:
@@ -138,8 +139,8 @@ class Batch:
                 self._cohorts.append(Cohort(same, {} if context == "exact" else None))
 
     def _feed(self, values: dict[Track, int | torch.Tensor]) -> None:
-        """The chosen ids and codes, as the next position of every row."""
-        parts, source = [], {}  # embeddings, and which of them is whose
+        """Feed the chosen ids and codes as the next position of every row."""
+        parts, source = [], {}  # embeddings, and the index of each track's own
         texts = [track for track, value in values.items() if isinstance(value, int) and track.want]
         if texts:
             ids = torch.tensor([values[track] for track in texts], device=self.model.device)
@@ -149,7 +150,7 @@ class Batch:
         in_batch = {track for track, _ in self._rows}
         self._cohorts = [cohort for cohort in self._cohorts if in_batch & set(cohort.tracks)]
         for cohort in self._cohorts:
-            # Who has left keeps its place in the cache, and is fed the last that it had.
+            # A track that has left keeps its place in the cache, and is fed its last codes again.
             codes_NK = torch.stack([track.codes[-1] for track in cohort.tracks]).clamp(min=0)  # below: `NONE`
             parts.append(self.kernels.embed(codes_NK, cohort.cache))
             source |= {track: total + index for index, track in enumerate(cohort.tracks)}

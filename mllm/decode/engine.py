@@ -1,12 +1,12 @@
-"""The driver of a server: continuous batching in a thread. Chats and drawings share one running batch, which they enter
-and leave between steps.
+"""The driver of a server: continuous batching in a thread. Chats and drawings share one running batch; they enter and
+leave it between steps.
 
     with Engine(model, processor) as engine:
         answer = engine.submit(Chat([{"role": "user", "content": "hello"}]))
         drawing = engine.submit(Drawing("a red car", seed=3))
         print(*answer.stream(), drawing.result())
 
-What a request gives is what `generate_text` and `generate_images` give, whatever else is in the batch.
+A request gets what `generate_text` or `generate_images` would give, whatever else is in the batch.
 """
 
 import time
@@ -25,14 +25,15 @@ from ..text.processor import MllmProcessor
 from .batch import Batch
 from .program import Piece, Program, Request, Track
 
-FOR_CHATS = 8  # one row of so many is not for drawings: they are long, and somebody waits for the words of a chat
-PATIENCE = 10  # seconds to wait for what is stuck, at the end
+FOR_CHATS = 8  # one row of so many is reserved for chats, which must not wait until long drawings end
+PATIENCE = 10  # seconds that `close` waits for a stuck request
 
 
 class Handle:
-    """What comes of a request; `program` counts what was read and made.
+    """The answer to a request. `program` counts the positions that were read and made.
 
-    `receive` is called, by a thread of the engine, with each piece and None at the end, in place of `stream`."""
+    If `receive` is given, a thread of the engine calls it with each piece, and with None at the end, and `stream` has
+    nothing to give."""
 
     def __init__(self, changed: Condition, receive: Callable[[Piece | None], Any] | None = None):
         self.cancelled, self.error = False, None
@@ -41,8 +42,8 @@ class Handle:
         self._receive = receive or self._pieces.put
 
     def stream(self, timeout: float | None = None) -> Iterator[Piece]:
-        """Pieces as they come, once: text, and images where some are drawn. Raises TimeoutError when one takes longer
-        than `timeout` seconds, and what the engine failed of."""
+        """Pieces of text, and drawn images, as they come; each is given once. Raises TimeoutError when a piece takes
+        longer than `timeout` seconds, and the error of this request."""
         while True:
             try:
                 piece = self._pieces.get(timeout=timeout)
@@ -55,7 +56,8 @@ class Handle:
             raise self.error
 
     def result(self, timeout: float | None = None) -> list[Piece]:
-        """All pieces that `stream` has not given, texts joined. Raises as `stream`, and CancelledError."""
+        """All pieces that `stream` has not given yet, neighbouring texts joined. Raises as `stream`, and CancelledError
+        after `cancel`."""
         pieces: list[Piece] = []
         for piece in self.stream(timeout):
             if pieces and isinstance(piece, str) and isinstance(pieces[-1], str):
@@ -67,29 +69,31 @@ class Handle:
         return pieces
 
     def cancel(self) -> None:
-        """Leave the queue, or the batch before its next step."""
+        """Take the request out of the queue, or out of the batch before its next step."""
         with self._changed:
             self.cancelled = True
             self._changed.notify_all()
 
     @property
     def over(self) -> bool:
-        """Whether nothing more is wanted of it."""
+        """Whether the request was cancelled or has failed."""
         return self.cancelled or self.error is not None
 
     def put(self, piece: Piece | None) -> None:
-        """None ends it. For the engine."""
+        """Called by the engine with each piece; None ends the answer."""
         if piece != "":
             self._receive(piece)
 
 
 class Engine:
-    """A batch of at most `max_rows` in a thread of its own; a drawing with guidance takes two rows. First come, first
-    served, among chats and among drawings (`_next`); at most `max_waiting` tracks wait (None: any number). `submit` may
-    be called from any thread. Leaving the `with` block waits for what was submitted.
+    """A batch of at most `max_rows` rows in a thread of its own; a drawing with guidance takes two rows.
 
-    When a step fails, its tracks begin again in two batches, one after the other; so, half by half, the one that fails
-    alone is found, and its request gets the error. The others give what they would have given, later."""
+    Chats are served in the order in which they come, and so are drawings (`_next`). At most `max_waiting` tracks wait
+    (None: any number). `submit` may be called from any thread. Leaving the `with` block waits for all requests.
+
+    When a step fails, its tracks begin again in two halves, one after the other, until the track that fails alone is
+    found. Its request gets the error; the others get their answers later. Raises ValueError for limits that are too
+    small."""
 
     def __init__(
         self,
@@ -105,15 +109,15 @@ class Engine:
         self.model, self.processor, self.max_rows, self.max_waiting = model, processor, max_rows, max_waiting
         self._handles: dict[Track, Handle] = {}  # of all tracks that wait or run
         self._waiting: deque[Track] = deque()
-        self._again: deque[list[Track]] = deque()  # batches after a step that failed, before all that wait
-        self._alone = False  # the batch is one of these: nobody joins
+        self._again: deque[list[Track]] = deque()  # halves of a batch whose step failed; they come before what waits
+        self._alone = False  # whether the batch is such a half, which no other track may join
         self._batch = Batch(model, processor)
-        self._resting = 0  # requests whose tracks have ended, and which may begin others
+        self._resting = 0  # requests whose tracks have all ended, and which may begin more
         self._changed, self._closed = Condition(), False
-        self._begun: dict[str, float] = {}  # what is being done, since when
+        self._begun: dict[str, float] = {}  # name of what is being done -> its start
         self._ended: SimpleQueue[Handle | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name="engine", daemon=True)
-        # Beside the batch, as choosing and decoding images take a while.
+        # A second thread chooses among candidates and decodes images, so that the batch need not wait.
         self._finisher = Thread(target=self._finish, name="engine-images", daemon=True)
         self._thread.start()
         self._finisher.start()
@@ -126,29 +130,29 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Tracks that are not in the batch."""
+        """The number of tracks that wait for a place in the batch."""
         return len(self._waiting) + sum(map(len, self._again))
 
     @property
     def running(self) -> int:
-        """Tracks in the batch."""
+        """The number of tracks in the batch."""
         return len(self._batch.tracks)
 
     @property
     def alive(self) -> bool:
-        """Whether it can do anything."""
+        """Whether both threads run."""
         return self._thread.is_alive() and self._finisher.is_alive()
 
     @property
     def busy_for(self) -> float:
-        """Seconds since it began with what it is doing now, a step or an image: many when it is stuck; 0 when idle."""
+        """Seconds since the current step or image began: large when the engine is stuck, 0 when it is idle."""
         return max((time.monotonic() - since for since in [*self._begun.values()]), default=0.0)
 
     @torch.no_grad()
     def submit(self, request: Request, receive: Callable[[Piece | None], Any] | None = None) -> Handle:
-        """`receive`: see `Handle`. Raises ValueError for what cannot be served, queue.Full, and RuntimeError after
-        `close`, or when its thread has ended."""
-        self._check_open()  # before the work that a program begins with
+        """Queue a request; `receive` is explained at `Handle`. Raises ValueError for a request that cannot be served,
+        queue.Full when too many wait, and RuntimeError when the engine is closed or has stopped."""
+        self._check_open()  # before the tokenizing and encoding in `Program`
         handle = Handle(self._changed, receive)
         handle.program = Program(self.model, self.processor, request, handle.put)
         with self._changed:
@@ -168,8 +172,8 @@ class Engine:
         self._changed.notify_all()
 
     def close(self, timeout: float | None = None) -> None:
-        """Take no more requests, and return when those that there are have ended; those that have not within `timeout`
-        seconds are cancelled. What is stuck is left behind."""
+        """Take no more requests, and wait for those under way. After `timeout` seconds they are cancelled; one that is
+        stuck is abandoned after `PATIENCE` more."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -203,14 +207,14 @@ class Engine:
             del self._begun[what]
 
     def _wait(self) -> bool:
-        """Until there is something to do; -> False when there never will be."""
+        """Wait for work. Returns False when the engine is closed and no more can come."""
         with self._changed:
             self._changed.wait_for(lambda: self._handles or (self._closed and not self._resting))
             return bool(self._handles)
 
     def _admit(self) -> None:
-        """Those that are no longer wanted leave. Of those that wait come as many as there is room for; of those that
-        begin again, one batch alone."""
+        """Drop the tracks of requests that are over. Then take in waiting tracks while there is room, or one half of a
+        failed batch alone."""
         with self._changed:
             gone = [track for track, handle in self._handles.items() if handle.over]
             for tracks in (self._waiting, *self._again):
@@ -229,8 +233,8 @@ class Engine:
                 self._batch.enter([track])
 
     def _next(self) -> Track | None:
-        """The first of the texts or of the drawings that wait, whichever have fewer rows, so that neither wait for all
-        of the others; None where there is no room."""
+        """The next track to enter: the first waiting text or the first waiting drawing, whichever kind has fewer rows
+        in the batch. None if there is no room for it."""
         firsts: dict[bool, Track] = {}
         for track in self._waiting:
             firsts.setdefault(track.draws, track)
@@ -243,8 +247,8 @@ class Engine:
         return firsts[draws] if draws is not None and firsts[draws].rows <= free[draws] else None
 
     def _end(self, tracks: list[Track]) -> None:
-        """These have left the batch. A request goes on when all of its tracks have; if one has failed, the others need
-        not go on."""
+        """These tracks have left the batch. A request whose tracks have all left goes to `_finish`. When one track has
+        failed, the request is over and `_admit` drops its others."""
         with self._changed:
             handles = [self._handles.pop(track) for track in tracks]
             for track, handle in zip(tracks, handles, strict=True):
@@ -255,7 +259,7 @@ class Engine:
             self._ended.put(handle)
 
     def _finish(self) -> None:
-        """What follows when the tracks of a request have ended, in a thread of its own."""
+        """The second thread: continue each request whose tracks have ended."""
         while handle := self._ended.get():
             with self._doing("end"), suppress(Exception):  # of who receives: nobody else's business
                 self._go_on(handle)
@@ -277,7 +281,7 @@ class Engine:
                 self._wait_for_room(handle, following)
 
     def _fail(self, error: Exception) -> None:
-        """All begin again, in two batches; but of one, it is known who has caused the error."""
+        """After an error in a step: all tracks begin again, in two halves. A track that was alone caused the error."""
         tracks, self._batch = self._batch.tracks, Batch(self.model, self.processor)
         if len(tracks) == 1:
             tracks[0].fail(error)

@@ -1,7 +1,8 @@
-"""What happens for a request: a program that says which id or codes it wants next, and is sent them.
+"""What happens for a request, as a program: it says which id or codes it wants next, and a driver sends them.
 
-A program has tracks, each a row of a batch: a sequence, and the steps that extend it. When all of its tracks have
-ended, it goes on with what they gave, for instance to choose among candidates, and may begin other tracks.
+A program has tracks. A track is one row of a batch: a sequence, and a generator of the steps that extend it. When all
+tracks of a program have ended, the program continues with their results. For instance, it chooses among candidates, or
+begins other tracks.
 Shapes: N images, L positions an image, K sub-codebooks.
 """
 
@@ -27,8 +28,8 @@ Messages = Sequence[dict[str, Any]] | str  # a string is one question
 
 @dataclass(frozen=True)
 class Drawing(DrawingOptions):
-    """A request for an image of a prompt; before it, at equal distances, so many `previews` (of the first
-    candidate)."""
+    """A request for an image of a prompt. `previews` unfinished images come before it, at equal distances; they show
+    the first candidate."""
 
     prompt: str
     seed: int = 0
@@ -39,8 +40,9 @@ class Drawing(DrawingOptions):
 class Chat(Sampling):
     """A request for an answer of at most `max_new_tokens` ids, which ends before the first of the strings in `stop`.
 
-    `drawing` says how the model draws where it decides to, with so many `previews` before each image; candidates are
-    held against the words of the last message. None ends the answer there.
+    `drawing` says how the model draws when it decides to, with `previews` unfinished images before each one; candidates
+    are compared with the words of the last message. With None, the answer ends where an image would begin. Raises
+    ValueError for impossible values.
     """
 
     messages: Messages
@@ -63,19 +65,19 @@ Request: TypeAlias = Chat | Drawing
 
 @dataclass(frozen=True)
 class Preview:
-    """An image under way: the codes of its first rows."""
+    """An unfinished image: the codes of its first rows, [P, K]."""
 
     codes_PK: torch.Tensor
     positions: int  # of the whole image
 
     @property
     def done(self) -> float:
-        """The share of the image."""
+        """The share of the image that is drawn, 0 to 1."""
         return len(self.codes_PK) / self.positions
 
     @torch.no_grad()
     def image(self, model: MllmForConditionalGeneration) -> Image.Image:
-        """Of the full size, transparent where it is still to be drawn."""
+        """An RGBA image of the full size, transparent where nothing is drawn yet."""
         side = math.isqrt(self.positions)
         rows = len(self.codes_PK) // side
         [part] = model.image_tokenizer.decode(self.codes_PK[None], (rows, side))
@@ -89,14 +91,14 @@ Piece: TypeAlias = str | Image.Image | Preview
 
 @dataclass(frozen=True)
 class Write:
-    """Wanted: the next id of a text."""
+    """A track wants the next id of a text."""
 
     sampling: Sampling
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Wanted: codes_K of the next position of an image."""
+    """A track wants codes_K of the next position of an image."""
 
     sampling: Sampling
     cfg_scale: float  # 1: no guidance, and no unconditional row
@@ -104,7 +106,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Feed:
-    """Wanted: this id, whatever the model would write."""
+    """A track wants this id, whatever the model would write."""
 
     id: int
 
@@ -114,11 +116,12 @@ Steps: TypeAlias = Generator[Want, Any, Any]
 
 
 class Track:
-    """A row of a batch: `sample` is read, then the steps say what they want, one position after the other.
+    """A row of a batch. The model reads `sample`; then the steps say what they want, position by position.
 
-    `steps` is called with the track. `generator` makes the noise of its draws. `room` is how many positions are to
-    come, as far as known; `options` are those of a track for an image, whose `codes` so far are each [K]. `result` is
-    what the steps return, `error` what they or the model failed of. `put` is called with what `tell` is told.
+    `steps(track)` makes the generator of the steps. `generator` makes the noise for sampling. `room` is the expected
+    number of new positions. `options` are given for a track that draws; `codes` are its codes so far, each [K].
+    `result` is what the steps return, `error` the exception that ended them. `put` is called with each piece given to
+    `tell`.
     """
 
     def __init__(
@@ -135,7 +138,8 @@ class Track:
         self.begin()
 
     def begin(self) -> None:
-        """From the first step; or once more, to the same ids and codes, of which nothing is told twice."""
+        """Begin with the first step. A second call begins again: it gives the same ids and codes, and no piece is told
+        twice."""
         self.generator.set_state(self._noise)
         self.tokens, self._pieces, self.result, self.error = 0, 0, None, None
         self.codes: list[torch.Tensor] = []
@@ -144,21 +148,21 @@ class Track:
 
     @property
     def draws(self) -> bool:
-        """Whether it is for an image, with or without a plan."""
+        """Whether this track makes an image, with or without a plan."""
         return self.options is not None
 
     @property
     def rows(self) -> int:
-        """The most that it takes in the batch."""
+        """How many rows of the batch this track takes at most."""
         return 2 if self.options and self.options.cfg_scale != 1.0 else 1
 
     @property
     def guided(self) -> bool:
-        """Whether it now needs its unconditional row."""
+        """Whether this position needs an unconditional row."""
         return isinstance(self.want, Draw) and self.want.cfg_scale != 1.0
 
     def take(self, value: int | torch.Tensor) -> bool:
-        """What it wanted; -> whether it goes on."""
+        """Give the track the id or codes_K that it wanted. Returns whether it continues."""
         self.tokens += not isinstance(self.want, Feed)
         if isinstance(self.want, Draw):
             self.codes.append(value)
@@ -167,7 +171,7 @@ class Track:
             return True
         except StopIteration as end:
             self.result, self.want = end.value, None
-        except Exception as error:  # of this request alone
+        except Exception as error:  # ends this request alone
             self.fail(error)
         return False
 
@@ -184,18 +188,18 @@ class Track:
 def draw_steps(
     positions: int, options: DrawingOptions, told: Callable[[list[torch.Tensor]], Any] = lambda codes: None
 ) -> Steps:
-    """The codes of an image, [L, K]. `told` is called with those so far after each position."""
+    """Steps of an image; they return its codes, [L, K]. `told` is called after each position with the codes so far."""
     codes: list[torch.Tensor] = []
     while len(codes) < positions:
         codes.append((yield Draw(options.sampling, options.cfg_scale_at(len(codes), positions))))
         told(codes)
     codes_LK = torch.stack(codes)
-    check_chosen(int(codes_LK.min()))  # where asking for a value would wait for the device, the batch has not
+    check_chosen(int(codes_LK.min()))  # on a GPU the batch does not check, as reading a value waits for the device
     return codes_LK
 
 
 def plan_steps(model: MllmForConditionalGeneration, processor: MllmProcessor, options: Sampling) -> Steps:
-    """The ids of a plan, up to and without the begin of the image."""
+    """Steps of a plan; they return its ids, without the begin-of-image id."""
     ids: list[int] = []
     sampling = Sampling(temperature=options.temperature, top_p=options.top_p)
     while len(ids) < model.config.plan_length:
@@ -209,10 +213,10 @@ def plan_steps(model: MllmForConditionalGeneration, processor: MllmProcessor, op
 
 
 class Program:
-    """A request under way. `tracks` are to be run to their ends; then `resume` says which follow, if any.
+    """A request under way. The driver runs all `tracks` to their ends; then `resume` returns the tracks that follow.
 
-    `put` is called with each piece of the answer as it comes; `text` is all of its words so far. `ended_by` is "stop",
-    or "length" where an answer had no more room. Raises ValueError for a request that cannot be served.
+    `put` is called with each piece of the answer as it comes; `text` is the whole text so far. `ended_by` is "stop", or
+    "length" if the answer reached `max_new_tokens`. Raises ValueError for a request that cannot be served.
     """
 
     def __init__(
@@ -230,17 +234,18 @@ class Program:
 
     @property
     def tokens(self) -> int:
-        """Ids and codes so far."""
+        """How many ids and positions of images were made so far."""
         return self._earlier + sum(track.tokens for track in self.tracks)
 
     @property
     def positions(self) -> int:
-        """Codes of the image under way, of the last of candidates."""
+        """Positions drawn of the current image: those of the candidate with the fewest."""
         return min(len(track.codes) for track in self.tracks)
 
     @torch.no_grad()
     def resume(self) -> list[Track]:
-        """All tracks have ended: -> those that follow; none at the end. Raises what a track has failed of."""
+        """To be called when all tracks have ended. Returns the tracks that follow, [] at the end. Raises the error of a
+        track."""
         for track in self.tracks:
             if track.error:
                 raise track.error
@@ -295,8 +300,8 @@ class Program:
         self.ended_by = "length"
 
     def _write(self, track: Track, request: Chat, limit: int) -> Steps:
-        """At most so many ids, up to the end of the answer, to an image, or to a stop string: -> all of them, and
-        whether it was that."""
+        """Steps of a text of at most `limit` ids. It ends with the answer, before an image, or at a stop string. They
+        return the ids, and whether a stop string was found."""
         spelled, text, sampling = Spelled(self.processor), UpTo(request.stop), request.sampling
         while len(spelled.ids) < limit:
             id = yield Write(sampling)
@@ -314,7 +319,7 @@ class Program:
         room: int,
         options: DrawingOptions,
     ) -> list[Track]:
-        """A track for each generator, of which the first tells its previews."""
+        """A track for each generator. Only the first one's previews are told."""
         puts = [self.put] + [lambda piece: None] * (len(generators) - 1)
         return [
             Track(sample, steps, generator, room, options, put) for generator, put in zip(generators, puts, strict=True)
@@ -332,7 +337,7 @@ class Program:
         return (yield from draw_steps(L, options, told))
 
     def _show(self, candidates: list[torch.Tensor], prompt: str) -> torch.Tensor:
-        """The best of the candidates, each [L, K], is shown."""
+        """Put the image of the best candidate; returns its codes, [L, K], like those of each candidate."""
         codes_NLK = torch.stack(candidates)
         if len(candidates) > 1:
             codes_NLK = best(self.model, self.processor, [prompt], codes_NLK)
@@ -342,7 +347,7 @@ class Program:
 
 
 def check_code_context(model: MllmForConditionalGeneration, options: DrawingOptions) -> None:
-    """Raises ValueError for "published" where the model was not trained for it."""
+    """Raises ValueError for "published" if the model's code embedding has no context to leave out."""
     if options.code_context == "published" and not isinstance(model.code_embed, CodebookEmbedding):
         raise ValueError("code_context 'published' is for converted UniTok models: leave it at 'exact'")
 
@@ -350,8 +355,8 @@ def check_code_context(model: MllmForConditionalGeneration, options: DrawingOpti
 def start_drawing(
     model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str, candidates: int = 1
 ) -> Sample:
-    """What is read of a prompt before the model plans or draws. Raises ValueError for an empty prompt, and for one that
-    is too long to be drawn, or to choose among `candidates`."""
+    """The sequence that the model reads before it plans or draws. Raises ValueError for an empty prompt, and for one
+    that is too long to draw, or to choose among `candidates`."""
     prompt, plans = prompt.strip(), model.config.plan_length
     if not prompt:
         raise ValueError("empty prompt: say what to draw")
@@ -363,7 +368,7 @@ def start_drawing(
 
 
 def candidate_generators(seed: int, count: int) -> list[torch.Generator]:
-    """Of a seed: its own, and more, which are the first ones of any larger count, too."""
+    """`count` generators from a seed; the first has the seed itself. A larger count begins with the same ones."""
     more = torch.randint(2**63 - 1, (count - 1,), generator=torch.Generator().manual_seed(seed)).tolist()
     return [torch.Generator().manual_seed(one) for one in (seed, *more)]
 
@@ -376,13 +381,13 @@ def last_words(messages: Messages) -> str:
 
 
 class Spelled:
-    """Ids that become text one by one."""
+    """Turns ids into text one by one."""
 
     def __init__(self, processor: MllmProcessor):
         self.processor, self.ids, self.text = processor, [], ""
 
     def add(self, id: int) -> str:
-        """The text that this id completes; a character of several bytes comes once it is whole."""
+        """The text that this id completes. A character of several bytes comes when its last byte does."""
         self.ids.append(id)
         before, text = self.text, self.processor.decode(self.ids)
         if text.endswith("\ufffd"):
@@ -392,13 +397,13 @@ class Spelled:
 
 
 class UpTo:
-    """Text that comes in parts, up to the first of some strings; what may be the beginning of one is held back."""
+    """Passes text on in parts, up to the first stop string. What may be the beginning of one is held back."""
 
     def __init__(self, stops: Sequence[str]):
         self.stops, self.held, self.ended = stops, "", False
 
     def add(self, text: str) -> str:
-        """What can be told by now."""
+        """Add text; returns what can be passed on now."""
         self.held += text
         places = [place for stop in self.stops if (place := self.held.find(stop)) >= 0]
         self.ended = bool(places)
@@ -411,6 +416,6 @@ class UpTo:
         return text
 
     def rest(self) -> str:
-        """What was held back, once no more comes."""
+        """The text that was held back, for when no more comes."""
         text, self.held = self.held, ""
         return text

@@ -1,4 +1,4 @@
-"""A model reads its own drawings: how well does each fit what was asked for?
+"""Reranking of candidates: a model reads its own drawings and scores how well each one fits the prompt.
 
 Shapes: N images, L positions an image, K sub-codebooks.
 """
@@ -19,9 +19,8 @@ ASKED_FOR_PROMPT = "write a prompt for this picture."  # recipes teach the answe
 def fit(
     model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str, codes_NLK: torch.Tensor
 ) -> torch.Tensor:
-    """[N], the log-probability that the model, shown each image and asked for a prompt, answers with this one: the
-    score of arXiv 2306.01879, by the model that drew. Raises as `check_readable`, and ValueError for weights that are
-    not finite."""
+    """Scores [N]: the log-probability that the model answers with this prompt when it sees an image and is asked for a
+    prompt (arXiv 2306.01879). Raises as `check_readable`, and NotFinite for damaged weights."""
     check_readable(model, processor, prompt)
     chats = [processor.encode(_answered(prompt.strip(), codes_LK), open_answer=False) for codes_LK in codes_NLK]
     batch = processor.collate(chats)
@@ -34,7 +33,7 @@ def fit(
 
 
 def check_readable(model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str) -> None:
-    """Raises ValueError for a prompt that the model could draw, but not give as its answer to the drawing."""
+    """Raises ValueError for a prompt that is too long to be the answer to a question about an image."""
     check_length(model, processor, processor.encode(_answered(prompt.strip(), None), open_answer=False), room=0)
 
 
@@ -44,8 +43,8 @@ def _answered(prompt: str, codes_LK: torch.Tensor | None) -> list[dict]:
 
 
 def reread(model: MllmForConditionalGeneration, codes_NLK: torch.Tensor) -> torch.Tensor:
-    """The codes of the drawn images' pixels, as somebody else would see them: to the model that drew it, what decodes
-    to a blob is likely all the same."""
+    """Decode codes to pixels and encode these again, codes_NLK -> codes_NLK. A model finds its own codes likely even if
+    their pixels are a blob; the codes of the pixels show what there is to see."""
     pixels_N3HW = model.image_tokenizer.decode_pixels(codes_NLK.to(model.device)).clamp(-1, 1)
     return model.image_tokenizer.encode(pixels_N3HW)
 
@@ -54,10 +53,10 @@ def reread(model: MllmForConditionalGeneration, codes_NLK: torch.Tensor) -> torc
 def best(
     model: MllmForConditionalGeneration, processor: MllmProcessor, prompts: Sequence[str], codes_NLK: torch.Tensor
 ) -> torch.Tensor:
-    """Of equally many drawings of each prompt, one after the other, the one whose pixels fit it best, each. Raises
-    as `fit`."""
+    """The best drawing of each prompt, [prompts, L, K]. `codes_NLK` has equally many drawings of each prompt, those of
+    the first prompt first. Raises as `fit`."""
     chosen = []
     for prompt, codes_CLK in zip(prompts, codes_NLK.chunk(len(prompts)), strict=True):
-        # Prompt by prompt: in a batch of another size rounding could turn a tie.
+        # Prompt by prompt, as rounding in a batch of another size could decide a near tie differently.
         chosen.append(codes_CLK[fit(model, processor, prompt, reread(model, codes_CLK)).argmax()])
     return torch.stack(chosen)

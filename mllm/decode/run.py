@@ -1,4 +1,4 @@
-"""The driver of a call: programs run in the caller's thread until all have ended.
+"""The driver of a function call: programs run in the caller's thread until all have ended.
 
 Shapes: N images, L positions an image, K sub-codebooks.
 """
@@ -33,7 +33,7 @@ DEFAULT_DRAWING = DrawingOptions()
 
 @torch.no_grad()
 def run(batch: Batch, programs: Sequence[Program]) -> Iterator[None]:
-    """Run programs to their ends; yields after each step. Raises what a request or a step fails of."""
+    """Run programs to their ends; yields after each step. Raises the error of a request or a step."""
     running = {program: set(program.tracks) for program in programs}
     owners = {track: program for program in programs for track in program.tracks}
     batch.enter(owners)
@@ -54,7 +54,8 @@ def run(batch: Batch, programs: Sequence[Program]) -> Iterator[None]:
 
 
 def run_tracks(batch: Batch, tracks: Sequence[Track], told: Callable[[], Any] = lambda: None) -> list[Any]:
-    """Their results. `told` is called after each step. Raises what the first of them fails of."""
+    """Run tracks to their ends and return their results. `told` is called after each step. Raises the first error of a
+    track."""
     batch.enter(tracks)
     while batch.tracks:
         for track in batch.step():
@@ -76,9 +77,10 @@ def generate_images(
     """One image a prompt, as one batch; a string is one prompt. An image depends on its prompt and seed, not on the
     batch around it.
 
-    `seeds` is one for each prompt, or the first of a row. `progress` is called with the number of positions done, of
-    `processor.num_positions`. `options` are those of `DrawingOptions`: cfg_scale, temperature, candidates and others.
-    `kernels` "eager" runs operation by operation, to the same images. Raises ValueError for what cannot be drawn.
+    `seeds` has one seed for each prompt, or is the first of consecutive seeds. `progress` is called with the number of
+    positions drawn so far, of `processor.num_positions`. `options` are those of `DrawingOptions`: cfg_scale,
+    temperature, candidates and others. `kernels` "eager" runs operation by operation and gives the same images. Raises
+    ValueError for prompts or options that cannot be drawn.
     """
     DrawingOptions(**options)  # also where there are no prompts
     prompts = [prompts] if isinstance(prompts, str) else prompts
@@ -108,8 +110,9 @@ def generate_texts(
     seeds: Sequence[int] | None = None,
     **options: Any,
 ) -> list[str]:
-    """The answers to several chats (one alone is a batch of one), text only: an answer ends where the model would begin
-    to draw. `options`: those of `Sampling`, and `stop`, strings before which an answer ends."""
+    """The answers to several chats as one batch, text only: an answer ends where the model would begin to draw. One
+    chat alone is a batch of one. `options` are those of `Sampling`, and `stop`, strings before which an answer ends.
+    Raises ValueError for chats that cannot be read."""
     if isinstance(conversations, str) or conversations and isinstance(conversations[0], dict):
         conversations = [conversations]
     seeds = range(len(conversations)) if seeds is None else seeds
@@ -134,8 +137,9 @@ def generate_text(
 ) -> Iterator[str | Image.Image | Preview]:
     """The answer to a chat, piece by piece as it comes: text, and PIL images where the model decides to draw.
 
-    `drawing` says how; with None, the answer ends there. `options`: those of `Sampling`; `stop`, strings before which
-    the answer ends; and `previews`, how many come before each image."""
+    `drawing` says how it draws; with None, the answer ends where an image would begin. `options` are those of
+    `Sampling`, `stop` (strings before which the answer ends) and `previews` (how many come before each image). Raises
+    ValueError for a chat that cannot be read."""
     pieces: deque[Piece] = deque()
     with torch.no_grad():
         chat = Chat(messages, max_new_tokens, seed, drawing, **options)
@@ -153,8 +157,8 @@ def plan_drawings(
     generators: Sequence[torch.Generator],
     **options: Any,
 ) -> list[Sample]:
-    """What `start_drawing` gave, up to the begin of the image: with the plan, where the model writes one. `options`:
-    those of `Sampling`."""
+    """Continue the sequences of `start_drawing` up to the begin of the image, with a plan if the model writes plans.
+    `options` are those of `Sampling`."""
     sampling, limit = Sampling(**options), model.config.plan_length
     if not limit:
         return list(starts)
@@ -179,8 +183,8 @@ def sample_codes(
     kernels: str = "auto",
     **options: Any,
 ) -> torch.Tensor:
-    """Sequences that end with the begin-of-image id -> codes_NLK of the images that follow, one each. `options`: those
-    of `DrawingOptions`."""
+    """Sequences that end with the begin-of-image id -> codes_NLK, one image for each. `options` are those of
+    `DrawingOptions`."""
     drawing, L = DrawingOptions(**options), processor.num_positions
     check_code_context(model, drawing)
     tracks = [

@@ -1,4 +1,4 @@
-"""From logits to ids: filters, draws that a row makes alone whatever its batch, and guidance.
+"""From logits to ids: filters, sampling, and guidance. The ids of a row depend on its own generator, not on the batch.
 
 Shapes: B sequences, V entries, K sub-codebooks. Under guidance rows are doubled, [conditional; unconditional].
 """
@@ -87,7 +87,7 @@ LEAST_TOP_P = torch.finfo(torch.float32).tiny  # what is smaller would be 0 in f
 
 
 class NotFinite(ValueError):
-    """The model computes numbers that are none."""
+    """The model computes NaN or infinity."""
 
     def __init__(self, what: str = "logits"):
         super().__init__(
@@ -96,7 +96,7 @@ class NotFinite(ValueError):
 
 
 def check_chosen(least: int) -> None:
-    """Raises NotFinite where the least of some ids is `NONE`."""
+    """Raises NotFinite if the least of some ids is `NONE`."""
     if least == NONE:
         raise NotFinite
 
@@ -109,7 +109,7 @@ def filter_logits(logits_BV: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -
     if top_p < 1.0:
         ordered, order = logits_BV.sort(-1, descending=True)
         p = ordered.softmax(-1)
-        # What comes before an entry decides, so the most likely one always stays.
+        # An entry is dropped when those before it hold top_p already, so the most likely one always stays.
         outside = (p.cumsum(-1) - p >= top_p).scatter(-1, order, p.cumsum(-1) - p >= top_p)
         logits_BV = logits_BV.masked_fill(outside, float("-inf"))
     return logits_BV
@@ -122,11 +122,11 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> torch.Tensor:
-    """-> ids_B, drawn from what `filter_logits` keeps by Gumbel `noise_BV`; temperature 0 is greedy. `NONE` for a row
-    with NaN or infinity among its logits, or with nothing but -inf, which forbids an entry: `check_chosen`.
+    """Draw ids_B from what `filter_logits` keeps, with Gumbel `noise_BV`; temperature 0 is greedy. A row gets `NONE` if
+    one of its logits is NaN or +inf, or if all are -inf (which forbids an entry); see `check_chosen`.
 
-    Nothing is sorted: the largest sum of logit and noise is a draw from all entries. One that the filters would drop
-    shows that they drop all entries below it, too, and the largest of the others is next.
+    On a CPU nothing is sorted. The entry with the largest sum of logit and noise is a draw from all entries. If the
+    filters drop that entry, they also drop all with smaller logits, so `search` looks among those with larger ones.
     """
     logits_BV, top_p = logits_BV.float() / (temperature or 1.0), max(top_p, LEAST_TOP_P)
     usable_B = logits_BV.amax(-1).isfinite()  # of NaN and any number, the larger is NaN
@@ -135,13 +135,13 @@ def sample(
     elif (top_k == 0 and top_p == 1.0) or not may_ask(logits_BV.device):
         ids_B = sample_unasked(logits_BV, noise_BV, top_k, top_p)
     else:
-        # Of NaN the search would never end.
+        # With NaN the search would never end.
         ids_B = search(logits_BV.masked_fill(~usable_B[:, None], 0), noise_BV, top_k, top_p)
     return ids_B.masked_fill(~usable_B, NONE)
 
 
 def search(logits_BV: torch.Tensor, noise_BV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-    """`sample` with filters, by looking at values on the way."""
+    """`sample` with filters, without sorting. Its loop reads values, for which a GPU would have to be waited for."""
     noisy_BV = logits_BV + noise_BV
     p_BV = filter_logits(logits_BV, top_k).softmax(-1) if top_p < 1.0 else None
     while True:
@@ -157,19 +157,20 @@ def search(logits_BV: torch.Tensor, noise_BV: torch.Tensor, top_k: int, top_p: f
 
 
 def sample_unasked(logits_BV: torch.Tensor, noise_BV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-    """The same ids; all is sorted, but nobody has to know how far a search got."""
+    """The same ids as `search`, by sorting, so that no value is read on the way."""
     return (filter_logits(logits_BV, top_k, top_p) + noise_BV).argmax(-1)
 
 
 def may_ask(device: torch.device) -> bool:
-    """Whether a value is there at once, and not only when all that was launched before is done."""
+    """Whether reading a value is free. On a GPU it waits until all launched work is done."""
     return device.type == "cpu"
 
 
 def gumbel(generators: Sequence[torch.Generator], size: int, device: torch.device) -> torch.Tensor:
-    """[B, size]: each row from its own generator, apart from its batch.
+    """Gumbel noise [B, size], each row from its own generator.
 
-    Gumbel's argmax in place of multinomial: it needs no sum over the row, whose rounding would depend on the batch.
+    The argmax of logits plus Gumbel noise is a draw from their softmax. Unlike `torch.multinomial`, it needs no sum
+    over the row, whose rounding would depend on the batch.
     """
     uniform = torch.empty(len(generators), size)
     for row, generator in zip(uniform, generators, strict=True):
@@ -178,9 +179,9 @@ def gumbel(generators: Sequence[torch.Generator], size: int, device: torch.devic
 
 
 class Picker:
-    """Classifier-free guidance (arXiv 2207.12598), logits = u + scale * (c - u), and sampling: -> ids of the
-    conditional rows, then the same for the unconditional ones. At scale 1 rows are not doubled. A position's noise is
-    drawn at once. `fast/cpu.py` and step.cpp do the same in one function."""
+    """Classifier-free guidance (arXiv 2207.12598), logits = u + scale * (c - u), then sampling. A call returns the ids
+    of the conditional rows, then the same ids for the unconditional rows; at scale 1 there are no unconditional rows.
+    The noise of all sub-codes of a position is drawn at the first of them. step.cpp does the same in C++."""
 
     def __init__(
         self,
@@ -194,7 +195,7 @@ class Picker:
         self.noise_BN: torch.Tensor | None = None
 
     def draw_noise(self, entries: int, device: torch.device) -> torch.Tensor | None:
-        """[B, K * V], for all sub-codes of a position; greedy needs none."""
+        """Noise [B, K * V] for all sub-codes of a position; None for greedy choice."""
         return gumbel(self.generators, self.num_codebooks * entries, device) if self.sampling.temperature else None
 
     def __call__(self, logits_BV: torch.Tensor, k: int) -> torch.Tensor:
@@ -203,7 +204,7 @@ class Picker:
         return self.choose(logits_BV, k, self.noise_BN)
 
     def choose(self, logits_BV: torch.Tensor, k: int, noise_BN: torch.Tensor | None) -> torch.Tensor:
-        """The ids of sub-code k, by the noise of its position."""
+        """The ids of sub-code k, with the noise of its position."""
         if self.cfg_scale != 1.0:
             cond, uncond = logits_BV.float().chunk(2)
             logits_BV = torch.lerp(uncond, cond, self.cfg_scale)

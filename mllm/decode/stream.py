@@ -1,6 +1,7 @@
-"""A batch under way: prompts prefilled once, then one position a step, with keys and values in memory laid out ahead.
+"""Rows under way: prompts are prefilled once, then each step adds one position. Memory for keys and values is allocated
+ahead.
 
-Rows have lengths of their own and may come and go between steps; a row's numbers do not depend on the others.
+Each row has its own length. Rows may come and go between steps, and none changes another's numbers.
 Shapes: B rows, S rows there is room for, T columns, D width, H key-value heads of width d, G query heads for each.
 """
 
@@ -19,9 +20,9 @@ from ..text.templates import Sample
 class KeyValues(Cache):
     """Keys and values of all layers. Row b is filled up to its own length; `mask_ST`, added to scores, hides the rest.
 
-    Memory doubles when a row reaches its end. As a `Cache` it takes one position of every row from any backbone.
-    `whole` shows a step all columns that there are, not only those in use; then its shapes and its memory are the same
-    for as long as `layout` is the same object.
+    Memory doubles when a row reaches its end. As a `Cache` of transformers, it takes one position of every row from any
+    backbone. With `whole`, a step sees all allocated columns, not only those in use. Then its shapes and addresses stay
+    the same until `layout` becomes another object.
     """
 
     def __init__(self, like: DynamicCache, whole: bool = False):
@@ -33,7 +34,7 @@ class KeyValues(Cache):
         self.lengths: list[int] = []  # on the host, so that no step waits for the device
 
     def add(self, prefilled: DynamicCache, places: Sequence[int], lengths: Sequence[int], room: int) -> None:
-        """Append a row for each of `places` in the batch of `prefilled`; `room` columns are to come."""
+        """Append a row for each of `places`, indices into the batch of `prefilled`. `room`: expected new columns."""
         first, T = len(self.lengths), max(lengths)
         self.lengths += lengths
         end = len(self.lengths)
@@ -47,7 +48,7 @@ class KeyValues(Cache):
         self._locate()
 
     def remove(self, row: int) -> None:
-        """The last row takes its place."""
+        """Remove a row; the last row moves to its place."""
         last = len(self.lengths) - 1
         if row != last:
             for mine in (*(x for pair in self.memory for x in pair), self.mask_ST):
@@ -57,7 +58,7 @@ class KeyValues(Cache):
         self._locate()
 
     def open(self) -> None:
-        """A new column in every row, for `put` to fill."""
+        """Open a new column in every row, for `put` to fill."""
         if max(self.lengths) == self.mask_ST.shape[1]:
             self._reserve(len(self.lengths), 2 * max(self.lengths))
             self._locate()
@@ -65,23 +66,24 @@ class KeyValues(Cache):
         self.lengths = [length + 1 for length in self.lengths]
 
     def put(self, layer: int, k_BHd: torch.Tensor, v_BHd: torch.Tensor) -> list[torch.Tensor]:
-        """-> keys and values of every row up to the new column (or all columns), each [B, H, T, d]."""
+        """Store keys and values of the new column. Returns those of every row up to it (with `whole`: of all columns),
+        each [B, H, T, d]."""
         B, T = len(self.lengths), self._columns()
         for mine, new_BHd in zip(self.memory[layer], (k_BHd, v_BHd), strict=True):
             mine.flatten(0, 1).index_copy_(0, self.flat_B, new_BHd)
         return [mine[:B, :T].transpose(1, 2) for mine in self.memory[layer]]
 
     def close(self) -> None:
-        """All layers have filled the new column."""
+        """To be called when all layers have filled the new column."""
         self.places_B += 1
         self.flat_B += 1
 
     def mask(self) -> torch.Tensor:
-        """[B, 1, 1, T], for one query a row."""
+        """The mask for one query in each row, [B, 1, 1, T]."""
         return self.mask_ST[: len(self.lengths), None, None, : self._columns()]
 
     def full(self) -> bool:
-        """No row has a column to hide."""
+        """Whether no row has a column to hide, so that no mask is needed."""
         return not self.whole and min(self.lengths) == max(self.lengths)
 
     def update(self, k_BH1d: torch.Tensor, v_BH1d: torch.Tensor, layer_idx: int, *_, **__) -> list[torch.Tensor]:
@@ -94,7 +96,7 @@ class KeyValues(Cache):
         return self.mask_ST.shape[1] if self.whole else max(self.lengths)
 
     def _locate(self) -> None:
-        """Where the next columns are: `places_B` in their rows, `flat_B` in all memory, row after row."""
+        """Compute where each row's next column is: `places_B` within the row, `flat_B` in all memory, row after row."""
         self.layout = object()
         self.places_B = torch.tensor(self.lengths, device=self.mask_ST.device)
         self.flat_B = (
@@ -108,7 +110,7 @@ class KeyValues(Cache):
         size = max(rows, S), max(columns, T)
 
         def grown(old: torch.Tensor) -> torch.Tensor:
-            # Zeros, as what is masked is still multiplied, by a probability of 0.
+            # Zeros, not empty memory: masked values are multiplied by a probability of 0, and 0 * NaN is NaN.
             new = old.new_zeros(*size, *old.shape[2:])
             new[:S, :T] = old
             return new
@@ -121,7 +123,7 @@ class KeyValues(Cache):
 class Stream:
     """Rows under way, and the hidden states `h_BD` that predict the next position of each.
 
-    `room`: how many positions are to come, as far as known. Raises ValueError where rows outgrow a sliding window.
+    `room` is the expected number of new positions. Raises ValueError when rows outgrow a sliding window.
     """
 
     def __init__(
@@ -139,12 +141,12 @@ class Stream:
 
     @torch.no_grad()
     def add(self, samples: Sequence[Sample], room: int = 64) -> None:
-        """Prefill more rows. Equal samples are read once: n images of a prompt, and their unconditional halves."""
+        """Prefill more rows. Equal samples are read once, such as n images of one prompt, or unconditional prompts."""
         keys = [(*sample.ids, *map(id, sample.images)) for sample in samples]
         unique = dict(zip(keys, samples, strict=True))
         places = [list(unique).index(key) for key in keys]
         lengths = [len(sample.ids) for sample in samples]
-        # Padded on the right, where causal attention sees no padding, and no mask is needed.
+        # Padding is on the right, where causal attention does not see it, so no mask is needed.
         batch = self.processor.collate(list(unique.values()), self.model.image_tokenizer)
         codes = None if batch.codes is None else batch.codes.to(self.model.device)
         prefilled = DynamicCache()
@@ -158,7 +160,7 @@ class Stream:
 
     @torch.no_grad()
     def feed(self, x_BD: torch.Tensor) -> None:
-        """One more position for each row."""
+        """Add one position to each row."""
         self.cache.open()
         if self.window and max(self.cache.lengths) > self.window:
             raise ValueError(f"{max(self.cache.lengths)} positions, but this model attends to {self.window} at a time")
@@ -166,7 +168,7 @@ class Stream:
         self.cache.close()
 
     def remove(self, row: int) -> None:
-        """The last row takes its place."""
+        """Remove a row; the last row moves to its place."""
         self.cache.remove(row)
         kept = list(range(len(self.h_BD)))
         kept[row] = kept[-1]
@@ -174,7 +176,7 @@ class Stream:
 
 
 def check_length(model: MllmForConditionalGeneration, processor: MllmProcessor, sample: Sample, room: int = 1) -> None:
-    """Raises ValueError when a sequence and `room` more positions exceed the backbone's context, or sliding window."""
+    """Raises ValueError when a sequence and `room` more positions exceed the backbone's context or sliding window."""
     config = model.config.text_config
     limit = min(config.max_position_embeddings, getattr(config, "sliding_window", None) or math.inf)
     if len(sample.ids) + room > limit:

@@ -1,7 +1,7 @@
-"""The one place that knows kernels: how the positions of a batch are stepped, drawn and embedded, for a model on its
+"""The one place that chooses kernels: how the positions of a batch are stepped, drawn and embedded, for a model on its
 device. C++ on a CPU, CUDA graphs on a GPU, operation by operation elsewhere; all ways give the same codes.
 
-Modules of the model know none of this. Shapes: B rows, N images under way, K sub-codebooks, D width.
+The modules of the model do not know of this package. Shapes: B rows, N images under way, K sub-codebooks, D width.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,12 @@ WAYS = ("auto", "eager", "transformers")
 
 
 class Kernels(NamedTuple):
-    """`step(x_BD, cache)` -> h_BD, one position of every row, whose keys and values go into `cache` (`KeyValues`).
-    `draw(h_BD, picker)` -> codes_BK of a position. `embed(codes_NK, cache)` -> x_ND of a position of each image;
-    `cache` is a dict, empty at first, or None to embed it alone. With `fixed_shapes`, a step wants to see the same
-    memory every time."""
+    """Three functions for one position.
+
+    `step(x_BD, cache)` -> h_BD runs the backbone and puts keys and values of every row into `cache` (`KeyValues`).
+    `draw(h_BD, picker)` -> codes_BK runs the code head. `embed(codes_NK, cache)` -> x_ND embeds a position of each
+    image; `cache` is a dict, empty at first, or None to embed each position alone. With `fixed_shapes`, `step` needs
+    the same memory at every call (`KeyValues.whole`)."""
 
     step: Callable[[torch.Tensor, Any], torch.Tensor]
     draw: Callable[[torch.Tensor, Any], torch.Tensor]
@@ -30,8 +32,9 @@ class Kernels(NamedTuple):
 
 
 def pick_kernels(model: nn.Module, way: str = "auto") -> Kernels:
-    """For a model as it is now: its weights, device, hooks and adapters. "auto" is the fastest way, "eager" runs
-    operation by operation, and "transformers" also runs the backbone's own forward. Raises ValueError for others."""
+    """Kernels for a model as it is now: its weights, device, hooks and adapters. "auto" is the fastest way, "eager"
+    runs operation by operation, and "transformers" does so with the backbone's own forward. Raises ValueError for
+    others."""
     if way not in WAYS:
         raise ValueError(f"unknown kernels {way!r}; known: {', '.join(WAYS)}")
     backbone, head, embedding = model.backbone, model.code_head, model.code_embed

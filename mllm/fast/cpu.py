@@ -1,11 +1,11 @@
-"""The decode step as one C++ function (step.cpp), built once for this machine: a fast twin of `step_llama`,
-`DepthHead.sample` and `CodebookEmbedding`, on a CPU in float32. Where it cannot be had, they run operation by
-operation, to the same codes.
+"""The decode step as one C++ function (step.cpp), built once for this machine. It is a fast twin of `step_llama`,
+`DepthHead.sample` and `CodebookEmbedding` on a CPU. If it cannot be built, these run operation by operation and give
+the same codes.
 
-Weights that are numbers of bfloat16, as those of most checkpoints, are kept as such: half the bytes, the same result.
-Those of 8 and 4 bits (quantize.py), and of a backbone in bfloat16, are read where they are. Where the model is in
-bfloat16, so are what goes from one function to the next, and keys and values; inside, nothing else is rounded, which is
-to that extent nearer to float32 than operation by operation.
+Weights that bfloat16 represents exactly, as in most checkpoints, are stored in it: half the bytes, and the same results
+as float32. Weights of 8 and 4 bits (quantize.py), and those of a backbone in bfloat16, are read where they are. For a
+model in bfloat16, inputs, outputs, keys and values are bfloat16; everything between them is float32, so results are
+nearer to float32's than those of single bfloat16 operations.
 """
 
 import ctypes
@@ -32,8 +32,8 @@ from .quantize import Int4Linear, Int8Linear, int4_block
 SOURCE = Path(__file__).with_name("step.cpp")
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared"]
 FLOAT32, BFLOAT16, INT8, INT4_BY_32, INT4_BY_64, BFLOAT16_ROWS = range(6)  # kinds of a Matrix
-TAKEN = {(torch.float32, "cpu"), (torch.bfloat16, "cpu")}  # forms of weights, either
-FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # angles do not depend on the length of the sequence
+TAKEN = {(torch.float32, "cpu"), (torch.bfloat16, "cpu")}  # dtype and device of weights that step.cpp can read
+FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # rotary kinds whose angles do not depend on sequence length
 
 
 class Matrix(ctypes.Structure):
@@ -73,12 +73,12 @@ class Sampling(ctypes.Structure):
 
 
 MIRRORED = (Matrix, Layer, Body, Head, Norm, Embedding, Sampling)  # in the order of step.cpp's `sizes`
-building = Lock()  # one of a process's threads builds, the others wait
+building = Lock()  # one thread builds, the others wait
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The built step.cpp, from the user's cache folder; None, with a warning, where it cannot be built."""
+    """The built step.cpp, from the user's cache folder; None, with a warning, if it cannot be built."""
     try:
         processor = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]
     except OSError:
@@ -99,7 +99,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def check_structures(built: ctypes.CDLL) -> None:
-    """Raises RuntimeError where step.cpp and this file describe a structure differently."""
+    """Raises RuntimeError when step.cpp and this file disagree on the size of a structure."""
     theirs = (c_int64 * len(MIRRORED))()
     built.sizes(theirs)
     for mine, size in zip(MIRRORED, theirs, strict=True):
@@ -108,7 +108,7 @@ def check_structures(built: ctypes.CDLL) -> None:
 
 
 def build(file: Path) -> None:
-    """Raises RuntimeError without a compiler, and CalledProcessError for one that fails."""
+    """Compile step.cpp into a file. Raises RuntimeError without a compiler, and CalledProcessError when it fails."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         raise RuntimeError("no C++ compiler (c++ or g++) is installed")
@@ -122,14 +122,14 @@ def build(file: Path) -> None:
 
 
 def exact(weight: torch.Tensor) -> bool:
-    """Whether it is made of whole tiles of numbers of bfloat16."""
+    """Whether bfloat16 represents all numbers of a matrix, and its sides are multiples of 16 and 32."""
     whole = weight.dim() == 2 and weight.shape[0] % 16 == weight.shape[1] % 32 == 0
     return whole and torch.equal(weight.bfloat16().float(), weight.float())
 
 
 class Packed:
-    """Weights of a module as step.cpp takes them. `kept` are the tensors that its pointers point into. Those in
-    bfloat16 are laid out anew for the matrix units, unless they are to stay `in_place`, which takes no memory."""
+    """Weights of a module as step.cpp takes them. `kept` holds the tensors that the pointers point into. Weights in
+    bfloat16 are copied into the layout of the matrix units; with `in_place` they are read where they are."""
 
     in_place = False
 
@@ -145,13 +145,13 @@ class Packed:
         return self.keep(tensor.float())
 
     def matrices(self, linear: nn.Linear, parts: int = 1) -> list[Matrix]:
-        """Of a linear layer whose outputs are `parts` of equal size, one after the other."""
+        """The matrices of a linear layer whose outputs are split into `parts` of equal size."""
         biases = [None] * parts if linear.bias is None else map(self.vector, linear.bias.chunk(parts))
         weights = linear.weight.detach().chunk(parts)
         return [Matrix(*self._weight(w), b, None, *w.shape) for w, b in zip(weights, biases, strict=True)]
 
     def _weight(self, weight_OI: torch.Tensor) -> tuple[int, int]:
-        """-> kind and pointer."""
+        """The kind of a matrix, and the pointer to its weights."""
         if self.in_place and weight_OI.dtype == torch.bfloat16:
             return BFLOAT16_ROWS, self.keep(weight_OI)
         if not exact(weight_OI):
@@ -175,7 +175,7 @@ class Packed:
 
 
 class CompiledBackbone(Packed):
-    """`step_llama`, for the backbone that it was made of."""
+    """`step_llama` for one backbone, in C++."""
 
     in_place = True
 
@@ -212,7 +212,8 @@ class CompiledBackbone(Packed):
         dtype, half = x_BD.dtype, cache.mask_ST.dtype == torch.bfloat16
         x_BD, h_BD = x_BD.to(torch.float32, copy=True).contiguous(), torch.empty(x_BD.shape)
         rows, columns = len(x_BD), cache.mask_ST.shape[1]
-        # Other threads may be in a step: what they read is not changed, and lives as long as they look at it.
+        # Other threads may be in a step. So the tables that they read are replaced, not changed, and each call has a
+        # `Body` of its own.
         body, (cos_Td, sin_Td) = Body.from_buffer_copy(self.body), self.cos_sin
         if len(cos_Td) < columns:
             cos_Td, sin_Td = (x[0].contiguous() for x in self.rotary(x_BD, torch.arange(columns)[None]))
@@ -226,7 +227,7 @@ class CompiledBackbone(Packed):
 
 
 class CompiledHead(Packed):
-    """`DepthHead.sample` with guidance and sampling inside, for the head that it was made of."""
+    """`DepthHead.sample` of one head together with guidance and sampling, in C++."""
 
     def __init__(self, head: nn.Module):
         super().__init__()
@@ -272,7 +273,7 @@ class CompiledHead(Packed):
 
 
 class CompiledEmbedding(Packed):
-    """One position of `CodebookEmbedding` after the others, for the one that it was made of."""
+    """`CodebookEmbedding` position by position for one embedding, in C++."""
 
     def __init__(self, embedding: nn.Module):
         super().__init__()
@@ -297,7 +298,8 @@ class CompiledEmbedding(Packed):
         )
 
     def __call__(self, codes_NK: torch.Tensor, cache: dict[str, Any] | None) -> torch.Tensor:
-        """-> embeds_ND of the position after those in `cache`, a dict, empty at first; None: of the first."""
+        """codes_NK of the position after those in `cache` -> embeds_ND. `cache` is a dict, empty at first; with None,
+        the position is embedded as the first."""
         cache = {} if cache is None else cache
         features_NQ = self.entries_KVq[torch.arange(codes_NK.shape[1]), codes_NK].flatten(1)
         rows, place = len(features_NQ), cache.setdefault("place", 0)
@@ -322,8 +324,8 @@ _made: WeakKeyDictionary[nn.Module, tuple[Any, Packed]] = WeakKeyDictionary()
 
 
 def backbone(module: nn.Module) -> CompiledBackbone | None:
-    """`step_llama` as one function. None where it must run as it is: adapters, hooks, other precisions (or autocast) or
-    devices, or no compiler. One of 4 bits runs as it is where torch lays them out in its own way."""
+    """The C++ step of a backbone. None if the eager step must run: with adapters, hooks or autocast, other precisions
+    or devices, no compiler, or 4-bit weights in a layout of torch that step.cpp does not know."""
     if module.rotary_emb.rope_type not in FIXED_ROTARY or module.config.hidden_act != "silu":
         return None
     kinds = {type(inner) for inner in module.layers.modules()}
@@ -333,12 +335,12 @@ def backbone(module: nn.Module) -> CompiledBackbone | None:
 
 
 def head(module: nn.Module) -> CompiledHead | None:
-    """The draws of a `DepthHead`. None for another, and as above."""
+    """The C++ `sample` of a `DepthHead`. None for other heads, and in the cases of `backbone`."""
     return _compiled(module, CompiledHead, [module]) if isinstance(module, DepthHead) else None
 
 
 def embedding(module: nn.Module) -> CompiledEmbedding | None:
-    """The positions of a `CodebookEmbedding`. None for another, and as above."""
+    """The C++ step of a `CodebookEmbedding`. None for other embeddings, and in the cases of `backbone`."""
     return _compiled(module, CompiledEmbedding, [module]) if isinstance(module, CodebookEmbedding) else None
 
 
@@ -358,6 +360,6 @@ def _compiled(module: nn.Module, make: Callable[[nn.Module], Packed], parts: Seq
 
 
 def changed(module: nn.Module) -> bool:
-    """Hooks, or a linear layer that is not torch's own, as of an adapter."""
+    """Whether a module has hooks, or is a linear layer other than torch's own, such as an adapter's."""
     strange = hasattr(module, "in_features") and type(module) is not nn.Linear
     return bool(strange or module._forward_hooks or module._forward_pre_hooks)

@@ -1,9 +1,9 @@
-"""Steps as CUDA graphs. On a GPU, launching a step's hundreds of small kernels takes longer than running them; so they
-are recorded once, and launched together. What cpu.py is for a CPU.
+"""Steps as CUDA graphs. On a GPU, launching a step's hundreds of small kernels takes longer than running them. So they
+are recorded once and launched together.
 
-A recording keeps the shapes, the memory and the Python numbers of its moment. So what is recorded never asks the device
-for a value (`sampling.may_ask`) and has the same shapes at every step (`KeyValues.whole`), and it is recorded
-anew when memory moves, or rows come or go.
+A recording keeps the shapes, the memory addresses and the Python numbers of its moment. So recorded code never reads a
+value from the device (`sampling.may_ask`) and has the same shapes at every step (`KeyValues.whole`). A new recording is
+made when memory moves, or when rows come or go.
 Shapes: B sequences, D width, V entries, K sub-codebooks.
 """
 
@@ -18,28 +18,28 @@ from torch import nn
 
 from .cpu import FIXED_ROTARY
 
-WARM_UP = 4  # calls before a recording: libraries set themselves up, and rows that come and go are not worth one
-KEPT = 8  # recordings of a head, one for each number of rows and way of sampling
+WARM_UP = 4  # calls before a recording: libraries set themselves up, and short-lived batches are not worth one
+KEPT = 8  # recordings of a code head, one for each number of rows and kind of sampling
 
 
 def record(
     function: Callable[..., torch.Tensor], inputs: list[torch.Tensor]
 ) -> tuple[Callable[[], None], torch.Tensor]:
-    """-> what runs the kernels of `function(*inputs)` on the memory of `inputs`, and the tensor that they fill.
-    Recording itself runs none of them."""
+    """Record the kernels of `function(*inputs)` without running them. Returns a function that runs them on the memory
+    of `inputs`, and the tensor that they fill."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads may use the device meanwhile, as a server's that decodes images.
+    # Other threads may use the device meanwhile, such as the server's thread that decodes images.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         output = function(*inputs)
     return graph.replay, output
 
 
 class Recorded:
-    """A function whose kernels and memory are the same at every call. What it returns is overwritten by the next."""
+    """A function whose kernels and memory are the same at every call. A call overwrites what the last one returned."""
 
     def __init__(self, function: Callable[..., torch.Tensor]):
         self.function = function
-        self.warm_up: float = WARM_UP  # calls to come as they are
+        self.warm_up: float = WARM_UP  # calls that still run unrecorded
         self.replay: Callable[[], None] | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ class Recorded:
         return self.output
 
     def _record(self, inputs: tuple[torch.Tensor, ...]) -> bool:
-        """Whether it could be, and gives what the function gives; if not, it is not tried again."""
+        """Record, and compare with the function itself. Returns whether they agree; if not, it is not tried again."""
         self.inputs = [x.clone() for x in inputs]
         expected = self.function(*inputs).clone()
         try:
@@ -70,7 +70,7 @@ class Recorded:
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Codes are equal, hidden states to rounding."""
+    """Whether codes are equal, or hidden states equal up to rounding."""
     if not one.is_floating_point():
         return torch.equal(one, other)
     tolerance = 64 * torch.finfo(one.dtype).eps
@@ -78,7 +78,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 class RecordedBackbone:
-    """A position of every row of a stream, as `step` computes it; a recording lasts while rows and memory stay."""
+    """`step`, recorded. A recording lasts while the rows and the memory of `cache` stay the same."""
 
     def __init__(self, step: Callable[[torch.Tensor, Any], torch.Tensor]):
         self.step, self.layout = step, None
@@ -90,14 +90,14 @@ class RecordedBackbone:
 
 
 class RecordedHead:
-    """A code head's `sample`, with guidance and the choice of codes inside."""
+    """A code head's `sample`, recorded together with guidance and sampling."""
 
     def __init__(self, head: nn.Module, codebook_size: int):
         self.head, self.codebook_size = head, codebook_size
         self.recorded: OrderedDict[tuple, Recorded] = OrderedDict()
 
     def __call__(self, h_BD: torch.Tensor, pick: Any) -> torch.Tensor:
-        """-> codes_BK, by a `Picker`."""
+        """-> codes_BK, chosen by a `Picker`."""
         noise_BN = pick.draw_noise(self.codebook_size, h_BD.device)
         key = len(h_BD), pick.cfg_scale, pick.sampling
         recorded = self.recorded.pop(key, None) or Recorded(self._sampling(pick))
@@ -114,19 +114,19 @@ class RecordedHead:
 
 
 def backbone(module: nn.Module, step: Callable[[torch.Tensor, Any], torch.Tensor]) -> RecordedBackbone | None:
-    """None where it must run as it is: on another device or several, with hooks, or with angles that depend on the
-    length of the sequence."""
+    """The recorded step of a backbone. None if it cannot be recorded: not on exactly one GPU, with hooks, or with
+    rotary angles that depend on the length of the sequence."""
     fixed = module.rotary_emb.rope_type in FIXED_ROTARY
     return RecordedBackbone(step) if fixed and recordable(module) else None
 
 
 def head(module: nn.Module, codebook_size: int) -> RecordedHead | None:
-    """None as above."""
+    """The recorded `sample` of a code head; None if it is not on exactly one GPU, or has hooks."""
     return RecordedHead(module, codebook_size) if recordable(module) else None
 
 
 def recordable(module: nn.Module) -> bool:
-    """On one GPU, and without hooks, which are Python."""
+    """Whether a module is on exactly one GPU and has no hooks, whose Python code a recording would skip."""
     devices = {weight.device for weight in module.parameters()}
     hooked = any(inner._forward_hooks or inner._forward_pre_hooks for inner in module.modules())
     return len(devices) == 1 and devices.pop().type == "cuda" and not hooked

@@ -1,4 +1,4 @@
-"""A decode step operation by operation, on any device: what the other ways are held to.
+"""A decode step operation by operation, on any device. Tests compare the faster ways with it.
 
 Shapes: B rows, T columns, D width, N query heads, H key-value heads of width d, G query heads for each.
 """
@@ -11,11 +11,11 @@ from torch import nn
 
 from ..model import CACHE
 
-LLAMA_LIKE = ("llama", "mistral", "qwen2")  # whose layers `step_llama` runs; others run as transformers has them
+LLAMA_LIKE = ("llama", "mistral", "qwen2")  # models whose layers `step_llama` runs; for others there is `step_any`
 
 
 def step_any(backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
-    """One position of every row through any decoder of transformers: -> h_BD."""
+    """One position of every row through any decoder of transformers, x_BD -> h_BD."""
     output = backbone(
         inputs_embeds=x_BD[:, None],
         attention_mask=cache.mask(),
@@ -27,12 +27,12 @@ def step_any(backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tenso
 
 
 def step_llama(backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
-    """The same with fewer operations: norms, matrices and MLPs are the modules of transformers (so that adapters and
-    quantized weights work), what is around them is written for one position."""
+    """The same with fewer operations. Norms, matrices and MLPs are the modules of transformers, so adapters and
+    quantized weights work; attention around them is written for one position."""
     cos_B1d, sin_B1d = (x.transpose(0, 1) for x in backbone.rotary_emb(x_BD, cache.places_B[None]))
     half = cos_B1d.shape[-1] // 2
     sin_B1d = torch.cat([-sin_B1d[..., :half], sin_B1d[..., half:]], -1)
-    # Without padding the mask says nothing, and leaving it out takes a faster kernel.
+    # Without padding no mask is needed, and attention without one has a faster kernel.
     mask = None if cache.full() else cache.mask()
     for number, layer in enumerate(backbone.layers):
         attention = layer.self_attn
@@ -42,7 +42,7 @@ def step_llama(backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Ten
         qk = torch.addcmul(qk * cos_B1d, qk.roll(half, -1), sin_B1d)
         q_BNd, k_BHd = qk.split([q_BNd.shape[1], k_BHd.shape[1]], 1)
         k_BHTd, v_BHTd = cache.put(number, k_BHd, attention.v_proj(y_BD).unflatten(-1, (-1, d)))
-        # Query heads that share keys stand where positions do: one new position may look at all.
+        # Query heads that share keys take the dimension of positions: the one new position attends to all columns.
         q_BHGd = q_BNd.unflatten(1, (k_BHd.shape[1], -1))
         o_BHGd = F.scaled_dot_product_attention(q_BHGd, k_BHTd, v_BHTd, mask, scale=attention.scaling)
         x_BD = x_BD + attention.o_proj(o_BHGd.flatten(1))

@@ -1,7 +1,7 @@
-"""Weight-only quantization of the backbone's layers: they read a half or a quarter of the bytes of bfloat16.
+"""Weight-only quantization of the backbone's linear layers to a half or a quarter of the bytes of bfloat16.
 
-The kernels are torch's own for CPUs, but for decode steps, where cpu.py reads the same weights. Embeddings and
-heads are in bfloat16, the image tokenizer stays as it is.
+Prompts run through torch's CPU kernels; in decode steps, step.cpp reads the same weights. Embeddings and heads are in
+bfloat16, and the image tokenizer stays as it is.
 Shapes: R rows of inputs, I inputs, O outputs, G groups of 32 inputs.
 """
 
@@ -15,11 +15,11 @@ from torch import nn
 from ..model import MllmForConditionalGeneration
 
 GROUP = 32  # inputs that share a scale and a zero, of int4
-PADDED = 64  # outputs, of int4: other numbers of them torch lays out in yet another way
+PADDED = 64  # outputs of int4 layers are padded to a multiple of it, as torch has another layout for other numbers
 
 
 class Int8Linear(nn.Module):
-    """A scale for each output."""
+    """A linear layer in int8, with a scale for each output."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -34,7 +34,8 @@ class Int8Linear(nn.Module):
 
 
 class Int4Linear(nn.Module):
-    """A scale and a zero for each output and group of inputs. Stored outputs are more, a multiple of `PADDED`."""
+    """A linear layer in int4, with a scale and a zero for each output and group of inputs. Outputs are padded to a
+    multiple of `PADDED`."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -57,8 +58,8 @@ class Int4Linear(nn.Module):
 
 @cache
 def int4_block() -> int | None:
-    """How many outputs torch lays out together: for each input, the first half of them in the low bits of bytes, the
-    second in the high ones. None where it has another order, as on processors without AVX2."""
+    """How many outputs torch lays out together, 64 or 32: for each input, the first half of them is in the low 4 bits
+    of bytes, the second half in the high 4 bits. None if torch has another layout, as on processors without AVX2."""
     for block in (64, 32):
         places_O = torch.arange(PADDED) % block
         ids_OI = (places_O // 8)[:, None].expand(-1, GROUP).int()
@@ -79,8 +80,8 @@ KINDS = {"int8": Int8Linear, "int4": Int4Linear}
 
 @torch.no_grad()
 def quantize(model: MllmForConditionalGeneration, kind: str) -> MllmForConditionalGeneration:
-    """In place, layer by layer, so that both forms of all weights are never held. Raises ValueError for an unknown
-    `kind`, a device other than a CPU, and sizes that the kernels do not take."""
+    """Quantize a model in place, layer by layer, so that old and new weights are never all in memory at once. Raises
+    ValueError for an unknown `kind`, a device other than a CPU, and sizes that the kernels do not take."""
     if kind not in KINDS:
         raise ValueError(f"unknown quantization {kind!r}; known: {', '.join(KINDS)}")
     if model.device.type != "cpu":
@@ -98,7 +99,7 @@ def quantize(model: MllmForConditionalGeneration, kind: str) -> MllmForCondition
 
 
 def return_memory() -> None:
-    """glibc keeps what was freed between what is still in use."""
+    """Give freed memory back to the system, which glibc would keep."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)

@@ -1,9 +1,9 @@
 // One position of Llama layers for a few rows, and the sub-codes of one position with guidance and sampling.
 //
-// Why not an operation at a time: a step of a small model is hundreds of them, and calling each costs more than its
-// arithmetic. Structures mirror those of cpu.py, which compares their sizes when it loads this. All tensors are contiguous; activations are float32, keys and
-// values float32 or bfloat16. Rows of a batch never meet, so a row's numbers depend on the others only by the order of
-// additions.
+// One function replaces hundreds of operations: in a small model, calling an operation costs more than its arithmetic.
+// Structures mirror those of cpu.py, which compares their sizes when it loads this file. All tensors are contiguous.
+// Activations are float32, keys and values float32 or bfloat16. No row of a batch reads another one, so other rows can
+// change a row's numbers only through the order of additions.
 
 #include <algorithm>
 #include <cfloat>
@@ -18,7 +18,7 @@
 #if defined __AMX_BF16__ && defined __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
-#define TILES  // the processor multiplies 16 x 32 by 32 x 16 numbers of bfloat16 at once
+#define TILES  // AMX: the processor multiplies 16 x 32 by 32 x 16 bfloat16 numbers at once
 #endif
 
 using std::int64_t;
@@ -59,7 +59,7 @@ struct Body {
 
 struct Head {
     Body body;
-    Matrix enter;  // no weight: none
+    Matrix enter;  // without weight: the identity
     int64_t codebooks, entries;
     const float* const* tables;  // [codebooks - 1], each [entries, dim]
     const Matrix* outputs;       // [codebooks]
@@ -91,7 +91,7 @@ namespace {
 
 constexpr int LANES = 16, DEPTH = 32;  // of a tile: outputs, inputs
 constexpr int64_t AHEAD = 8192;        // bytes
-constexpr int64_t NONE = -1;           // in place of an entry
+constexpr int64_t NONE = -1;           // in place of an entry, where logits are not finite
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
@@ -141,7 +141,7 @@ inline Lanes lanes(const Bfloat16* from) {
     return (Lanes)(__builtin_convertvector(load<Halves>(from), Words) << 16);
 }
 
-// The two halves of each word, as numbers of bfloat16.
+// The two bfloat16 numbers in each 32-bit word.
 inline Lanes lower(const Words& both) { return (Lanes)(both << 16); }
 inline Lanes upper(const Words& both) { return (Lanes)(both & 0xffff0000u); }
 
@@ -162,12 +162,12 @@ inline Lanes exponential(Lanes x) {
     return e * (Lanes)((__builtin_convertvector(n, Ints) + 127) << 23);
 }
 
-// N outputs of R rows: each weight is read once for all rows, each input once for all outputs. The weights of an output
-// begin `stride` after those of the one before it.
+// N outputs of R rows. Each weight is read once for all rows, each input once for all outputs. The weights of the next
+// output begin `stride` numbers later.
 template <int N, int R, class T>
 inline void tile(const T* w, const float* x, int64_t in, int64_t stride, float (&sums)[N][R]) {
     constexpr int64_t LINE = 64 / sizeof(T);  // of the processor's memory
-    // What is needed so much later is asked for: the processor's own foresight ends with a page.
+    // Prefetch weights `AHEAD` bytes early: the processor's own prefetching stops at the end of a page.
     const int64_t ahead = std::max<int64_t>(N * stride, AHEAD / sizeof(T));
     Lanes many[N][R] = {};
     int64_t i = 0;
@@ -334,15 +334,15 @@ struct Parts {
 };
 
 #ifdef TILES
-constexpr int64_t FEW = 3;  // rows, for which reading weights takes longer than multiplying
+constexpr int64_t FEW = 3;  // from so many rows on, multiplying takes longer than reading the weights
 
-// Whether the system lets this process use tiles.
+// Whether the operating system lets this process use tiles.
 bool have_tiles() {
     static const bool granted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
     return granted;
 }
 
-// float32 as the sum of three numbers of bfloat16, whose 24 bits are all there are.
+// A float32 as the sum of three bfloat16 numbers, whose 3 x 8 bits hold all of its 24.
 void split(const float* x, Parts& parts, int64_t rows, int64_t in) {
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < in / DEPTH; ++block)
@@ -518,7 +518,7 @@ void rotate(const float* x, T* y, const float* cos, const float* sin, int64_t wi
     }
 }
 
-// x becomes exp(x - most).
+// x = exp(x - most).
 void exponentials(float* x, int64_t count, float most) {
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) store(exponential(lanes(x + i) - most), x + i);
@@ -568,7 +568,7 @@ void attend(const float* q, const T* k, const T* v, float* o, int64_t count, int
     for (; t < count; ++t) blend<1>(p + t, v + t * stride, o, stride, width);
 }
 
-// gate becomes silu(gate) * up.
+// gate = silu(gate) * up.
 void gated(float* gate, const float* up, int64_t rows, int64_t hidden) {
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; ++r) {
@@ -581,7 +581,7 @@ void gated(float* gate, const float* up, int64_t rows, int64_t hidden) {
     }
 }
 
-// gate becomes gelu(gate) * up, with GELU's tanh form: x / (1 + exp(-2 u)).
+// gate = gelu(gate) * up, with GELU's tanh form: x / (1 + exp(-2 u)).
 void gelu_gated(float* gate, const float* up, int64_t count) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < count; i += LANES) {
@@ -647,10 +647,10 @@ int64_t largest(const std::vector<float>& x) {
     return std::find(x.begin(), x.end(), most) - x.begin();
 }
 
-// Floats are in the order of these numbers; twice is back.
+// Maps a float to an integer of the same order; applied twice, it maps back.
 inline int32_t ordered(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
 
-// The k-th largest, by halving the range that it may be in.
+// The k-th largest number, by bisection.
 float kth_largest(const std::vector<float>& x, int64_t k) {
     std::vector<int32_t> numbers(x.size());
     std::memcpy(numbers.data(), x.data(), x.size() * sizeof(float));
@@ -671,7 +671,7 @@ float kth_largest(const std::vector<float>& x, int64_t k) {
     return found;
 }
 
-// Whether the largest is a number, and none is NaN; -inf forbids an entry.
+// Whether the largest logit is finite and none is NaN; -inf forbids an entry.
 bool usable(const std::vector<float>& logits) {
     int32_t wrong = 0, good = 0;
 #pragma omp simd reduction(+ : wrong, good)
@@ -679,8 +679,8 @@ bool usable(const std::vector<float>& logits) {
     return !wrong && good;
 }
 
-// As `sample` of sampling.py: the entry of the largest sum of logit and noise that top-k and top-p do not drop; NONE
-// where the logits are not usable, of which the search would not end, or end outside of them.
+// Like `sample` of sampling.py: the entry with the largest sum of logit and noise that top-k and top-p keep. NONE for
+// logits that are not usable, with which the search would not end, or read past the table.
 int64_t choose(std::vector<float>& logits, const float* noise, const Sampling& how) {
     if (how.temperature != 0)
         for (float& logit : logits) logit /= float(how.temperature);
@@ -711,7 +711,7 @@ int64_t choose(std::vector<float>& logits, const float* noise, const Sampling& h
 
 }  // namespace
 
-// half: whether memory is in bfloat16.
+// half: whether memory (keys and values) is bfloat16.
 extern "C" void feed(const Body* body, float* x, float* h, int64_t rows, const int64_t* places, int64_t columns,
                      void* const* memory, int half, int threads) {
     Scratch scratch(*body, rows);
@@ -806,7 +806,7 @@ extern "C" void embed(const Embedding* e, const float* x, float* y, int64_t rows
     }
 }
 
-// Of the structures, in the order of cpu.py's MIRRORED, which must be these.
+// The sizes of the structures, in the order of MIRRORED in cpu.py.
 extern "C" void sizes(int64_t* bytes) {
     for (size_t size : {sizeof(Matrix), sizeof(Layer), sizeof(Body), sizeof(Head), sizeof(Norm), sizeof(Embedding),
                         sizeof(Sampling)})

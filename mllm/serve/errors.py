@@ -1,4 +1,4 @@
-"""Refusals: what a client is told when it gets no answer, in OpenAI's form."""
+"""Refusals: the errors that clients get, in OpenAI's form."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -14,8 +14,8 @@ from .schema import FORMATS
 
 
 def uri_bytes(uri: str, name: str) -> bytes:
-    """What a data URI holds. Raises Refusal (422), by `name`, for anything else: paths are not followed, and addresses
-    have been fetched before."""
+    """The bytes of a data URI. Raises Refusal (422), which calls it `name`, for anything else. Paths are never read;
+    http(s) addresses were fetched before."""
     head, _, data = uri.partition(",")
     if not head.lower().startswith("data:"):
         told = "send a data URI (data:image/png;base64,...); paths are never read, and addresses"
@@ -33,7 +33,7 @@ def uri_bytes(uri: str, name: str) -> bytes:
 
 
 def read_bytes(raw: bytes, name: str, max_pixels: int) -> Image.Image:
-    """A file's bytes as an upright RGB image. Raises Refusal (422), by `name`."""
+    """A file's bytes as an upright RGB image. Raises Refusal (422), which calls it `name`."""
     try:
         return read_image(BytesIO(raw), name, FORMATS, max_pixels)
     except ValueError as error:

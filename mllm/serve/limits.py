@@ -1,4 +1,4 @@
-"""Limits, and the gate where requests are held to them before anything else looks at them."""
+"""Limits, and the gate that applies them to requests before the app sees them."""
 
 import asyncio
 import hashlib
@@ -21,10 +21,10 @@ from .metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = ("/", "/health", "/openapi.json", "/page.js", "/page.css")  # and the examples: what anybody may see
+OPEN_PATHS = ("/", "/health", "/openapi.json", "/page.js", "/page.css")  # these, and the examples, need no key
 LEFT = 499  # nginx's status for requests whose client did not wait
 RETRY = 5  # seconds after which a busy server may be asked again
-DRAIN = 4  # times the longest body is read and dropped, as no client hears an answer while it is sending
+DRAIN = 4  # times the longest body is read and dropped: a client does not read the answer while it is sending
 PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:"
 HEADERS = {
     "content-security-policy": f"{PAGE_POLICY}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -35,9 +35,9 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """`body` in bytes, `pixels` of an image, `prompt` in characters of all messages, `images` in a request, `n` images
-    drawn for a request, candidates included, `queue` requests that wait, `seconds` for a request, `grace` seconds to
-    finish at the end."""
+    """The most that a request may have: `body` in bytes, `pixels` of an image, `prompt` in characters of all messages,
+    `images`, `n` images to draw (candidates included), and `seconds` until its answer is complete. `queue` requests
+    may wait. At the end, requests under way have `grace` seconds to finish."""
 
     body: int = 20 * 2**20
     pixels: int = 16_000_000
@@ -50,9 +50,9 @@ class Limits:
 
 
 class Gate:
-    """ASGI around the app. It asks for the key and the host's name, counts who is in, reads bodies up to a size, knows
-    when it is closing, and writes down sizes and times, and no more. When a request has ended, however it did, what it
-    still has in the engine (`state["handles"]`) is cancelled."""
+    """ASGI middleware around the app. It checks the key and the host name, counts requests under way, reads bodies up
+    to a size, refuses requests while the server closes, and logs sizes and times only. When a request has ended for
+    whatever reason, its work in the engine (`state["handles"]`) is cancelled."""
 
     def __init__(
         self, app: ASGIApp, limits: Limits, metrics: Metrics, room: int, key: str | None, hosts: set[str] | None
@@ -135,7 +135,7 @@ class Gate:
 
 
 def host_name(host: str) -> str:
-    """Of a Host header: without port, and in one spelling; "" for what is none."""
+    """The host name of a Host header, without port and in one spelling; "" if the header is malformed."""
     found = re.fullmatch(r"(\[[^\[\]]*\]|[^:\[\]]*)(:\d*)?", host.lower())
     name = found[1].strip("[]").removesuffix(".") if found else ""
     with suppress(ValueError):
@@ -144,7 +144,7 @@ def host_name(host: str) -> str:
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body first, and then what comes."""
+    """A `receive` that first gives the body, which was read already, and then what comes."""
     messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def next_message() -> Message:

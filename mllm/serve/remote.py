@@ -1,4 +1,4 @@
-"""Images at addresses, for a server that was told to fetch them: from public hosts, and from nowhere else."""
+"""Fetches images at http(s) addresses of public hosts, and of no others, for a server that allows it."""
 
 import socket
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ class Remote:
         self.max_bytes, self.seconds, self.allowed = max_bytes, seconds, allowed
 
     async def fetch(self, names: Mapping[str, str], seconds: float) -> dict[str, bytes]:
-        """{address: what errors call it} -> {address: bytes}, within so many seconds. Raises Refusal: 413, 422, 504."""
+        """{address: name in errors} -> {address: bytes}, within so many seconds. Raises Refusal: 413, 422, 504."""
         fetched: dict[str, bytes] = {}
         seconds = min(seconds, self.seconds)
         try:

@@ -1,4 +1,4 @@
-"""What the routes do: requests of clients -> requests to the engine -> answers, whole or as events."""
+"""The work behind the routes: requests of clients -> requests to the engine -> answers, whole or as events."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 LATE = "this took longer than a request may: ask for less, or later"
-THREADS = 2  # that read images and prompts, and decode previews, beside the engine's
+THREADS = 2  # threads that read images and prompts and decode previews, beside the engine's own
 
 
 class Job:
@@ -41,12 +41,13 @@ class Job:
         self.handle: Handle
 
     def receive(self, piece: Piece | None) -> None:
-        """For the engine's thread."""
+        """Called by a thread of the engine."""
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self.loop.call_soon_threadsafe(self.queue.put_nowait, piece)
 
     async def pieces(self, deadline: float) -> AsyncIterator[Piece]:
-        """Raises Refusal after `deadline`, a time of the monotonic clock, and what the engine failed of."""
+        """The pieces of the answer. Raises Refusal after `deadline`, a time of the monotonic clock, and for errors that
+        the client can do something about; raises other errors of the engine as they are."""
         while True:
             try:
                 piece = await asyncio.wait_for(self.queue.get(), max(0.0, deadline - time.monotonic()))
@@ -114,7 +115,7 @@ class Service:
             yield piece
 
     async def all_pieces(self, jobs: Sequence[Job], request: Request) -> list[list[Piece]]:
-        """Of each job, all."""
+        """All pieces of each job."""
 
         async def collect() -> list[list[Piece]]:
             pieces = []
@@ -150,7 +151,7 @@ class Service:
         return schema.ChatResponse(**head, choices=[choice], usage=schema.usage([job.handle]))
 
     async def fetch(self, messages: schema.Messages, request: Request) -> dict[str, bytes]:
-        """The images that are at addresses, by address."""
+        """Fetch the images at http(s) addresses: {address: bytes}."""
         names = {part.image_url.url: name for _, name, part in parts_of(messages) if not isinstance(part, str)}
         names = {url: name for url, name in names.items() if is_address(url)}
         if self.remote is None or not names:
@@ -259,12 +260,12 @@ class Service:
 
 
 def new_seed() -> int:
-    """Such as JavaScript can hold, too."""
+    """A random seed, small enough for JavaScript's numbers."""
     return secrets.randbelow(2**31)
 
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What the work gives. It is cancelled, with ClientDisconnect, when the client leaves."""
+    """The result of `work`. When the client leaves, `work` is cancelled and ClientDisconnect is raised."""
 
     async def leaving() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -282,7 +283,7 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 def check_messages(messages: schema.Messages, limits: Limits) -> None:
-    """Raises Refusal for what is too much."""
+    """Raises Refusal for too much text or too many images, and for messages that do not end with a user's."""
     if messages[-1].role != "user":
         told = f"messages[{len(messages) - 1}].role"
         raise Refusal(422, f"{told}: 'assistant' comes last, so there is nothing to answer: end with a user's", told)
@@ -309,7 +310,7 @@ def conversation(messages: schema.Messages, fetched: Mapping[str, bytes], max_pi
 
 
 def parts_of(messages: schema.Messages) -> Iterator[tuple[int, str, str | schema.ImagePart | schema.DrawnImage]]:
-    """(place of its message, what errors call it, part)"""
+    """Each part of the messages as (index of its message, its name in errors, part)."""
     for place, message in enumerate(messages):
         content = message.content or []
         for number, part in enumerate([schema.TextPart(text=content)] if isinstance(content, str) else content):
@@ -320,7 +321,7 @@ def parts_of(messages: schema.Messages) -> Iterator[tuple[int, str, str | schema
 
 
 def event_stream(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
-    """Server-sent events. What goes wrong on the way is the last of them: the status has been sent long before."""
+    """Server-sent events. An error on the way becomes the last event, as the status has been sent already."""
 
     async def lines() -> AsyncIterator[str]:
         try:

@@ -17,8 +17,8 @@ PAD, IMAGE, BEGIN_IMAGE, END_IMAGE, USER, ASSISTANT, UNCONDITIONAL = SPECIAL_TOK
 
 
 def text_ids(text_tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of plain text; words that look like special tokens stay words. Raises ValueError for text that is no Unicode
-    (a command line in another encoding gives such)."""
+    """Ids of plain text; words that look like special tokens stay words. Raises ValueError for text that is not valid
+    Unicode, which a command line in another encoding can give."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -29,7 +29,7 @@ def text_ids(text_tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def contrastive_ids(
     text_tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | str, context: int, vocab_size: int
 ) -> torch.Tensor:
-    """ids_NT for `ImageTokenizer.text_features`: zero-padded, cut to `context`, ended by the largest id."""
+    """Texts -> ids_NT for `ImageTokenizer.text_features`: cut to `context`, the largest id at the end, zero-padded."""
     texts = [texts] if isinstance(texts, str) else texts
     ids_NT = torch.zeros(len(texts), context, dtype=torch.long)
     for row, text in zip(ids_NT, texts, strict=True):

@@ -22,17 +22,19 @@ from ..folders import find_model, loading
 from .ids import IMAGE, text_ids
 from .templates import IGNORED, TEMPLATES, Sample, Template, as_image
 
-# Before a control token it says: a user's letters. Unicode keeps this code point out of text.
+# Placed before a control token, this mark says that a user wrote its letters. Unicode reserves the code point for uses
+# inside programs, so no text has it.
 LETTERS = "\ufdd0"
 
 
 @dataclass
 class Batch:
-    """What `MllmForConditionalGeneration.forward` takes: `model(**vars(batch))`. Images are `codes` or `pixel_values`.
+    """Arguments of `MllmForConditionalGeneration.forward`: `model(**vars(batch))`. Images are `codes` or
+    `pixel_values`.
 
-    Packed rows have `position_ids` that begin at 0 with every sample, and no `attention_mask`: from these two, and
-    without a cache, transformers makes attention stay within a sample. Flash attention sees it only in a batch of one.
-    With branches in a sample (see `templates.join`), `attention_mask` is [B, 1, T, T], for eager and sdpa attention.
+    Packed rows have `position_ids` that begin at 0 with every sample, and no `attention_mask`. From these two, and
+    without a cache, transformers keeps attention within a sample; its flash attention does so only in a batch of one.
+    If samples have branches (see `templates.join`), `attention_mask` is [B, 1, T, T], for eager and sdpa attention.
     """
 
     input_ids: torch.Tensor
@@ -45,7 +47,7 @@ class Batch:
 
 
 class MllmImageProcessor(BaseImageProcessor):
-    """Images as the image tokenizer is to see them, by the template of the processor that it is part of."""
+    """Prepares images for the image tokenizer, as the template of its processor says."""
 
     model_input_names = ["pixel_values"]
 
@@ -55,18 +57,18 @@ class MllmImageProcessor(BaseImageProcessor):
         self._template = template
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **_: Any) -> BatchFeature:
-        """Images of any kind, nested or not, -> `pixel_values` [N, 3, H, W] in [-1, 1]. Raises ValueError, in one line,
-        for what is no image."""
+        """Images as `flat_images` takes them -> `pixel_values` [N, 3, H, W] in [-1, 1]. Raises ValueError, in one line,
+        for anything else."""
         pixels = [x if torch.is_tensor(x) else self._template.pixels(x) for x in flat_images(images)]
         return BatchFeature({"pixel_values": [x.float().numpy() for x in pixels]}, tensor_type=return_tensors)
 
 
 class MllmProcessor(ProcessorMixin):
-    """Turns chats into ids and back, by one of the `TEMPLATES`: with `encode` and `collate`, or as transformers'
-    processors do, with a call and `apply_chat_template`.
+    """Turns chats into ids and back, by one of the `TEMPLATES`. There are two ways: `encode` and `collate`, or, as in
+    transformers' processors, a call and `apply_chat_template`.
 
-    `resize_ratio` and `interpolation` are those of the image tokenizer's config. `chat_template`, in Jinja, is the
-    template's, if not given.
+    `resize_ratio` and `interpolation` are those of the image tokenizer's config. `chat_template` is in Jinja; by
+    default, it is the template's own.
     """
 
     attributes = ["tokenizer"]
@@ -112,13 +114,13 @@ class MllmProcessor(ProcessorMixin):
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
     def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
-        """As transformers' processors: `input_ids` and `attention_mask`, padded on the left if `padding` asks for it,
-        and `pixel_values` (`codes`, where images are codes_LK). Each "<image>" in the text is one of the images, and
-        becomes L placeholders; without images, it is letters. Control tokens of a chat are recognised, so that text of
-        users should come by `apply_chat_template`, where all that they write is letters.
+        """A call as to transformers' processors. Returns `input_ids` and `attention_mask`, padded on the left if
+        `padding` asks for it, and `pixel_values` (or `codes`, if images are codes_LK). Each "<image>" in the text
+        stands for one of the images and becomes L placeholders; without images, it is letters. Control tokens of a chat
+        are recognised, so text of users should come by `apply_chat_template`, where all that they write is letters.
 
-        Raises ValueError if there is nothing, if images and "<image>" differ in number, and if truncation would cut an
-        image.
+        Raises ValueError if neither text nor images are given, if images and "<image>" differ in number, and if
+        truncation would cut an image.
         """
         if images is None and text is None:
             raise ValueError("nothing to process: give text, images or both")
@@ -170,8 +172,8 @@ class MllmProcessor(ProcessorMixin):
         )
 
     def _ids(self, text: str, shown: bool) -> list[int | None]:
-        """Ids of text with control tokens; None for each image that is `shown`. Only `text_ids` tokenizes words: what
-        transformers' tokenizers take for a token is a state that threads share."""
+        """Ids of text with control tokens; None for each image that is `shown`. Words go through `text_ids` alone,
+        because whether transformers' tokenizers split special tokens is a setting that threads share."""
         ids: list[int | None] = []
         words = ""
         for piece in self._marked.split(text):
@@ -186,8 +188,8 @@ class MllmProcessor(ProcessorMixin):
     def apply_chat_template(
         self, conversation: Sequence[Any], chat_template: str | None = None, tokenize: bool = False, **kwargs: Any
     ) -> Any:
-        """transformers' own. With `tokenize`, all that is written in messages is letters, "<image>" included; in the
-        text that comes without it, such letters are not told from tokens."""
+        """As in transformers. With `tokenize`, all text in messages is letters, "<image>" included. Without it, the
+        returned text does not show which "<image>" was letters and which a token."""
         kwargs.pop("sanitize_control_tokens", None)  # newer versions' name for that, off by default
         if tokenize:
             conversation = self._as_letters(conversation)
@@ -207,7 +209,7 @@ class MllmProcessor(ProcessorMixin):
         }
 
     def post_process_image_text_to_text(self, generated_outputs: Any, *_: Any, **__: Any) -> list[str]:
-        """The texts among rows of ids, for pipelines."""
+        """Rows of ids -> texts, for pipelines."""
         return [self.decode(ids) for ids in generated_outputs]
 
     def encode(self, messages: Sequence[dict[str, Any]], open_answer: bool = True) -> Sample:
@@ -219,16 +221,16 @@ class MllmProcessor(ProcessorMixin):
         return self._template.chat(messages, open_answer)
 
     def encode_drawing(self, prompt: str | None, image: Any = None, plan: str | None = None) -> Sample:
-        """A prompt (None: unconditional) up to the image; with `image`, a whole training sequence. `plan` is text of
-        the model's own before the image."""
+        """A prompt (None: unconditional) up to the begin of the image. With `image`, a whole training sequence. `plan`
+        is text that the model writes before the image."""
         return self._template.drawing(prompt, image, plan)
 
     def encode_planning(self, prompt: str) -> Sample:
-        """A prompt up to where the model may write before it draws."""
+        """A prompt up to where the model may write a plan before it draws."""
         return self._template.planning(prompt)
 
     def encode_image(self, image: Any) -> Sample:
-        """An image alone, between its marks, and nothing to predict."""
+        """An image alone, between its begin and end ids, without targets."""
         sample = Sample()
         self._template.add_marked_image(sample, image, target=False)
         return sample
@@ -238,8 +240,8 @@ class MllmProcessor(ProcessorMixin):
         return text_ids(self.tokenizer, f" {word}")
 
     def decode(self, ids: Sequence[int] | torch.Tensor, **kwargs: Any) -> str:
-        """The text among the ids."""
-        # Marks of images need not be special tokens, and placeholders need not be in the vocabulary.
+        """Ids -> text, without special tokens and images."""
+        # The begin and end ids of images need not be special tokens, and placeholders need not be in the vocabulary.
         text = [id for id in torch.as_tensor(ids).tolist() if id not in (self.image_id, self.boi_id, self.eoi_id)]
         return self.tokenizer.decode(text, skip_special_tokens=True, **kwargs).strip()
 
@@ -261,7 +263,7 @@ class MllmProcessor(ProcessorMixin):
                 span = (place, slice(start, start + len(sample.ids)))
                 ids[span], labels[span] = torch.tensor(sample.ids), torch.tensor(sample.labels)
                 if pack:
-                    labels[place, start] = IGNORED  # the sample before is nothing to predict it from
+                    labels[place, start] = IGNORED  # the sample before it in the row does not predict it
                 owners[span], positions[span] = owner, torch.tensor(sample.positions())
                 if sample.branches:
                     branches[span] = torch.tensor(sample.branches)
@@ -279,7 +281,7 @@ class MllmProcessor(ProcessorMixin):
 
 
 def _branched(owners_BT: torch.Tensor, branches_BT: torch.Tensor) -> torch.Tensor:
-    """What is added to attention's logits, [B, 1, T, T]: a position sees the start and the branch of its sample."""
+    """The mask to add to attention logits, [B, 1, T, T]: a position sees the start and the branch of its sample."""
     same_owner = owners_BT[:, :, None] == owners_BT[:, None]
     visible = (branches_BT[:, None] == 0) | (branches_BT[:, None] == branches_BT[:, :, None])
     seen = (same_owner & visible).tril()
@@ -287,7 +289,7 @@ def _branched(owners_BT: torch.Tensor, branches_BT: torch.Tensor) -> torch.Tenso
 
 
 def pack_rows(samples: Sequence[Sample], length: int) -> list[list[Sample]]:
-    """Rows of at most `length` ids: few, and about equally full. Raises ValueError for a sample that is longer."""
+    """Put samples into few rows of at most `length` ids, about equally full. Raises ValueError for a longer sample."""
     ordered = sorted(samples, key=lambda sample: -len(sample.ids))
     if len(ordered[0].ids) > length:
         raise ValueError(f"a sample of {len(ordered[0].ids)} tokens does not fit into a row of {length}")
@@ -304,8 +306,8 @@ def pack_rows(samples: Sequence[Sample], length: int) -> list[list[Sample]]:
 
 
 def flat_images(images: Any) -> Iterator[Image.Image | torch.Tensor]:
-    """Images, nested or not: PIL images; paths, addresses and arrays as such; pixels [3, H, W] and codes_LK as they
-    are. Raises ValueError, in one line, for anything else."""
+    """Images, in nested lists or not, as one list. Paths, addresses and arrays become PIL images; PIL images, pixels
+    [3, H, W] and codes_LK stay as they are. Raises ValueError, in one line, for anything else."""
     if isinstance(images, list | tuple):
         for one in images:
             yield from flat_images(one)
@@ -316,7 +318,7 @@ def flat_images(images: Any) -> Iterator[Image.Image | torch.Tensor]:
     if isinstance(images, str) and not Path(images).is_file() and re.match(r"https?:|data:", images):
         try:
             images = fetch_image(images)
-        except Exception as error:  # of the network, of base64, of Pillow
+        except Exception as error:  # network, base64 and Pillow have errors of many kinds
             raise ValueError(f"cannot read {images[:80]} as an image: {' '.join(str(error).split())}") from error
     image = as_image(images)
     if isinstance(image, np.ndarray) or torch.is_tensor(image) and image.dtype == torch.uint8:

@@ -24,7 +24,7 @@ IGNORED = -100  # label of positions without a text target
 @dataclass
 class Sample:
     """One sequence. `images` are PIL images, pixels [3, H, W] or codes_LK, one for each run of L placeholders in `ids`;
-    `is_target` says which of them are to be drawn. `branches` are empty, or a number for each id: see `join`."""
+    `is_target` says which of them are to be drawn. `branches` is empty, or has a number for each id (see `join`)."""
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -33,12 +33,12 @@ class Sample:
     is_target: list[bool] = field(default_factory=list)
 
     def add(self, ids: Sequence[int], target: bool = False) -> None:
-        """Append ids, as targets of the text loss or not."""
+        """Append ids, which are targets of the text loss or not."""
         self.ids += ids
         self.labels += ids if target else [IGNORED] * len(ids)
 
     def positions(self) -> list[int]:
-        """Of the ids; each branch goes on from the common start."""
+        """The position of each id; each branch continues from the common start."""
         if not self.branches:
             return list(range(len(self.ids)))
         start, following, positions = self.branches.count(0), {0: 0}, []
@@ -49,9 +49,9 @@ class Sample:
 
 
 def join(chats: Sequence[Sample]) -> Sample:
-    """Chats about the same images as one sequence that holds their common start once (branch 0). The rest of each is a
-    branch that sees the start and itself, at the positions that it has on its own: the same losses, but the images are
-    read once."""
+    """Join chats about the same images into one sequence that holds their common start once (branch 0). The rest of
+    each chat is a branch that sees the start and itself, at the positions that it would have alone. So losses are the
+    same, but the images are read once."""
     first = chats[0]
     start = next(place for place, label in enumerate(first.labels) if label != IGNORED) - 1
     while any(chat.ids[:start] != first.ids[:start] for chat in chats):
@@ -96,17 +96,18 @@ JINJA = """\
 
 
 def jinja(before: str, start: str, image: str, end: str, open: str) -> str:
-    """A Jinja template of the Jinja expressions for what stands before all, at the start and the end of a turn, for
-    an image, and where an answer is to begin."""
+    """A Jinja chat template. The arguments are Jinja expressions for the begin of the text, the start and the end of a
+    turn, an image, and the begin of an answer."""
     turns = JINJA.replace("START", start).replace("IMAGE", f"({image})").replace("END", end).replace("OPEN", open)
     return f"{{{{- {before} -}}}}\n{turns}"
 
 
 class Template(ABC):
-    """A sub-class names the pieces its text tokenizer must have, sets the six ids, writes chats and requests, and says
-    the same of chats in Jinja, `chat_template`, where IMAGE stands for an image."""
+    """How a family of models writes chats and requests. A sub-class names the pieces that its text tokenizer must have,
+    sets six ids, and implements chats and requests. Its `chat_template` says the same of chats in Jinja, where IMAGE
+    stands for an image."""
 
-    preparation = "mllm"  # of images: what codes must have been made by
+    preparation = "mllm"  # how images are prepared; codes made with another preparation are refused
     chat_template: str
     needs: tuple[str, ...]
     advice: str
@@ -164,34 +165,34 @@ class Template(ABC):
         return text_ids(self.text_tokenizer, text)
 
     def control_ids(self) -> dict[str, int]:
-        """The tokens that the text of `chat_template` may have, but those of images."""
+        """The tokens, except those of images, that the text of `chat_template` may have."""
         special = zip(self.text_tokenizer.all_special_tokens, self.text_tokenizer.all_special_ids, strict=True)
         return {token: id for token, id in special if id not in (self.image_id, self.boi_id, self.eoi_id)}
 
     def shown_ids(self) -> list[int]:
-        """What IMAGE in the text of `chat_template` stands for."""
+        """The ids that IMAGE in the text of `chat_template` stands for."""
         return [self.boi_id, *[self.image_id] * self.num_positions, self.eoi_id]
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """[3, H, W], as the image tokenizer is to see it."""
+        """An image as pixels [3, H, W] in [-1, 1], prepared for the image tokenizer."""
         return to_pixels(image, self.image_size, self.resize_ratio, self.interpolation)
 
     def add_image(self, sample: Sample, image: Any, target: bool) -> None:
-        """Its L placeholders."""
+        """Append the L placeholders of an image."""
         sample.add([self.image_id] * self.num_positions)
         sample.images.append(image)
         sample.is_target.append(target)
 
     def add_marked_image(self, sample: Sample, image: Any, target: bool) -> None:
-        """The placeholders between the ids of begin and end."""
+        """Append the placeholders of an image between the ids of its begin and end."""
         sample.add([self.boi_id], target)
         self.add_image(sample, image, target)
         sample.add([self.eoi_id], target)
 
 
 class MllmTemplate(Template):
-    """Our own models': a turn reads `<user> text <assistant> answer </s>`, an image `<boi>`, L times `<image>`,
-    `<eoi>`, and all of these are special tokens."""
+    """The template of our own models. A turn is `<user> text <assistant> answer </s>`; an image is `<boi>`, L times
+    `<image>`, `<eoi>`. All of these are special tokens."""
 
     needs = SPECIAL_TOKENS
     advice = "train it with scripts.train_text_tokenizer"
@@ -287,8 +288,9 @@ class ChatMlTemplate(Template):
 
 
 class UniTokTemplate(Template):
-    """The released UniTok model's: Vicuna's chat in Llama's pieces, images of the user padded to squares and without
-    marks, drawn ones between the pieces of bytes 0 and 1 (github FoundationVision/UniTok)."""
+    """The template of the released UniTok model (github FoundationVision/UniTok): Vicuna's chat in pieces of Llama's
+    tokenizer. Images of the user are padded to squares and have no begin and end ids; for drawn images, these are the
+    pieces of bytes 0 and 1."""
 
     preparation = "unitok"
     needs = ("<unk>", "<s>", "</s>", "<0x00>", "<0x01>", "<0x0A>")
@@ -332,7 +334,7 @@ class UniTokTemplate(Template):
         return sample
 
     def _add_question(self, sample: Sample, text: str, parts: Sequence[tuple[str, Any]]) -> str:
-        """Up to the last image; returns the text after it."""
+        """Append a question up to its last image; returns the text after it."""
         for kind, value in parts:
             if kind == "text":
                 text += value
@@ -378,8 +380,8 @@ TEMPLATES = {"mllm": MllmTemplate, "chatml": ChatMlTemplate, "unitok": UniTokTem
 
 
 def turns(messages: str | Sequence[dict[str, Any]]) -> Iterator[tuple[bool, list[tuple[str, Any]]]]:
-    """Messages as (is it an answer, its parts as ("text" or "image", value)); text alone is one question. Raises
-    ValueError for anything else."""
+    """Messages as pairs (whether it is an answer, its parts as ("text" or "image", value)). A string is one question.
+    Raises ValueError for anything else."""
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     for message in messages:
@@ -397,5 +399,5 @@ def turns(messages: str | Sequence[dict[str, Any]]) -> Iterator[tuple[bool, list
 
 
 def as_image(value: Any) -> Any:
-    """A path as its image; all else as it is."""
+    """Load the image at a path; return anything else unchanged."""
     return load_image(value) if isinstance(value, str | Path) else value

@@ -1,1 +1,1 @@
-"""What the language model trains on: scenes, shards, and their mixture, read by number."""
+"""The language model's training data: scenes, shards of messages, and their mixture, read by number."""

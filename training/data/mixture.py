@@ -1,7 +1,7 @@
 """Several sources of training sequences, mixed by weight.
 
-Which sample comes when is a function of (seed, position), and positions count over all ranks. So a run resumes by
-counting, with any number of workers, and with another number of ranks.
+The sample at a position of the run depends on the seed and the position alone, and positions count over all ranks. So
+a run resumes by counting, with any number of workers, and with another number of ranks.
 """
 
 import io
@@ -42,8 +42,8 @@ LONGEST_CYCLE = 1_000_000
 
 
 class Cycle:
-    """Position in an endless run -> (name, how many of that name came before). In every cycle the shares are exact,
-    and the order, drawn by `seed`, is the same."""
+    """Position in an endless run -> (name, how many of that name came before). Each cycle has the exact shares of all
+    names, in an order that `seed` draws once."""
 
     def __init__(self, weights: Mapping[str, float], seed: int):
         wrong = [f"{name}: {weight}" for name, weight in weights.items() if not 0 <= weight < math.inf]
@@ -80,7 +80,7 @@ class Source(ABC):
 
     @abstractmethod
     def sample(self, number: int) -> Sample:
-        """Raises ValueError, naming it, for a bad one."""
+        """The sample at an index. Raises ValueError, naming it, for a bad one."""
 
 
 class ImageForm:
@@ -92,7 +92,7 @@ class ImageForm:
         self.codes_of = {"image_tokenizer": codes_hash(image_tokenizer), "template": preparation}
 
     def mismatch(self, codes_of: Mapping[str, str]) -> str:
-        """What is wrong with codes of another image tokenizer, or prepared for another template; "": nothing."""
+        """What is wrong with codes: of another image tokenizer, or prepared for another template; "" if nothing."""
         if self.tuned:
             return "extracted codes, which go stale while model.tune trains the image tokenizer: give the images"
         for what, ours in self.codes_of.items():
@@ -123,14 +123,15 @@ class ImageForm:
         return torch.from_numpy(codes_LK.astype(np.int64))
 
     def pixels(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
-        """A PIL image as the image tokenizer's `encode` would prepare it; codes and pixels as they are."""
+        """Prepare a PIL image as the image tokenizer's `encode` would; return codes and pixels unchanged."""
         if torch.is_tensor(image):
             return image
         return to_pixels(image, self.sizes.image_size, self.sizes.resize_ratio, self.sizes.interpolation)
 
 
 def to_sample(processor: MllmProcessor, messages: Messages, drop_prompt: bool = False) -> Sample:
-    """A text answered by one image alone is a request to draw, whose prompt can be dropped; all else is a chat."""
+    """Messages -> Sample. A text answered by one image alone is a request to draw, whose prompt may be dropped for
+    guidance; everything else is a chat."""
     kinds = [[part["type"] for part in message["content"]] for message in messages]
     if len(messages) == 2 and set(kinds[0]) == {"text"} and kinds[1] == ["image"]:
         prompt = "".join(part["text"] for part in messages[0]["content"])
@@ -277,17 +278,17 @@ class Mixture:
 
     @property
     def damages(self) -> list[str]:
-        """What is wrong with whole shards."""
+        """Problems of whole shards."""
         return [damage for source in self.sources.values() for damage in source.damages]
 
     @property
     def notes(self) -> list[str]:
-        """How much each source has."""
+        """A line on the size of each source."""
         return [f"source {name}: {note}" for name, source in self.sources.items() for note in source.notes]
 
     def sample(self, position: int) -> tuple[Sample | None, list[str]]:
-        """-> the sample, and what was wrong with those before it: the next one of its source takes the place of a bad
-        one. None when there are more bad ones than may be."""
+        """The sample at a position, and the problems of bad samples before it: the next sample of the source replaces a
+        bad one. The sample is None when more are bad than allowed."""
         name, number = self.cycle[position]
         problems = []
         # As many as can be bad at the end of an epoch and at the start of the next.
@@ -300,8 +301,8 @@ class Mixture:
 
 
 class Update(NamedTuple):
-    """One update's samples on this rank, a list for each micro-batch. Problems travel with them, because workers meet
-    them, and the run counts them."""
+    """One update's samples on this rank, a list for each micro-batch, and the problems that workers met, which the run
+    counts."""
 
     micro_batches: list[list[Sample]]
     problems: list[str]
@@ -310,9 +311,8 @@ class Update(NamedTuple):
 
 @dataclass
 class MixtureUpdates(Dataset):
-    """Item `n` is the n-th update from here on: on each rank, `accumulate` micro-batches of `batch_size` samples, which
-    alone say how often a rank runs the model, packed or not. `seen` counts the samples of all ranks before, as a
-    checkpoint does."""
+    """Item `n` is the n-th update from here on: `accumulate` micro-batches of `batch_size` samples on each rank, packed
+    or not. `seen` is the number of samples of all ranks before, as in a checkpoint."""
 
     mixture: Mixture
     batch_size: int

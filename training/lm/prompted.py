@@ -1,4 +1,4 @@
-"""Drawings and answers of a model in training, at the recipe's prompts."""
+"""Drawings and answers of a model in training, for the recipe's prompts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +33,8 @@ def show_samples(
     metrics: Metrics | None,
     step: int,
 ) -> None:
-    """A strip of drawings and a list of answers, by rank 0 (with `metrics`); all ranks must call it. The same prompts
-    have the same seeds each time."""
+    """Draw and answer the recipe's prompts, with the same seeds each time. Rank 0, which has `metrics`, logs a strip of
+    drawings and a list of answers. All ranks must call it."""
     with engine.whole():
         if not metrics:
             return
@@ -52,7 +52,7 @@ def show_samples(
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """One row of pictures."""
+    """Pictures side by side, as one."""
     strip = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)))
     left = 0
     for image in images:

@@ -1,4 +1,4 @@
-"""What a run of the language model says before and after its first update, so that nothing goes wrong silently."""
+"""What a run of the language model prints before and after its first update, so that mistakes are seen early."""
 
 import math
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def source_lines(mixture: Mixture) -> list[str]:
 
 
 def sample_or_none(source: Source, number: int) -> Sample | None:
-    """None for a bad one, which is told of when training meets it."""
+    """A sample, or None for a bad one, which is reported when training meets it."""
     try:
         return source.sample(number)
     except ValueError:
@@ -69,8 +69,8 @@ def preview_lines(mixture: Mixture) -> list[str]:
 
 
 def first_loss_line(report: Report, before: Report | None, model: Mllm, loaded: Sequence[str]) -> str:
-    """The first loss of this process beside what it should be near: the last one `before`, or that of a uniform guess,
-    ln V, where what predicts is new."""
+    """The first loss of this process beside the value that it should be near: the last loss `before`, or ln V, the loss
+    of a uniform guess, if what predicts is new."""
     if before:
         return f"first loss after resuming {report['loss']:.4g}, the last one before {before['loss']:.4g}"
     sizes = {

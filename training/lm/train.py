@@ -27,7 +27,7 @@ from .prompted import conversations, show_samples
 from .start_log import first_loss_line, parameter_lines, preview_lines, source_lines
 from .update import train_step
 
-PADDED_TO = 16  # columns: a new shape costs the allocator new memory, and a compiler time
+PADDED_TO = 16  # sequences are padded to a multiple of it: each new shape costs memory, and time to compile
 
 
 def train(config: TrainConfig) -> Path:
@@ -86,19 +86,19 @@ def run_updates(config: TrainConfig, device: torch.device, checkpoint: Path | No
 
 
 def talk(*groups: list[str]) -> None:
-    """Print lines, once for all ranks."""
+    """Print lines on rank 0."""
     if is_rank_zero():
         print(*(line for lines in groups for line in lines), sep="\n", flush=True)
 
 
 def tokens_of(update: Update) -> float:
-    """Without padding, on all ranks."""
+    """The number of tokens of all ranks, without padding."""
     mine = sum(len(sample.ids) for samples in update.micro_batches for sample in samples)
     return sum_over_ranks(torch.tensor(float(mine))).item()
 
 
 def prepare(model: Mllm, config: TrainConfig, device: torch.device) -> None:
-    """Set what trains, and how it is computed."""
+    """Set which parameters train, and how the model computes."""
     choose_trained(model.train(), config.model)
     model.image_tokenizer.eval()  # codes of training images are those of inference: no drop-path
     model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")  # on a CPU twice as fast at this length
@@ -116,7 +116,7 @@ def compile_layers(model: Mllm) -> None:
 
 
 def updates(data: MixtureUpdates, config: TrainConfig) -> Iterator[Update]:
-    """What is left of the run, loaded ahead by workers."""
+    """The updates that are left of the run, loaded ahead by workers."""
     workers = config.run.workers
     return iter(
         DataLoader(
@@ -155,7 +155,8 @@ def save(engine: TorchEngine, processor: Processor, step: int, seen: int) -> Non
 
 
 def restore(engine: TorchEngine, checkpoint: Path) -> tuple[int, int]:
-    """The optimizer's state; the model was built with its weights. -> steps done, samples seen."""
+    """Load the optimizer's state of a checkpoint, whose weights the model has already. Returns (steps done, samples
+    seen)."""
     state = load_state(checkpoint)
     engine.load_optimizer_state(state["optimizer"])
     return state["step"], state["seen"]

@@ -23,9 +23,10 @@ Report = dict[str, float]
 
 
 def train_step(engine: TorchEngine, micro_batches: Sequence[Batch], config: TrainConfig) -> Callable[[], Report]:
-    """One update from all micro-batches of all ranks. Text targets and codes count alike, codes times `code_weight`;
-    the counts are global, so the loss does not depend on how samples are split. Returns a function that computes what
-    to log. Raises ValueError for a loss or gradient that is not finite, before the update."""
+    """One update from all micro-batches of all ranks. The loss is a weighted mean over text targets, of weight 1, and
+    codes, of weight `code_weight`. Counts are global, so it does not depend on how samples are split. Returns a
+    function that computes what to log. Raises ValueError, before the update, for a loss or gradient that is not
+    finite."""
     model, device = engine.model, engine.device
     kinds = [kinds_of(batch, model) for batch in micro_batches]
     counts = sum_over_ranks(sum(target_counts(*pair, model) for pair in zip(micro_batches, kinds, strict=True)))
@@ -53,8 +54,8 @@ def train_step(engine: TorchEngine, micro_batches: Sequence[Batch], config: Trai
 
 
 def inputs_of(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | None]:
-    """What the model's forward takes. Packed and branched rows need positions and mask. Others are padded on the right,
-    where causal attention sees no padding, and without a mask it takes faster kernels."""
+    """The arguments of the model's forward. Packed and branched rows need positions and a mask. Other rows are padded
+    on the right, where causal attention does not see padding; without a mask, attention has faster kernels."""
     inputs = {key: None if value is None else value.to(device) for key, value in vars(batch).items()}
     if batch.position_ids is None:
         del inputs["attention_mask"]
@@ -62,7 +63,7 @@ def inputs_of(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | No
 
 
 def kinds_of(batch: Batch, model: Mllm) -> torch.Tensor:
-    """The place in `KINDS` of the sample that each position belongs to, [B, T]. In packed rows, a sample begins where
+    """For each position, the index in `KINDS` of its sample's kind, [B, T]. In packed rows, a sample begins where
     positions begin at 0."""
     starts_BT = torch.zeros_like(batch.input_ids, dtype=torch.bool)
     if batch.position_ids is not None:
@@ -94,7 +95,7 @@ def loss_sums(output: Any, batch: Batch, kinds_BT: torch.Tensor) -> torch.Tensor
 
 
 def make_report(sums: torch.Tensor, counts: torch.Tensor, code_weight: float, grad_norm: float) -> Report:
-    """Means, in nats per target; what no target of the update belongs to is left out."""
+    """Mean losses, in nats per target. Kinds without a target in this update are left out."""
     text, code, of_codebooks = sums[: len(KINDS)], sums[len(KINDS)], sums[len(KINDS) + 1 :]
     n_text, n_code = counts[:-1].sum(), counts[-1]
     report = {

@@ -1,7 +1,7 @@
-"""The embedding of codes learns to lie at the words of what they show, before any layer of the backbone reads it.
+"""The stage `words`: the code embedding learns to lie near the words for what an image position shows. No layer of the
+backbone runs, so an image costs about a hundredth of what it costs in `instruct`.
 
-The backbone then meets images half in its own language, as in the dictionaries of LQAE (arXiv 2302.00902) and SPAE
-(arXiv 2306.17842). None of its layers runs, so an image costs a hundredth of what it costs in `align`.
+Codes as words of a pretrained language model are the idea of LQAE (arXiv 2302.00902) and SPAE (arXiv 2306.17842).
 Shapes: B rows, T positions, N images, L positions an image, P positions with a word, D backbone width.
 """
 
@@ -14,13 +14,13 @@ from mllm import Mllm
 from mllm.model import MllmOutput
 from mllm.text.templates import IGNORED
 
-SHARPNESS = 10.0  # of the choice among words: cosines are multiplied by it
+SHARPNESS = 10.0  # cosines are multiplied by it before the softmax over words
 LENGTH_WEIGHT = 0.1
 
 
 class WordsMllm(Mllm):
-    """Its loss is over the labels of image positions, each a word of what is there: an image's own positions predict
-    them, without the shift of a language model's."""
+    """An Mllm whose labels are words at image positions. Each position predicts the word at the same position, without
+    the shift by one of a language model."""
 
     def forward(
         self,
@@ -42,10 +42,11 @@ class WordsMllm(Mllm):
         )
 
     def word_losses(self, embeds_NLD: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each position with a word, [P]: cross-entropy of that word among all of the batch, by the cosine between
-        what is embedded and the words' own embeddings; and how far it is from their mean length, squared and relative.
+        """Two losses of each position with a word, each [P]: the cross-entropy of the word among all words of the
+        batch, by cosines between the code embedding and the word embeddings; and the squared relative difference of its
+        length from the mean length of the word embeddings.
 
-        Both are seen from the mean of the words, which all of them share. Raises ValueError for fewer than two words.
+        The mean of the word embeddings is subtracted first. Raises ValueError for fewer than two words.
         """
         named = words != IGNORED
         words_seen, wanted = words[named].unique(return_inverse=True)

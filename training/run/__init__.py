@@ -1,1 +1,1 @@
-"""What both loops share: recipes, folders, ranks and backends, checkpoints, optimizers, numbers."""
+"""What both training loops share: recipes, run folders, ranks and backends, checkpoints, optimizers, metrics."""

@@ -1,8 +1,8 @@
-"""One update over all ranks, by plain torch or by DeepSpeed's ZeRO (arXiv 1910.02054); the loop does not see which.
+"""One update over all ranks, by plain torch or by DeepSpeed's ZeRO (arXiv 1910.02054). The loop uses both alike.
 
-Both keep float32 weights, compute in `run.precision`, and add gradients up over ranks, since losses are divided by
-global counts. What a checkpoint needs is given and taken as whole tensors by parameter name: it fits any number of
-ranks, any stage, and plain torch.
+Both keep float32 weights, compute in `run.precision`, and sum gradients over ranks, since losses are divided by global
+counts. Both save and load whole tensors by parameter name, so a checkpoint fits any number of ranks, any ZeRO stage,
+and plain torch.
 """
 
 import logging
@@ -25,7 +25,7 @@ from .distributed import is_rank_zero, start_ranks, sum_gradients
 from .optim import State, check_names, load_optimizer_state, make_optimizer, optimizer_state, trained
 from .recipe import TrainConfig
 
-SMALL = 1_000_000  # weights that are not worth sending in parts
+SMALL = 1_000_000  # DeepSpeed's buffers hold at least so many weights, as smaller messages are slow
 
 
 class TorchEngine:
@@ -47,12 +47,12 @@ class TorchEngine:
             return self.model(**inputs)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add gradients up; `last`: of the update."""
+        """Accumulate gradients. `last` marks the last micro-batch of an update."""
         loss.backward()
 
     def step(self) -> float:
-        """Sum over ranks, clip, update. -> the norm before clipping. Raises ValueError, before the update, for one
-        that is not finite."""
+        """Sum gradients over ranks, clip them, and update the weights. Returns the gradient norm before clipping.
+        Raises ValueError, before the update, for a norm that is not finite."""
         sum_gradients(self.trained.values())
         norm = clip_grad_norm_(self.trained.values(), self.config.optim.clip).item()
         check_finite(norm)
@@ -65,15 +65,15 @@ class TorchEngine:
         return nullcontext()
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The model's state_dict; empty on other ranks than 0. All ranks must call it, as the next two."""
+        """The model's state_dict on rank 0, {} on others. All ranks must call it, as well as the next two."""
         return self.model.state_dict() if is_rank_zero() else {}
 
     def optimizer_state(self) -> State:
-        """Empty on other ranks than 0."""
+        """The optimizer's state by parameter name on rank 0, {} on others."""
         return optimizer_state(self.optimizer, self.trained) if is_rank_zero() else {}
 
     def load_optimizer_state(self, state: State) -> None:
-        """What `optimizer_state` gave, with any engine. Raises ValueError when other parameters were trained."""
+        """Load what `optimizer_state` of any engine gave. Raises ValueError when other parameters were trained."""
         load_optimizer_state(self.optimizer, self.trained, state)
 
 

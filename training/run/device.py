@@ -9,8 +9,8 @@ from .recipe import RunConfig
 
 
 def pick_device(config: RunConfig) -> torch.device:
-    """`auto` is CUDA where there is one. Also sets the number of threads (0: as they are). Raises ValueError for a
-    device that is not there."""
+    """The device of a run; `auto` is CUDA if there is one. Also sets the number of threads (0: unchanged). Raises
+    ValueError for a device that is not there."""
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.device == "auto":

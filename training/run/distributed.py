@@ -9,8 +9,8 @@ from torch import nn
 
 
 def start_ranks(device: torch.device, alone: bool = False) -> tuple[int, int]:
-    """Join the process group that torchrun describes, if any; with `alone`, one process makes a group of its own.
-    -> (rank, world size)."""
+    """Join the process group that torchrun describes, if any. With `alone`, a single process makes a group of its own.
+    Returns (rank, world size)."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -34,7 +34,7 @@ def world_size() -> int:
 
 
 def is_rank_zero() -> bool:
-    """The rank that writes files and talks."""
+    """Whether this is the rank that writes files and prints."""
     return rank_and_world()[0] == 0
 
 
@@ -51,21 +51,21 @@ def barrier() -> None:
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """In-place sum; returns it."""
+    """Sum a tensor over ranks in place, and return it."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def from_rank_zero(values: torch.Tensor) -> torch.Tensor:
-    """What rank 0 has, on all ranks."""
+    """Send the value of rank 0 to all ranks, and return it."""
     if dist.is_initialized():
         dist.broadcast(values, src=0)
     return values
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum gradients over ranks, as one message. Losses are divided by global counts, so no rank count enters."""
+    """Sum gradients over ranks, as one message. They need no division, as losses are divided by global counts."""
     if not dist.is_initialized():
         return
     parameters = [p for p in parameters if p.requires_grad]

@@ -1,4 +1,4 @@
-"""A run's folder belongs to one process at a time, and to one model: what a run may go on from."""
+"""A run's folder belongs to one process at a time and to one model. This module decides what a run may resume from."""
 
 import errno
 import fcntl
@@ -39,8 +39,8 @@ IGNORED = ("run.name", "run.folder")
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made, against other processes, on this machine or another that shares it. The system
-    frees it when the process ends, however it ends. Raises ValueError, naming the other one, when it is held.
+    """Make a folder and lock it against other processes, on this machine or another one that shares it. The system
+    unlocks it when the process ends, however it ends. Raises ValueError, naming the other process, when it is locked.
 
     POSIX locks: unlike those of flock, data workers do not inherit them, so that a run whose process was killed can
     go on at once, and NFS carries them between machines."""

@@ -14,14 +14,14 @@ State = dict[str, dict[str, torch.Tensor]]
 
 
 class HasGroups(Protocol):
-    """An optimizer, or what stands for one."""
+    """An optimizer, or an object with the same parameter groups."""
 
     @property
     def param_groups(self) -> list[dict]: ...
 
 
 class OptimizerPair:
-    """Muon for matrices and AdamW for the rest, behind the calls of one optimizer."""
+    """Muon for matrices and AdamW for other parameters, used like one optimizer."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer):
         self.optimizers = optimizers
@@ -56,7 +56,7 @@ def check_prefixes(key: str, prefixes: Iterable[str], names: Sequence[str]) -> N
 
 
 def trained(network: nn.Module) -> dict[str, nn.Parameter]:
-    """By name, the parameters that have a gradient."""
+    """The parameters that train, by name."""
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
@@ -89,7 +89,7 @@ def make_optimizer(
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer | OptimizerPair, parameters: Mapping[str, nn.Parameter]) -> State:
-    """Of these parameters, by name."""
+    """The optimizer's state of these parameters, by name."""
     states = {p: state for one in _parts(optimizer) for p, state in one.state.items()}
     # One that had no gradient yet, as nothing used it, has no state.
     return {name: dict(states.get(p, {})) for name, p in parameters.items()}
@@ -98,8 +98,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer | OptimizerPair, parameters
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer | OptimizerPair, parameters: Mapping[str, nn.Parameter], state: State
 ) -> None:
-    """What `optimizer_state` gave; rates are those of the optimizer as it is. Raises ValueError when other parameters
-    were trained."""
+    """Load what `optimizer_state` gave, except learning rates. Raises ValueError when other parameters were trained."""
     check_names(state, parameters)
     for one in _parts(optimizer):
         own = {p for group in one.param_groups for p in group["params"]}

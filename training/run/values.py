@@ -1,4 +1,4 @@
-"""Which values the keys of a recipe may have, said beside their defaults and checked for all of them alike."""
+"""Which values the keys of a recipe may have. Each field declares them beside its default; `Section` checks them."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ class Interval:
     text: str
 
     def problem(self, value: float) -> str:
-        """What is wrong with a number; "" for one inside. NaN is outside of all."""
+        """What is wrong with a number; "" if it is inside. NaN is outside of every interval."""
         low, high = map(float, self.text[1:-1].split(","))
         if low < value < high or (value == low and "[" in self.text) or (value == high and "]" in self.text):
             return ""
@@ -38,8 +38,8 @@ class Words:
 
 
 def within(interval: str, default: Any) -> Any:
-    """A dataclass field whose numbers, alone or in a list or dict, lie in an interval; None stays None. `default` may
-    be what makes one."""
+    """A dataclass field whose numbers, alone or in a list or dict, lie in an interval; None is allowed as it is.
+    `default` is a value or a function that makes one."""
     kept = {"default_factory": default} if callable(default) else {"default": default}
     return field(**kept, metadata={ALLOWED: Interval(interval)})
 
@@ -69,7 +69,7 @@ def check_values(kind: type, values: Mapping[str, Any], path: str = "") -> None:
 
 
 def leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """("a.b", value) of all that is no dict."""
+    """Every value in nested dicts as ("a.b", value)."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{path}{key}.")
