@@ -83,7 +83,7 @@ class Run:
         from tokenizer import ImageTokenizerConfig
 
         names = [f"run.folder={self.folder}", "run.name=language", f"model.image_tokenizer={self.model}"]
-        call(self.folder, "train", recipe, *names)
+        call(self, "train", recipe, *names)
         rows = (self.folder / "language" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         losses = [json.loads(row)["code_loss"] for row in rows[-max(1, len(rows) // 4) :]]
         sizes = ImageTokenizerConfig(**json.loads((self.model / "config.json").read_text(encoding="utf-8")))
