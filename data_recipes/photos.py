@@ -1,6 +1,6 @@
 """Photographs out of freely licensed software packages: wallpapers, and the pictures inside GCompris' resource files.
 
-Which packages, and their licences: README.md beside this file.
+Which packages, and their licences: docs/data.md.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Photographs for an image tokenizer's training, from unpacked packages: see data_recipes/README.md.
+"""Photographs for an image tokenizer's training, from unpacked packages: see docs/data.md.
 
 apt-get download mate-backgrounds plasma-workspace-wallpapers gcompris-qt-data
 for package in *.deb; do dpkg-deb -x $package packages; done

@@ -8,6 +8,7 @@ from PIL import Image
 
 from data_recipes.photos import photographs
 from scripts.make_photos import main
+from tokenizer.transform import load_image
 
 
 def encoded(width: int, height: int, kind: str) -> bytes:
@@ -41,6 +42,6 @@ def test_the_command_writes_a_folder_of_images_or_says_why_not(tmp_path, capsys)
     (tmp_path / "packages" / "farm.rcc").write_bytes(encoded(320, 200, "JPEG"))
     main(words)
     assert capsys.readouterr().out == f"{out}: 1 photographs\n"
-    assert [Image.open(file).size for file in out.rglob("*.jpg")] == [(320, 200)]
+    assert [load_image(file).size for file in out.rglob("*.jpg")] == [(320, 200)]
     with pytest.raises(ValueError, match="is there already"):
         main(words)
