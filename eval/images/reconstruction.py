@@ -4,7 +4,8 @@ Shapes: N images, L positions, K sub-codebooks. Both sides of a comparison are 8
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,25 +22,27 @@ from tokenizer.weights import weights_hash
 from ..pieces import device, work
 from .distribution import Extractor, fid, squeeze, summarize
 from .image_pieces import Arrays, Images, Result, Task, gather, image_jobs
-from .similarity import psnr, ssim
-from .st_lpips import Distance, st_lpips
+from .similarity import METRICS
+from .st_lpips import Distance
 
 
 class Judges(NamedTuple):
-    """Networks that metrics need: the features of rFID, ST-LPIPS, and LPIPS or None."""
+    """The features of rFID, and metrics of an original and what is decoded, by name; the hash of LPIPS's file, if it is
+    one of them."""
 
     extractor: Extractor
-    st_lpips: Distance
-    lpips: LPIPS | None = None
+    metrics: Mapping[str, Distance]
     lpips_hash: str = ""
 
 
 def load_judges(extractor: Extractor, lpips_file: Path | None) -> Judges:
-    """Raises ValueError for a file that is no LPIPS, and without the package of ST-LPIPS."""
+    """All of METRICS, and LPIPS where its file is given. Raises ValueError for a file that is no LPIPS, and without the
+    package that a metric needs."""
+    metrics = {name: load() for name, load in METRICS.items()}
     if lpips_file is None:
-        return Judges(extractor, st_lpips())
-    lpips = LPIPS(lpips_file).to(device())
-    return Judges(extractor, st_lpips(), lpips, hashlib.sha256(lpips_file.read_bytes()).hexdigest()[:12])
+        return Judges(extractor, metrics)
+    metrics["lpips_vgg"] = partial(_lpips, LPIPS(lpips_file).to(device()))
+    return Judges(extractor, metrics, hashlib.sha256(lpips_file.read_bytes()).hexdigest()[:12])
 
 
 def evaluate_reconstruction(
@@ -62,7 +65,7 @@ def evaluate_reconstruction(
 
 def _task(image_tokenizer: ImageTokenizer, model_hash: str, source: ImageSource, judges: Judges) -> Task:
     config, extractor = image_tokenizer.config, judges.extractor
-    networks = [model_hash, extractor.name, extractor.weights_hash, judges.lpips_hash]
+    networks = [model_hash, extractor.name, extractor.weights_hash, judges.lpips_hash, *judges.metrics]
 
     def read(number: int) -> torch.Tensor:
         return to_pixels(source[number].image, config.image_size, config.resize_ratio, config.interpolation)
@@ -79,17 +82,12 @@ def reconstruct_and_compare(image_tokenizer: ImageTokenizer, pixels_N3HW: torch.
     codes_NLK = image_tokenizer.encode(pixels_N3HW)
     originals, decoded = to_images(pixels_N3HW), image_tokenizer.decode(codes_NLK)
     pairs = list(zip(originals, decoded, strict=True))
-    arrays = {
+    return {
         "codes": codes_NLK.to("cpu", torch.int32).numpy(),
         "original": _features(judges.extractor, originals),
         "decoded": _features(judges.extractor, decoded),
-        "psnr": np.array([psnr(*pair) for pair in pairs]),
-        "ssim": np.array([ssim(*pair) for pair in pairs]),
-        "st_lpips": np.array([judges.st_lpips(*pair) for pair in pairs]),
+        **{name: np.array([metric(*pair) for pair in pairs]) for name, metric in judges.metrics.items()},
     }
-    if judges.lpips:
-        arrays["lpips_vgg"] = np.array([_lpips(judges.lpips, *pair) for pair in pairs])
-    return arrays
 
 
 def _features(extractor: Extractor, images: Sequence[Image.Image]) -> np.ndarray:

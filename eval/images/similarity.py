@@ -1,7 +1,11 @@
-"""How close one image is to another: PSNR and SSIM of PIL images, RGB, 8 bits."""
+"""How close one image is to another: metrics of two PIL images, RGB, 8 bits. A new one is a line in METRICS."""
+
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
+
+from .st_lpips import Distance, st_lpips
 
 
 def psnr(image: Image.Image, other: Image.Image) -> float:
@@ -21,3 +25,7 @@ def ssim(image: Image.Image, other: Image.Image) -> float:
         raise ValueError("SSIM needs scikit-image: pip install scikit-image") from error
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return float(structural_similarity(np.asarray(image), np.asarray(other), channel_axis=2, data_range=255, **window))
+
+
+METRICS: dict[str, Callable[[], Distance]] = {"psnr": lambda: psnr, "ssim": lambda: ssim, "st_lpips": st_lpips}
+"""What an evaluation of reconstructions measures: name -> what loads the metric, with its weights if it has any."""

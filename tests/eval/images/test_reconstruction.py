@@ -17,14 +17,14 @@ from eval.images import image_pieces
 from eval.images.distribution import Extractor, squeeze
 from eval.images.image_pieces import Images
 from eval.images.reconstruction import Judges, code_use, evaluate_reconstruction, load_judges
-from eval.images.st_lpips import st_lpips
+from eval.images.similarity import METRICS
 from tests.golden_data import lpips_tensors
 from tokenizer import SIZES, ImageTokenizer
 from tokenizer.perceptual import LPIPS
 
 # Mean colours: three features that need no network.
 MEANS = Extractor("mean-colors", 16, "none", lambda pixels_N3HW: pixels_N3HW.mean((2, 3)))
-DISTANCE = st_lpips()
+LOADED = load_judges(MEANS, None).metrics
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def test_the_numbers_are_those_of_a_plain_computation(image_tokenizer, folder, t
     originals, decoded, codes_NLK = plainly(image_tokenizer, folder)
     assert len(np.unique(decoded)) > 50
     result = evaluate_reconstruction(
-        image_tokenizer, images_of(folder, batch_size=3), Judges(MEANS, DISTANCE), tmp_path / "out"
+        image_tokenizer, images_of(folder, batch_size=3), Judges(MEANS, LOADED), tmp_path / "out"
     )
-    assert set(result.scores) == {"rfid_mean_colors", "psnr", "ssim", "st_lpips", "usage", "perplexity"}
+    assert set(result.scores) == {"rfid_mean_colors", *METRICS, "usage", "perplexity"}
     assert result.images == 9 and result.left_out == [] and len(result.model_hash) == 12
     pairs = list(zip(originals, decoded, strict=True))
     errors = [np.mean((x.astype(float) - y) ** 2) for x, y in pairs]
@@ -98,7 +98,7 @@ def test_the_numbers_are_those_of_a_plain_computation(image_tokenizer, folder, t
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     ssims = [structural_similarity(x, y, channel_axis=2, data_range=255, **window) for x, y in pairs]
     assert result.scores["ssim"] == pytest.approx(np.mean(ssims))
-    distances = [DISTANCE(Image.fromarray(x), Image.fromarray(y)) for x, y in pairs]
+    distances = [LOADED["st_lpips"](Image.fromarray(x), Image.fromarray(y)) for x, y in pairs]
     assert result.scores["st_lpips"] == pytest.approx(np.mean(distances)) and np.min(distances) > 0
     means = [[squeeze(Image.fromarray(x), 16).mean((1, 2)).numpy() for x in side] for side in (decoded, originals)]
     assert result.scores["rfid_mean_colors"] == pytest.approx(frechet(*map(np.array, means)), rel=1e-4)
@@ -112,7 +112,7 @@ def test_the_numbers_are_those_of_a_plain_computation(image_tokenizer, folder, t
 def test_lpips_is_of_the_rounded_images(image_tokenizer, folder, tmp_path):
     torch.save(lpips_tensors(), tmp_path / "lpips.pth")
     judges = load_judges(MEANS, tmp_path / "lpips.pth")
-    assert len(judges.lpips_hash) == 12 and load_judges(MEANS, None).lpips is None
+    assert len(judges.lpips_hash) == 12 and "lpips_vgg" not in LOADED
     result = evaluate_reconstruction(image_tokenizer, images_of(folder), judges, tmp_path / "out")
     originals, decoded, _ = plainly(image_tokenizer, folder)
     x, y = (torch.tensor(np.stack(side)).permute(0, 3, 1, 2) / 127.5 - 1 for side in (decoded, originals))
@@ -139,7 +139,7 @@ class Counted:
 
     def __init__(self, most: int = 1000):
         self.count, self.most = 0, most
-        self.judges = Judges(MEANS._replace(extract=self.extract), DISTANCE)
+        self.judges = Judges(MEANS._replace(extract=self.extract), LOADED)
 
     def extract(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
         if self.count + len(pixels_N3HW) > self.most:
@@ -160,7 +160,7 @@ def test_a_killed_run_goes_on(image_tokenizer, folder, tmp_path):
 
 
 def test_processes_share_the_work(image_tokenizer, folder, tmp_path, monkeypatch):
-    alone = evaluate_reconstruction(image_tokenizer, images_of(folder), Judges(MEANS, DISTANCE), tmp_path / "alone")
+    alone = evaluate_reconstruction(image_tokenizer, images_of(folder), Judges(MEANS, LOADED), tmp_path / "alone")
     monkeypatch.setenv("WORLD_SIZE", "2")
     counts = []
     for rank, expected in (("1", None), ("0", alone)):
@@ -173,9 +173,9 @@ def test_processes_share_the_work(image_tokenizer, folder, tmp_path, monkeypatch
 
 
 def test_another_image_or_model_is_computed_again(image_tokenizer, folder, tmp_path):
-    first = evaluate_reconstruction(image_tokenizer, images_of(folder), Judges(MEANS, DISTANCE), tmp_path / "out")
+    first = evaluate_reconstruction(image_tokenizer, images_of(folder), Judges(MEANS, LOADED), tmp_path / "out")
     Image.new("RGB", (40, 40), "red").save(folder / "3.png")
-    second = evaluate_reconstruction(image_tokenizer, images_of(folder), Judges(MEANS, DISTANCE), tmp_path / "out")
+    second = evaluate_reconstruction(image_tokenizer, images_of(folder), Judges(MEANS, LOADED), tmp_path / "out")
     assert second.scores["psnr"] != first.scores["psnr"]
     other = ImageTokenizer(replace(image_tokenizer.config, resize_ratio=1.0)).eval()
     other.load_state_dict(image_tokenizer.state_dict())
@@ -190,13 +190,11 @@ def test_another_image_or_model_is_computed_again(image_tokenizer, folder, tmp_p
 def test_damaged_images_are_left_out_up_to_a_limit(image_tokenizer, folder, tmp_path):
     for name in ("8.png", "1.png"):
         (folder / name).unlink()
-    expected = evaluate_reconstruction(
-        image_tokenizer, images_of(folder), Judges(MEANS, DISTANCE), tmp_path / "without"
-    )
+    expected = evaluate_reconstruction(image_tokenizer, images_of(folder), Judges(MEANS, LOADED), tmp_path / "without")
     for name in ("8.png", "1.png"):
         (folder / name).write_bytes(b"damaged")
     result = evaluate_reconstruction(
-        image_tokenizer, images_of(folder, max_bad=2), Judges(MEANS, DISTANCE), tmp_path / "out"
+        image_tokenizer, images_of(folder, max_bad=2), Judges(MEANS, LOADED), tmp_path / "out"
     )
     assert result.images == 7 and result.scores["usage"] == expected.scores["usage"]
     for name in ("psnr", "ssim", "rfid_mean_colors"):
@@ -205,7 +203,7 @@ def test_damaged_images_are_left_out_up_to_a_limit(image_tokenizer, folder, tmp_
     for out in ("out", "new"):  # with and without what is kept
         with pytest.raises(ValueError, match="2 images cannot be used, --max-bad allows 1: cannot read .*8.png"):
             evaluate_reconstruction(
-                image_tokenizer, images_of(folder, max_bad=1), Judges(MEANS, DISTANCE), tmp_path / out
+                image_tokenizer, images_of(folder, max_bad=1), Judges(MEANS, LOADED), tmp_path / out
             )
 
 
@@ -213,7 +211,7 @@ def test_without_enough_images_there_are_no_numbers(image_tokenizer, folder, tmp
     for file in sorted(folder.iterdir())[1:]:
         file.write_bytes(b"damaged")
     with pytest.raises(ValueError, match="1 images could be read, 8 are damaged: at least 2 are needed"):
-        evaluate_reconstruction(image_tokenizer, images_of(folder), Judges(MEANS, DISTANCE), tmp_path / "out")
+        evaluate_reconstruction(image_tokenizer, images_of(folder), Judges(MEANS, LOADED), tmp_path / "out")
     (folder / "0.png").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="none of 9 images can be used, the first: cannot read .*0.png"):
-        evaluate_reconstruction(image_tokenizer, images_of(folder), Judges(MEANS, DISTANCE), tmp_path / "out")
+        evaluate_reconstruction(image_tokenizer, images_of(folder), Judges(MEANS, LOADED), tmp_path / "out")

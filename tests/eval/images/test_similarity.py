@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageFilter
 from skimage import data
 
-from eval.images.similarity import psnr, ssim
+from eval.images.similarity import METRICS, psnr, ssim
 from eval.images.st_lpips import st_lpips
 
 
@@ -53,6 +53,19 @@ def test_ssim_is_the_formula_of_the_paper(photo, coarse):
     similar = (2 * mean_x * mean_y + c1) * (2 * both + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     assert similar.shape[-2:] == (50, 70)
     assert ssim(photo, coarse) == pytest.approx(similar.mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_best_for_equal_images_and_falls_off_as_they_differ(name, photo):
+    noise, metric = np.random.default_rng(0).normal(size=(60, 80, 3)), METRICS[name]()
+    noisy = [
+        Image.fromarray((np.asarray(photo) + deviation * noise).clip(0, 255).astype(np.uint8))
+        for deviation in (0, 5, 20, 60)
+    ]
+    scores = [metric(other, photo) for other in noisy]
+    assert all(type(score) is float and np.isfinite(score) for score in scores)
+    assert scores in (sorted(scores), sorted(scores, reverse=True)) and len(set(scores)) == 4
+    assert scores == [metric(other, photo) for other in noisy], "nothing is kept from call to call"
 
 
 def test_equal_images(photo):
