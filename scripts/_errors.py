@@ -34,8 +34,7 @@ def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
 
 
 def _stop(number: int, _frame: Any) -> NoReturn:
-    """As Ctrl-C does: a file that is being written goes away."""
-    raise KeyboardInterrupt(number)
+    raise KeyboardInterrupt(number)  # as Ctrl-C does: a file that is being written goes away
 
 
 def one_line(error: Exception) -> str:

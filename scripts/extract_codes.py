@@ -27,9 +27,7 @@ def of_scenes(image_tokenizer: Any, args: argparse.Namespace) -> None:
     from training.run.recipe import ScenesConfig
 
     chunks = share(range(-(-args.scenes // CHUNK)))
-    work = extract_codes(
-        image_tokenizer, ScenesConfig(args.artwork, args.split), args.out, chunks, CHUNK, args.language
-    )
+    config = ScenesConfig(args.artwork, args.split)
     with Progress(disable=0 not in chunks) as progress:  # of the first process
         scenes = progress.add_task("scenes", total=len(chunks) * CHUNK)
         for done in extract_codes(image_tokenizer, config, args.out, chunks, CHUNK, args.language):
