@@ -58,8 +58,8 @@ def test_images_grid_and_metadata(draw, tiny_model):
         {"file": name, "prompt": prompt, "seed": 7 + index, **settings}
         for index, (name, prompt) in enumerate(zip(names, ["a cat"] * 3 + ["two dogs"] * 3, strict=True))
     ]
-    images = [Image.open(folder / name) for name in names]
-    grid = Image.open(folder / "grid.png")
+    images = [Image.open(folder / name).copy() for name in names]
+    grid = Image.open(folder / "grid.png").copy()
     assert images[0].size == (32, 32) and grid.size == (96, 64)
     assert grid.crop((64, 32, 96, 64)).tobytes() == images[5].tobytes()
 
