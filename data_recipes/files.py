@@ -1,12 +1,17 @@
 """Text files and folders as people have them: encodings, ends of lines, Unicode forms of names, hidden and linked
-folders."""
+folders. And writing files and folders that are whole, or not there at all."""
 
 import codecs
+import json
 import os
 import posixpath
+import shutil
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 ENCODINGS = {  # by the mark at the beginning; UTF-16's begins as UTF-32's does
     codecs.BOM_UTF8: "utf-8-sig",
@@ -97,3 +102,32 @@ def walk(folder: Path) -> tuple[list[Path], list[str]]:
                 else:
                     files.append(place / entry.name)
     return sorted(files), repeated
+
+
+# ---- writing
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A hidden path of this process's own, beside `path`, to write a file or a folder at. It becomes `path` at the end,
+    and goes away if the end is not reached. Makes the folder around it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def write_whole(file: Path, content: bytes | str) -> None:
+    """Text as UTF-8."""
+    with whole(file) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(file: Path, content: Any) -> None:
+    write_whole(file, json.dumps(content, indent=2) + "\n")

@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from PIL import Image, ImageDraw
 
 from mllm import Mllm, Processor, generate_images, generate_texts
-from mllm.decode.sampling import Picker, Sampling
+from mllm.decode.options import Sampling
+from mllm.decode.sampling import Picker
 from mllm.decode.stream import Stream
 from mllm.fast import pick_kernels
 from mllm.folders import find_model

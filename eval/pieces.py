@@ -6,13 +6,24 @@ Processes need no connection. torchrun's RANK and WORLD_SIZE say whose a piece i
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
+
+from data_recipes.files import write_json, write_whole
 
 T = TypeVar("T")
 
@@ -57,19 +68,25 @@ def watch(items: Sequence, label: str) -> Iterable:
     return track(items, label, console=console, transient=True, disable=not console.is_terminal)
 
 
-def write_whole(file: Path, content: bytes | str) -> None:
-    """Under another name first, which is this process's own. Makes the folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+@contextmanager
+def drawing_bar(total: int) -> Iterator[Callable[[float], None]]:
+    """A bar of `total` images on standard error if that is a terminal. -> a function to say how many are done;
+    fractions count the positions within a batch."""
+    console = Console(stderr=True)
+    columns = TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
-def write_json(file: Path, content: Any) -> None:
-    write_whole(file, json.dumps(content, indent=2) + "\n")
+@contextmanager
+def bytes_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes on standard error if that is a terminal."""
+    console = Console(stderr=True)
+    columns = TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def digest(content: Any) -> str:
@@ -98,3 +115,12 @@ def claim(folder: Path, identity: dict, about: dict | None = None) -> None:
     changed = [f"{name} was {before.get(name)}, is {new}" for name, new in identity.items() if before.get(name) != new]
     if changed:
         raise ValueError(f"{folder} holds another run ({'; '.join(changed)}): choose another --out or remove it")
+
+
+def flatten(name: str, scores: dict | float) -> Iterator[tuple[str, float]]:
+    """Every number, with a dotted name."""
+    if not isinstance(scores, dict):
+        yield name, scores
+        return
+    for key, value in scores.items():
+        yield from flatten(f"{name}.{key}", value)

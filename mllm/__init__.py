@@ -9,8 +9,8 @@ from transformers import (
 )
 
 from .config import MllmConfig
+from .decode.options import DrawingOptions
 from .decode.run import generate_images, generate_text, generate_texts
-from .decode.sampling import DrawingOptions
 from .model import MllmForConditionalGeneration
 from .text.processor import MllmProcessor
 

@@ -1,14 +1,19 @@
-"""Where models lie, and one clear line when one cannot be loaded."""
+"""Where models lie, the image tokenizer in one, and one clear line when one cannot be loaded."""
 
 import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
+
+from tokenizer import ImageTokenizer, ImageTokenizerConfig
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 
@@ -48,3 +53,44 @@ def unread(files: Sequence[str]) -> dict[str, Any] | None:
         return None
     opened = [safe_open(file, "pt", backend="pread") for file in files]
     return {key: file.get_slice(key) for file in opened for key in file.keys()}  # noqa: SIM118 - no mapping
+
+
+def load_image_tokenizer(name: str | Path) -> ImageTokenizer:
+    """By name, folder or hub id, in float32, for evaluation. It may be a model of its own or part of an Mllm, whose
+    other weights are not read. Raises ValueError, in one line, for what holds none."""
+    folder = Path(find_model(name))
+    with loading(folder):
+        if not folder.is_dir():
+            folder = Path(snapshot_download(str(folder), allow_patterns=["config.json", "*.safetensors"]))
+        config = json.loads((folder / "config.json").read_text())
+        prefix = "image_tokenizer." if "image_tokenizer" in config else ""
+        sizes = config["image_tokenizer"] if prefix else config
+        strange = set(sizes) - {field.name for field in fields(ImageTokenizerConfig)}
+        if strange:
+            raise ValueError(f"{str(name)!r} holds no image tokenizer: its config.json has {min(strange)!r}")
+        with torch.device("meta"):  # nothing is initialised: the weights take their places
+            image_tokenizer = ImageTokenizer(ImageTokenizerConfig(**sizes))
+        weights = _read_weights(folder, prefix)
+        wrong = _shapes(image_tokenizer.state_dict()) ^ _shapes(weights)
+        if wrong:
+            raise ValueError(
+                f"{name}: weights and config disagree on {len(wrong)} tensors of the image tokenizer, "
+                f"e.g. {min(wrong)[0]}"
+            )
+        image_tokenizer.load_state_dict(weights, assign=True)
+    return image_tokenizer.eval()
+
+
+def _read_weights(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, which is taken off, in float32."""
+    weights = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 - no mapping
+                if key.startswith(prefix):
+                    weights[key.removeprefix(prefix)] = file.get_tensor(key).float()
+    return weights
+
+
+def _shapes(weights: dict[str, torch.Tensor]) -> set[tuple[str, tuple[int, ...]]]:
+    return {(name, tuple(tensor.shape)) for name, tensor in weights.items()}

@@ -2,6 +2,6 @@
 
 import os
 
-from scripts._threads import settle
+from eval.threads import choose_threads
 
-settle(os.environ)
+choose_threads(os.environ)

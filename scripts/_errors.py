@@ -1,4 +1,4 @@
-"""How a script ends: well, with a line on what was wrong (status 2), or stopped by Ctrl-C (status 130)."""
+"""How a command ends: well, with a line on what was wrong (status 2), or stopped: by Ctrl-C (130) or SIGTERM (143)."""
 
 import argparse
 import atexit
@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
     """Run `main(*args)` and leave with its status; what a user can cause is told in one line, and so are warnings."""
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
+    signal.signal(signal.SIGTERM, _stop)
     atexit.register(gc.freeze)  # or leaving would go through all that was imported, which takes a second
     try:
         status = main(*args)
@@ -26,10 +27,14 @@ def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        status = 130
+        status = 128 + (stop.args[0] if stop.args else signal.SIGINT)
     sys.exit(status)
+
+
+def _stop(number: int, _frame: Any) -> NoReturn:
+    raise KeyboardInterrupt(number)  # as Ctrl-C does: a file that is being written goes away
 
 
 def one_line(error: Exception) -> str:
@@ -48,9 +53,9 @@ def plain(text: str) -> str:
 class Parser(argparse.ArgumentParser):
     """argparse with a script's docstring as help, and errors like all others: one line, no usage above it."""
 
-    def __init__(self, doc: str):
+    def __init__(self, doc: str, prog: str | None = None):
         raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=doc, formatter_class=raw, allow_abbrev=False)
+        super().__init__(prog, description=doc, formatter_class=raw, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see --help)")
@@ -58,9 +63,8 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Ctrl-C inside ends the process there and then. For imports and loading, which write nothing and where
-    a KeyboardInterrupt may be lost in, or printed by, the code of libraries. Python's garbage collector pauses: it
-    would go through all that was imported again and again, which takes a quarter of the time of importing."""
+    """Ctrl-C inside ends the process there and then. For imports and loading, which write nothing and where libraries
+    may lose a KeyboardInterrupt. Python's garbage collector pauses: it takes a quarter of the time of importing."""
 
     def stop(*_: Any) -> None:
         os.write(2, b"stopped\n")

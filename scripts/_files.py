@@ -1,16 +1,15 @@
-"""Writing files so that a stopped script leaves none half written."""
+"""Files that a command line names."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts._errors import stop_at_once
+
 if TYPE_CHECKING:
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
 
 def check_folder(folder: Path) -> None:
@@ -22,25 +21,28 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"cannot write to {folder}: no permission in {there}; choose another --out")
 
 
-def save_png(image: Image.Image, file: Path, info: PngInfo | None = None) -> None:
-    """Makes the folder; `info` holds texts to store in the file."""
-    with finished(file) as part:
-        image.save(part, "PNG", pnginfo=info)
-
-
-def save_text(text: str, file: Path) -> None:
-    """Makes the folder."""
-    with finished(file) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def finished(file: Path) -> Iterator[Path]:
-    """Another name to write under; it becomes `file` at the end, and goes away if the end is not reached."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
+def open_image(file: str) -> Image.Image:
+    with stop_at_once():
+        from tokenizer.transform import load_image
+    if not file:
+        raise ValueError("/image needs a file: /image cat.png")
     try:
-        yield part
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+        path = Path(file).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"no image file at {file}: nobody here is called {Path(file).parts[0][1:]!r}") from error
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name one image in it")
+    return load_image(path)
+
+
+def read_key(file: Path | None) -> str | None:
+    """The API key: the one line of a file."""
+    if file is None:
+        return None
+    try:
+        key = file.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text: --api-key-file holds one line, the key") from error
+    if not key or len(key.split()) != 1:
+        raise ValueError(f"{file} holds no key: write one line without spaces into it")
+    return key

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,32 +56,11 @@ def report(
     result: Result | None,
 ) -> None:
     """results.json and a table, by the process that ends last."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from eval.pieces import write_json
-    from eval.scenes.suite import flatten
+    from eval.images.image_pieces import print_result, write_result
 
     if result is None:
         print("this process has done its share; the one that ends last prints the numbers")
         return
-    left_out = [*images.source.damages, *result.left_out]
-    content = {
-        **about(script, argv),
-        "model": args.model,
-        "model_hash": result.model_hash,
-        "settings": {"data": " ".join(args.data), "limit": args.limit, "batch_size": args.batch_size, **settings},
-        "images": result.images,
-        "left_out": left_out,
-        "scores": result.scores,
-    }
-    write_json(args.out / "results.json", content)
-    table = Table(f"{result.images} images", "")
-    for name, scores in result.scores.items():
-        for line, value in flatten(name, scores):
-            table.add_row(line, f"{value:.4g}")
-    Console().print(table)
-    if left_out:
-        print(f"note: {len(left_out)} that cannot be used are left out, e.g. {left_out[0]}", file=sys.stderr)
-    for note in images.source.notes:
-        print(f"note: {note}", file=sys.stderr)
+    chosen = {"data": " ".join(args.data), "limit": args.limit, "batch_size": args.batch_size, **settings}
+    write_result(args.out, result, images.source, {**about(script, argv), "model": args.model}, chosen)
+    print_result(result, images.source)

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from webdataset.writer import TarWriter
 
-from data_recipes.files import read_lines
+from data_recipes.files import read_lines, whole, write_whole
 from data_recipes.shards import index_shard
 from eval.pieces import share, watch
-from scripts._files import finished, save_text
 
 NOTES = ".problems.txt"
 Samples = Iterable[tuple[str, dict[str, bytes]] | str]
@@ -38,7 +37,7 @@ def write_shard(file: Path, samples: Samples, max_bad: int) -> None:
     notes, bad = file.with_suffix(NOTES), []
     notes.unlink(missing_ok=True)  # of a run that was killed before it had the shard
     before = len(problems(file.parent))
-    with finished(file) as part:
+    with whole(file) as part:
         # mtime: the same input gives the same bytes
         with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as tar:
             for sample in samples:
@@ -49,7 +48,7 @@ def write_shard(file: Path, samples: Samples, max_bad: int) -> None:
                 else:
                     tar.write({"__key__": sample[0], **sample[1]})
         if bad:
-            save_text("".join(f"{problem}\n" for problem in bad), notes)
+            write_whole(notes, "".join(f"{problem}\n" for problem in bad))
 
 
 def check_bad(count: int, max_bad: int, problem: str) -> None:

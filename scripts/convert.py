@@ -6,10 +6,9 @@ python -m scripts.convert export checkpoints/unitok-mllm unitok_mllm_again
 """
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from data_recipes.files import whole
 from scripts._errors import Parser, cli, stop_at_once
 
 
@@ -34,14 +33,20 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--image-tokenizer is not for {args.what}")
     if args.projection and args.what == "export":
         raise ValueError("--projection is not for export")
+    if args.out.exists():
+        raise ValueError(f"{args.out} is there already: remove it, or choose another")
     with stop_at_once():
         from transformers.utils import logging
 
+        from eval.pieces import bytes_bar
         from mllm import unitok_mllm as mllm
         from tokenizer import unitok
     logging.set_verbosity_error()
     causal, lines = args.projection == "causal", []
-    with finished_folder(args.out) as out, _bar() as progress:
+    for killed in args.out.parent.glob(f".{args.out.name}.*.part"):
+        shutil.rmtree(killed)
+    with whole(args.out) as out, bytes_bar() as progress:
+        out.mkdir()
         if args.what == "unitok":
             lines = unitok.convert_unitok(unitok.read_unitok(args.source, causal), out, progress)
         elif args.what == "unitok-mllm":
@@ -52,34 +57,6 @@ def main(argv: list[str] | None = None) -> None:
         else:
             unitok.export_unitok(unitok.read_folder(args.source), out)
     print(*lines, f"wrote {args.out}", sep="\n")
-
-
-@contextmanager
-def finished_folder(folder: Path) -> Iterator[Path]:
-    """Another folder to fill; it becomes `folder` at the end, and goes away if the end is not reached."""
-    if folder.exists():
-        raise ValueError(f"{folder} is there already: remove it, or choose another")
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes on standard error if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 if __name__ == "__main__":

@@ -13,59 +13,12 @@ datasets.load_dataset("lmms-lab-encoder/MME").save_to_disk("saved/mme")
 from __future__ import annotations
 
 import argparse
-import json
-from importlib.metadata import version
 from pathlib import Path
 
 from scripts._about import about
+from scripts._drawing import add_drawing_options, drawing_options
 from scripts._errors import Parser, cli, stop_at_once
-from scripts._files import check_folder, save_text
-from scripts._load import CFG_SCALE, check_sampling
-
-
-def scores(results: dict) -> dict[str, dict[str, float]]:
-    """{task: {metric: value}}. lmms-eval calls a metric "name,filter" and puts errors and names beside it."""
-    return {
-        task: {
-            name.removesuffix(",none"): value
-            for name, value in row.items()
-            if isinstance(value, (int, float)) and "," in name and "_stderr" not in name
-        }
-        for task, row in results["results"].items()
-    }
-
-
-def print_report(results: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("task", "metric", "value")
-    for task, row in scores(results).items():
-        for place, (name, value) in enumerate(row.items()):
-            table.add_row("" if place else task, name, f"{value:.4f}")
-    Console().print(table)
-    if results["unreadable"]:
-        print(f"{len(results['unreadable'])} documents could not be read and count as wrong: see results.json")
-
-
-def write_report(results: dict, args: argparse.Namespace, argv: list[str] | None) -> None:
-    """Everything that is needed to tell how the numbers came about."""
-    for task, samples in results["samples"].items():
-        rows = sorted(samples, key=lambda row: row["doc_id"])  # several processes hand in theirs one after another
-        lines = [json.dumps({key: row[key] for key in ("doc_id", "doc", "target", "filtered_resps")}) for row in rows]
-        save_text("\n".join(lines) + "\n", args.out / "samples" / f"{task}.jsonl")
-    content = {
-        **about("eval_lmms", argv),
-        "model": args.model,
-        "model_hash": results["model_hash"],
-        "settings": {key: getattr(args, key) for key in ("batch_size", "limit", "mode", "cfg_scale", "simple")},
-        "scores": scores(results),
-        "documents": {task: count["effective"] for task, count in results["n-samples"].items()},
-        "unreadable": results["unreadable"],
-        "tasks": results["configs"],
-    }
-    content["versions"]["lmms-eval"] = version("lmms-eval")
-    save_text(json.dumps(content, indent=2, default=str) + "\n", args.out / "results.json")
+from scripts._files import check_folder
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -78,7 +31,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("out/eval_lmms"), help="default: %(default)s")
     add("--simple", action="store_true", help="lmms-eval's older interface: multiple choice needs it")
     add("--mode", choices=("understand", "generate"), default="understand", help="generate: draw the answers")
-    add("--cfg-scale", type=float, default=CFG_SCALE, help="guidance of drawings (default: %(default)s)")
+    add_drawing_options(parser, ["cfg_scale"])
     add("--data", type=Path, help="folder with saved copies of tasks' data sets")
     add("--include", type=Path, action="append", default=[], help="folder with further tasks (YAML)")
     return parser.parse_args(argv)
@@ -87,10 +40,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     check_folder(args.out)
-    check_sampling(cfg_scale=args.cfg_scale)
+    drawing_options(args, ["cfg_scale"])
     with stop_at_once():
         from transformers.utils import logging
 
+        from eval.lmms.results import print_report, write_report
         from eval.lmms.run_tasks import evaluate_lmms
 
         logging.set_verbosity_error()
@@ -108,7 +62,8 @@ def main(argv: list[str] | None = None) -> None:
         cfg_scale=args.cfg_scale,
     )
     if results:  # in the first process
-        write_report(results, args, argv)
+        settings = {key: getattr(args, key) for key in ("batch_size", "limit", "mode", "cfg_scale", "simple")}
+        write_report(results, args.out, {**about("eval_lmms", argv), "model": args.model}, settings)
         print_report(results)
 
 

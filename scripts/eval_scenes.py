@@ -15,51 +15,18 @@ from typing import TYPE_CHECKING, Any
 from scripts._about import about
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._load import QUANTIZATIONS, load_model
-from scripts.draw_benchmark import add_drawing_options, settings_of
-from scripts.geneval import SCENES_DETECTOR
+from scripts.draw_benchmark import add_benchmark_options, settings_of
 
 # torch and transformers are imported inside functions: --help should not wait for them.
 if TYPE_CHECKING:
-    from eval.scenes.suite import Line, Subject
+    from eval.scenes.suite import Subject
 
-DRAWN = {
-    "model": "drawn",
-    "held_out": "held-out prompts",
-    "ceiling": "true renders",
-    "tokenizer_ceiling": "true, through tokenizer",
-}
-
-
-def print_report(results: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from eval.scenes.suite import report
-
-    table = Table("", "value", "goal", "")
-    for line in report(results):
-        if not line.name.startswith("drawing.") or line.goal:
-            table.add_row(line.name, f"{line.value:.3f}", line.goal, mark(line))
-    Console().print(table)
-    if "tokenizer" in results and "zero_shot" not in results["tokenizer"]["scores"]:
-        print("no zero-shot accuracy: the image tokenizer's text tower does not read this model's text tokenizer")
-    if "drawing" in results:
-        scores = results["drawing"]["scores"]
-        table = Table("GenEval", *DRAWN.values())
-        for task in scores["model"]:
-            table.add_row(task, *(f"{scores[kind][task]:.3f}" if task in scores[kind] else "-" for kind in DRAWN))
-        Console().print(table)
-
-
-def mark(line: Line) -> str:
-    if line.met is None:
-        return ""
-    return "[green]pass[/green]" if line.met else "[red]miss[/red]"
+DETECTOR = Path(__file__).resolve().parent.parent / "checkpoints/scenes/detector"
 
 
 def write_results(file: Path, subject: Subject, results: dict[str, Any], argv: list[str] | None) -> None:
     """Everything that is needed to tell how the numbers came about."""
-    from eval.pieces import write_json
+    from data_recipes.files import write_json
     from eval.scenes.suite import report
 
     content = {
@@ -74,16 +41,17 @@ def write_results(file: Path, subject: Subject, results: dict[str, Any], argv: l
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--detector", type=Path, default=SCENES_DETECTOR, help="folder (default: %(default)s)")
+    parser.add_argument("--detector", type=Path, default=DETECTOR, help="folder (default: %(default)s)")
     parser.add_argument("--parts", help="of speed,questions,free_wording,drawing,tokenizer (default: all)")
     parser.add_argument("--images-per-prompt", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--quantize", choices=QUANTIZATIONS, help="weights of the language model, on a CPU")
-    add_drawing_options(parser)
+    add_benchmark_options(parser)
     args = parser.parse_args(argv)
     settings = settings_of(args, args.images_per_prompt)
     with stop_at_once():
         from eval.scenes.detector import Detector
         from eval.scenes.suite import Subject, evaluate_scenes
+        from eval.scenes.tables import print_report
 
         detector = Detector.from_pretrained(args.detector)
     subject = Subject(args.model, *load_model(args.model, args.quantize), detector)

@@ -9,40 +9,32 @@ codes they are, and no other model takes them. Where a model's template prepares
 does, give the whole model.
 """
 
-from __future__ import annotations
-
 import argparse
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from rich.progress import Progress
+from typing import Any
 
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder
 from scripts._load import load_image_tokenizer
 
-# torch is imported inside functions: --help should not wait for it.
-if TYPE_CHECKING:
-    from tokenizer import ImageTokenizer
 
-
-def of_scenes(image_tokenizer: ImageTokenizer, args: argparse.Namespace) -> None:
+def of_scenes(image_tokenizer: Any, args: argparse.Namespace) -> None:
     """Files of codes, as training/data/scene_samples.py reads them."""
+    from rich.progress import Progress
+
+    from eval.pieces import share
     from training.data.scene_samples import CHUNK, extract_codes
     from training.run.recipe import ScenesConfig
 
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    chunks = range(rank, -(-args.scenes // CHUNK), world)
+    chunks = share(range(-(-args.scenes // CHUNK)))
     config = ScenesConfig(args.artwork, args.split)
-    work = extract_codes(image_tokenizer, config, args.out, chunks, CHUNK, args.language)
-    with Progress(disable=rank > 0) as progress:
+    with Progress(disable=0 not in chunks) as progress:  # of the first process
         scenes = progress.add_task("scenes", total=len(chunks) * CHUNK)
-        for done in work:
+        for done in extract_codes(image_tokenizer, config, args.out, chunks, CHUNK, args.language):
             progress.advance(scenes, done)
 
 
-def of_shards(image_tokenizer: ImageTokenizer, args: argparse.Namespace) -> None:
+def of_shards(image_tokenizer: Any, args: argparse.Namespace) -> None:
     """Shards of codes, each with the name of the shard it comes from."""
     with stop_at_once():
         from data_recipes.shards import Shards
@@ -53,9 +45,9 @@ def of_shards(image_tokenizer: ImageTokenizer, args: argparse.Namespace) -> None
         from training.data.shard_codes import ShardEncoder
     shards = Shards(args.shards)
     names = [url.rpartition("/")[2] for url in shards.urls]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"several shards are called {twice[0]}: extract each folder to an --out of its own")
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"several shards are called {name}: extract each folder to an --out of its own")
     is_whole = (Path(find_model(args.image_tokenizer)) / "processor_config.json").is_file()
     encoder = ShardEncoder(image_tokenizer, Processor.from_pretrained(args.image_tokenizer) if is_whole else None)
     claim(args.out, encoder.form.codes_of)

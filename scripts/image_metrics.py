@@ -11,72 +11,14 @@ from --prompts: a metadata.jsonl with file and prompt, or MJHQ's meta_data.json.
 torchrun shares the work.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
+from data_recipes.files import write_json
 from scripts._about import about
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._files import check_folder
-
-# torch is imported inside functions: --help should not wait for it.
-
-
-def measure(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Everything asked for; None while other processes are still at work."""
-    from eval.pieces import origin
-
-    result = origin(args.images) or origin(args.images.parent) or {"settings": {}}
-    result = {**result, "settings": {**result["settings"], "images": str(args.images)}, "scores": {}, "damaged": []}
-    parts = [add_distances] if args.reference or args.save_statistics else []
-    parts += [add_clip_score] if args.clip else []
-    done = [part(args, args.out / "pieces", result) for part in parts]  # this process's share of all, first
-    return result if all(done) else None
-
-
-def add_distances(args: argparse.Namespace, cache: Path, result: dict[str, Any]) -> bool:
-    """Into `result`; False while other processes are still at work."""
-    from eval.images import distribution
-
-    extractor = distribution.inception(args.inception) if args.inception else distribution.efficientnet()
-    images = distribution.folder_features(distribution.image_files(args.images), extractor, cache)
-    reference = None
-    if args.reference and args.reference.is_file():
-        reference = distribution.load_statistics(args.reference, extractor)
-    elif args.reference:
-        reference = distribution.folder_features(distribution.image_files(args.reference), extractor, cache)
-    if images is None or (args.reference and reference is None):
-        return False
-    network = {"features": extractor.name, "weights_hash": extractor.weights_hash, "resized_to": extractor.size}
-    result["settings"] |= network
-    result["images"], result["damaged"] = images.count, [*images.damaged]
-    if args.save_statistics:
-        distribution.save_statistics(args.save_statistics, images, extractor)
-    if reference:
-        result["settings"]["reference"] = str(args.reference)
-        result["reference_images"] = reference.count
-        result["damaged"] += reference.damaged
-        result["scores"][extractor.name] = distribution.compare(images, reference)
-    return True
-
-
-def add_clip_score(args: argparse.Namespace, cache: Path, result: dict[str, Any]) -> bool:
-    """Into `result`; False while other processes are still at work."""
-    from eval.images.clip import Clip
-    from eval.images.distribution import clip_score, read_prompts
-    from tokenizer.weights import weights_hash
-
-    prompts, clip = read_prompts(args.images, args.prompts), Clip.from_pretrained(args.clip)
-    result["settings"] |= {"clip": args.clip, "clip_hash": weights_hash(clip.model)}
-    found = clip_score(prompts, clip, result["settings"]["clip_hash"], cache)
-    if found is None:
-        return False
-    result["scores"]["clip_score"], damaged = found
-    result["damaged"] += [file for file in damaged if file not in result["damaged"]]
-    return True
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -102,8 +44,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"neither folder nor statistics at {args.reference}")
     check_folder(args.out)
     with stop_at_once():
-        from eval.pieces import finish, write_json
-    result = finish(lambda: measure(args))
+        from eval.images.folder_metrics import Wanted, measure_folder
+    result = measure_folder(Wanted(**vars(args)))
     if result is None:
         print("this process has done its share; the one that ends last prints the numbers")
         return

@@ -7,49 +7,14 @@ The page is at /, the API at /v1, Prometheus' metrics at /metrics. SIGTERM and C
 Of requests, only sizes and times are logged; nothing that is sent is written to disk.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import math
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scripts._errors import Parser, cli, stop_at_once
+from scripts._files import read_key
 from scripts._load import load_model
-
-# torch, transformers and fastapi are imported inside functions: they take seconds, in which wrong options should
-# already be told and Ctrl-C be heard.
-if TYPE_CHECKING:
-    from PIL import Image
-
-EXAMPLES = 6
-
-
-def read_key(file: Path | None) -> str | None:
-    """The API key: the one line of a file."""
-    if file is None:
-        return None
-    try:
-        key = file.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not text: --api-key-file holds one line, the key") from error
-    if not key or len(key.split()) != 1:
-        raise ValueError(f"{file} holds no key: write one line without spaces into it")
-    return key
-
-
-def example_images() -> list[Image.Image]:
-    """A few held-out scenes; none where their font is missing."""
-    from data_recipes.scenes.world import SKILLS, World
-
-    try:
-        world = World()
-        return [world.render(world.scene(7, "held_out", skill)) for skill in list(SKILLS)[:EXAMPLES]]
-    except ValueError as error:
-        print(f"no example images: {error}", file=sys.stderr)
-        return []
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -84,35 +49,24 @@ def main(argv: list[str] | None = None) -> None:
     key = read_key(args.api_key_file)
     with stop_at_once():
         try:
-            from mllm.serve.app import LOOPBACK, Limits, Remote, create_app
-            from mllm.serve.run import listen, serve
+            from mllm.serve.limits import Limits
+            from mllm.serve.run import listen, run_server
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is not installed: pip install -e ".[serve]"') from error
+        from data_recipes.scenes.world import SKILLS, World
         from mllm.decode.engine import Engine
+    world = World()
+    examples = [world.render(world.scene(7, "held_out", skill)) for skill in SKILLS]
+    most = {"body": int(args.max_body_mb * 2**20), "pixels": args.max_pixels, "prompt": args.max_prompt}
+    most |= {"n": args.max_n, "queue": args.max_queue, "seconds": args.timeout, "grace": args.grace}
+    name = args.name or Path(args.model).resolve().name
     with listen(args.host, args.port) as listener:
-        limits = Limits(
-            body=int(args.max_body_mb * 2**20),
-            pixels=args.max_pixels,
-            prompt=args.max_prompt,
-            n=args.max_n,
-            queue=args.max_queue,
-            seconds=args.timeout,
-            grace=args.grace,
-        )
         model, processor = load_model(args.model)
-        name, hosts = args.name or Path(args.model).resolve().name, LOOPBACK if args.host in LOOPBACK else None
         logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
         logging.getLogger("mllm.serve").setLevel(logging.INFO)
         engine = Engine(model, processor, args.max_rows, args.max_queue)
         try:
-            remote = Remote(limits.body) if args.remote_images else None
-            gate = create_app(engine, name, limits, key, hosts, example_images(), remote)
-            host = f"[{args.host}]" if ":" in args.host else args.host
-            where = f"http://{host}:{listener.getsockname()[1]}"
-            print(f"{name} at {where}: the page; the API at {where}/v1; Ctrl-C ends it", flush=True)
-            if hosts is None and key is None:
-                print("anybody who reaches this address may use it: --api-key-file asks for a key", file=sys.stderr)
-            serve(gate, listener)
+            run_server(engine, listener, args.host, name, Limits(**most), key, examples, args.remote_images)
         finally:
             engine.close(timeout=0)
 

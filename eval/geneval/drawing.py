@@ -4,44 +4,40 @@ What is there and whole is not drawn again, and processes (torchrun) share the r
 """
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from data_recipes.files import read_text
+from data_recipes.files import read_text, whole, write_json, write_whole
 from mllm import Mllm, Processor, generate_images
+from mllm.decode.options import DrawingOptions
 from mllm.decode.program import start_drawing
-from mllm.decode.sampling import DrawingOptions
 from tokenizer.transform import load_image
 
-from ..pieces import digest, share, watch, write_json, write_whole
+from ..pieces import claim, digest, share, watch
 from .rules import NOT_DRAWN, PNG_KEY, load_records
 
 MAX_SEED = 10**11  # times the 10 million below, it still is a seed of torch
 
 
-@dataclass(frozen=True)
-class Settings:
-    """`limit`: at most so many scenes and prompts, None for all. The rest is how images are drawn."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(DrawingOptions):
+    """What is drawn, and how. `limit`: at most so many scenes and prompts, None for all."""
 
     limit: int | None = None
     images_per_prompt: int = 4
     seed: int = 0
-    cfg_scale: float = DrawingOptions.cfg_scale
-    temperature: float = DrawingOptions.temperature
-    top_k: int = 0
-    top_p: float = 1.0
-    candidates: int = 1
     batch_size: int = 32
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("images_per_prompt", "batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -50,8 +46,10 @@ class Settings:
             raise ValueError(f"seed is {self.seed}; it must be 0 to {MAX_SEED:,}")
 
     @property
-    def sampling(self) -> dict:
-        return {name: getattr(self, name) for name in ("cfg_scale", "temperature", "top_k", "top_p", "candidates")}
+    def drawing(self) -> dict[str, Any]:
+        """How an image is drawn, as JSON gives it back."""
+        values = {field.name: getattr(self, field.name) for field in fields(DrawingOptions)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def image_seed(self, record: int, sample: int) -> int:
         """Of one drawn image: the same whatever the batches, and different for every prompt."""
@@ -138,8 +136,22 @@ def identity(model_hash: str, pictures: Sequence[Picture], settings: Settings) -
         "prompts_hash": digest(prompts),
         "images_per_prompt": settings.images_per_prompt,
         "seed": settings.seed,
-        **settings.sampling,
+        **settings.drawing,
     }
+
+
+def draw_all(
+    name: str, model: Mllm, processor: Processor, folder: Path, pictures: Sequence[Picture], settings: Settings
+) -> None:
+    """Draw this process's share of what is missing, and say what there is. Raises ValueError for a folder of another
+    run. `name` is the model's."""
+    drawn_by = identity(model.weights_hash(), pictures, settings)
+    claim(folder, drawn_by, {"model_name": name})
+    refused = draw(model, processor, folder, pictures, settings, drawn_by)
+    for file, reason in refused.items():
+        print(f"not drawn: {file}: {reason}", file=sys.stderr)
+    there = sum((folder / picture.file).is_file() for picture in pictures)
+    print(f"{there} of {len(pictures)} files in {folder}")
 
 
 def draw(
@@ -159,7 +171,7 @@ def draw(
     for batch in watch(in_batches(missing, at_once), "drawing"):
         prompts = [picture.prompt for picture in batch for _ in picture.seeds]
         seeds = [seed for picture in batch for seed in picture.seeds]
-        images = iter(generate_images(model, processor, prompts, seeds, **settings.sampling))
+        images = iter(generate_images(model, processor, prompts, seeds, **settings.drawing))
         for picture in batch:
             grid = in_grid([next(images) for _ in picture.seeds])
             save(folder / picture.file, grid, {"prompt": picture.prompt, "seeds": picture.seeds, **note})
@@ -198,13 +210,13 @@ def in_grid(images: Sequence[Image.Image]) -> Image.Image:
 
 def save(file: Path, image: Image.Image, note: dict) -> None:
     """As PNG with `note` inside, or, for a name that ends so, as JPEG."""
-    data, info = BytesIO(), PngInfo()
+    info = PngInfo()
     info.add_text(PNG_KEY, json.dumps(note))
-    if file.suffix == ".jpeg":
-        image.save(data, "JPEG")  # Pillow's usual quality: the benchmark's own script takes it
-    else:
-        image.save(data, "PNG", pnginfo=info)
-    write_whole(file, data.getvalue())
+    with whole(file) as part:
+        if file.suffix == ".jpeg":
+            image.save(part, "JPEG")  # Pillow's usual quality: the benchmark's own script takes it
+        else:
+            image.save(part, "PNG", pnginfo=info)
 
 
 def save_grids(folder: Path, pictures: Sequence[Picture]) -> None:

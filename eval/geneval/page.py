@@ -1,12 +1,11 @@
 """The images GenEval's rules found wrong, with what was detected: one HTML file that needs no other."""
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from data_recipes.page import make_page, picture_source
 from tokenizer.transform import load_image
 
 from .rules import THRESHOLD
@@ -32,9 +31,7 @@ def failures_page(folder: Path, title: str, rows: Sequence[dict]) -> str:
         count = f"{len(of_tag)} wrong of {sum(row['tag'] == tag for row in rows)}"
         note = f", the first {PER_TASK} shown" if len(of_tag) > PER_TASK else ""
         sections.append(f"<h2>{escape(tag)}: {count}{note}</h2><main>{shown}</main>")
-    head = f'<!doctype html><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    page = f"{head}<h1>{escape(title)}</h1>{''.join(sections)}\n"
-    return page.encode("ascii", "xmlcharrefreplace").decode()  # a prompt may hold what is no Unicode
+    return make_page(title, STYLE, f"<h1>{escape(title)}</h1>{''.join(sections)}")
 
 
 def figure(folder: Path, row: dict) -> str:
@@ -46,9 +43,7 @@ def figure(folder: Path, row: dict) -> str:
         return f"<figure>{caption}</figure>"
     width, height = image.size
     image.thumbnail((SIDE, SIDE))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=85)
-    source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+    source = picture_source(image, "JPEG", quality=85)
     size = f'width="{width}" height="{height}"'
     boxes = [box(thing, width / 20) for thing in json.loads(row["details"]) if thing["score"] > THRESHOLD]
     view = f'<svg viewBox="0 0 {width} {height}"><image href="{source}" {size}/>{"".join(boxes)}</svg>'

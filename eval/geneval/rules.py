@@ -256,3 +256,18 @@ def check_same_run(run: dict, record: dict, file: Path) -> None:
         changed.append(f"prompt {note.get('prompt')!r}")
     if changed:
         raise ValueError(f"{file.parents[2]} is mixed: {file} was drawn otherwise ({'; '.join(sorted(changed))})")
+
+
+def print_report(title: str, result: dict[str, Any]) -> None:
+    print(title)
+    for task, value in result["scores"].items():
+        print(f"  {task:15} {value:.4f}")
+    settings = ", ".join(f"{name} {value}" for name, value in result["settings"].items())
+    print(f"drawn with: {settings or 'unknown settings (no run.json)'}")
+    shares = f"{result['correct_images']:.4f} of images, {result['correct_prompts']:.4f} of prompts with any"
+    print(f"{result['images']} images; correct: {shares}")
+    if result["not_judged"]:
+        files = result["not_judged"]
+        print(f"note: {len(files)} images count as wrong because they are damaged or missing, e.g. {files[0]}")
+    if result["prompts_with_unknown_things"]:
+        print(f"note: {result['prompts_with_unknown_things']} prompts name things this detector does not know")

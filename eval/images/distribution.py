@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from data_recipes.files import read_lines, read_text, walk
+from data_recipes.files import read_lines, read_text, walk, write_whole
 from tokenizer.transform import load_image, read_note
 from tokenizer.weights import efficientnet_lite0, load_frozen, read_weights
 
 from ..geneval.drawing import in_batches
 from ..geneval.rules import PNG_KEY, SUFFIXES
-from ..pieces import device, digest, work, work_json, write_whole
+from ..pieces import device, digest, work, work_json
 from .clip import Clip
 
 LARGEST = 1e100  # of statistics: products of larger ones are infinite, on which eigenvalues end the process

@@ -4,16 +4,20 @@ Images that cannot be used are left out and named, up to a limit.
 """
 
 import io
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
+from data_recipes.files import write_json
 from data_recipes.images import ImageSource
 
 from ..geneval.drawing import in_batches
-from ..pieces import digest
+from ..pieces import digest, flatten
 
 PIECE = 64  # images in a file
 LEFT_OUT = "left out"
@@ -104,3 +108,32 @@ def to_bytes(arrays: Arrays) -> bytes:
 def from_bytes(content: bytes) -> Arrays:
     with np.load(io.BytesIO(content)) as arrays:
         return dict(arrays)
+
+
+def write_result(
+    out: Path, result: Result, source: ImageSource, about: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """results.json: all that tells how the numbers came about."""
+    content = {
+        **about,
+        "model_hash": result.model_hash,
+        "settings": settings,
+        "images": result.images,
+        "left_out": [*source.damages, *result.left_out],
+        "scores": result.scores,
+    }
+    write_json(out / "results.json", content)
+
+
+def print_result(result: Result, source: ImageSource) -> None:
+    """A table, and on standard error what is left out."""
+    table = Table(f"{result.images} images", "")
+    for name, scores in result.scores.items():
+        for line, value in flatten(name, scores):
+            table.add_row(line, f"{value:.4g}")
+    Console().print(table)
+    left_out = [*source.damages, *result.left_out]
+    if left_out:
+        print(f"note: {len(left_out)} that cannot be used are left out, e.g. {left_out[0]}", file=sys.stderr)
+    for note in source.notes:
+        print(f"note: {note}", file=sys.stderr)

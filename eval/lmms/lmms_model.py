@@ -22,8 +22,8 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from mllm import Mllm, Processor, generate_images, generate_texts
+from mllm.decode.options import DrawingOptions
 from mllm.decode.program import start_drawing
-from mllm.decode.sampling import DrawingOptions
 from mllm.decode.stream import check_length
 from mllm.text.templates import IGNORED
 from tokenizer.transform import load_image

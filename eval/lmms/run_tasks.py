@@ -15,9 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_recipes.files import write_json
 from mllm.folders import find_model
 
-from ..pieces import device, write_json
+from ..pieces import device
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest

@@ -24,6 +24,7 @@ MIN_SCORE = 0.1  # below GenEval's lower threshold: nothing it would keep is los
 MAX_PEAKS = 100
 SAME_THING = 0.5  # overlap (IoU) from which two boxes of a class are the same thing
 BATCH = 64
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints/scenes/detector"
 
 
 @dataclass
@@ -88,6 +89,10 @@ class Detector(nn.Module):
         self.class_head = nn.Conv2d(neck, len(config.classes) + 1, 1)
         self.sides_head = nn.Conv2d(neck, 4, 1)
         self.color_head = nn.Conv2d(neck, len(config.colors), 1)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.config.classes
 
     def forward(self, pixels_N3HW: torch.Tensor) -> Prediction:
         """pixels in [-1, 1]."""

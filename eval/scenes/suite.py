@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from data_recipes.files import write_json, write_whole
 from data_recipes.scenes.world import (
     CLASSES,
     FORMS,
@@ -38,7 +39,7 @@ from ..geneval.drawing import Picture, Settings, draw, geneval_pictures, in_batc
 from ..geneval.rules import Prompt, judge_images, judge_prompt, load_records, summary
 from ..images.similarity import psnr
 from ..images.zero_shot import reads, text_reader
-from ..pieces import claim, digest, finish, work_json, write_json, write_whole
+from ..pieces import claim, digest, finish, flatten, work_json
 from .detector import Detector
 
 SCENES = 600  # for questions and for the tokenizer, when no limit is given
@@ -85,7 +86,7 @@ def evaluate_scenes(subject: Subject, settings: Settings, out: Path, parts: Sequ
 
 def drawn_by(subject: Subject, settings: Settings) -> dict:
     """What must be equal for results to be of one run."""
-    return {"model": subject.model.weights_hash(), "seed": settings.seed, **settings.sampling}
+    return {"model": subject.model.weights_hash(), "seed": settings.seed, **settings.drawing}
 
 
 def scene_seeds(settings: Settings) -> range:
@@ -293,7 +294,7 @@ def timed(subject: Subject, settings: Settings, out: Path) -> dict[str, float]:
     first_token = time.perf_counter() - start
     for _ in range(2):  # the first is the warm-up
         start = time.perf_counter()
-        generate_images(subject.model, subject.processor, [SPEED_PROMPT], seeds=settings.seed, **settings.sampling)
+        generate_images(subject.model, subject.processor, [SPEED_PROMPT], seeds=settings.seed, **settings.drawing)
         drawing = time.perf_counter() - start
     image.save(out / "speed.png")
     chat = seconds_to_first_byte(subject.name, out / "speed.png")
@@ -350,14 +351,6 @@ class Line(NamedTuple):
 def report(results: dict) -> list[Line]:
     """All scores with dotted names, e.g. "tokenizer.usage.3", beside their goals."""
     return [compare(name, value) for part, result in results.items() for name, value in flatten(part, result["scores"])]
-
-
-def flatten(name: str, scores: dict | float) -> Iterator[tuple[str, float]]:
-    if not isinstance(scores, dict):
-        yield name, scores
-        return
-    for key, value in scores.items():
-        yield from flatten(f"{name}.{key}", value)
 
 
 def compare(name: str, value: float) -> Line:

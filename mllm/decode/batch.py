@@ -12,8 +12,9 @@ from ..fast import Kernels, pick_kernels
 from ..model import MllmForConditionalGeneration
 from ..text.processor import MllmProcessor
 from ..text.templates import Sample
+from .options import CODE_CONTEXTS
 from .program import Feed, Track, Want, Write
-from .sampling import CODE_CONTEXTS, NONE, NotFinite, Picker, may_ask
+from .sampling import NONE, NotFinite, Picker, may_ask
 from .stream import Stream
 
 Row = tuple[Track, bool]  # a track, and whether this is its unconditional row

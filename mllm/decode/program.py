@@ -19,8 +19,9 @@ from ..codes import CodebookEmbedding
 from ..model import MllmForConditionalGeneration
 from ..text.processor import MllmProcessor, as_codes
 from ..text.templates import Sample
+from .options import DrawingOptions, Sampling
 from .rerank import best, check_readable
-from .sampling import DrawingOptions, Sampling, check_chosen
+from .sampling import check_chosen
 from .stream import check_length
 
 Messages = Sequence[dict[str, Any]] | str  # a string is one question

@@ -14,6 +14,7 @@ from ..model import MllmForConditionalGeneration
 from ..text.processor import MllmProcessor
 from ..text.templates import IGNORED, Sample
 from .batch import Batch
+from .options import DrawingOptions, Sampling
 from .program import (
     Chat,
     Drawing,
@@ -26,7 +27,6 @@ from .program import (
     draw_steps,
     plan_steps,
 )
-from .sampling import DrawingOptions, Sampling
 
 DEFAULT_DRAWING = DrawingOptions()
 

@@ -5,83 +5,15 @@ Shapes: B sequences, V entries, K sub-codebooks. Under guidance rows are doubled
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
+
+from .options import Sampling
 
 Pick = Callable[[torch.Tensor, int], torch.Tensor]
 """(logits_BV, k) -> ids_B: guidance and sampling live in here, heads never hear of them."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How an id is chosen. `temperature` 0 takes the most likely one; `top_k` keeps so many of the most likely ones
-    (0: all), `top_p` the fewest that hold this probability. Raises ValueError, naming the option, its value and what it
-    may be."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self):
-        # `not x >= 0` is true of NaN, too.
-        if not 0 <= self.temperature < math.inf or 0 < self.temperature < 1e-3:
-            raise ValueError(
-                f"temperature {self.temperature} is neither 0 (greedy) nor at least 0.001; 1 is the model's own"
-            )
-        if self.top_k < 0:
-            raise ValueError(f"top_k {self.top_k} is negative; 0 keeps all entries")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p} is outside (0, 1]; 1 keeps all entries")
-
-    @property
-    def sampling(self) -> "Sampling":
-        """These three alone, of a subclass, too."""
-        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrawingOptions(Sampling):
-    """How an image is drawn. The defaults of guidance and temperature are the best of a search with `scenes`.
-
-    `cfg_scale` is classifier-free guidance (arXiv 2207.12598; 1: none), applied in the part `cfg_interval` of the
-    image, from 0 to 1 (arXiv 2404.07724); outside, it costs nothing. Of so many `candidates`, the first of which is the
-    image without any others, the model keeps the one that fits the prompt best (`rerank.fit`). `code_context` "exact"
-    embeds a position in the context of the earlier ones, as in training; "published" embeds it alone, as UniTok's
-    released generation does, which makes a difference where the embedding attends (`CodebookEmbedding`).
-    """
-
-    temperature: float = 0.5
-    cfg_scale: float = 2.0
-    cfg_interval: tuple[float, float] = (0.0, 1.0)
-    candidates: int = 1
-    code_context: str = "exact"
-
-    def __post_init__(self):
-        super().__post_init__()
-        first, end = self.cfg_interval
-        if not 1 <= self.cfg_scale < math.inf:
-            raise ValueError(f"cfg_scale {self.cfg_scale} is below 1 or no number; 1 is no guidance")
-        if not 0 <= first < end <= 1:
-            raise ValueError(f"cfg_interval {first} to {end} is no part of an image: 0 to 1 is all")
-        if self.candidates < 1:
-            raise ValueError(f"candidates {self.candidates} is below 1, the drawing that is kept")
-        if self.candidates > 1 and self.temperature == 0:
-            raise ValueError(
-                f"candidates {self.candidates} at temperature 0 would all be the same: take a temperature above 0"
-            )
-        if self.code_context not in CODE_CONTEXTS:
-            raise ValueError(f"unknown code_context {self.code_context!r}; known: {', '.join(CODE_CONTEXTS)}")
-        if self.code_context == "published" and first > 0:
-            raise ValueError("code_context 'published' needs guidance from the first position: cfg_interval from 0")
-
-    def cfg_scale_at(self, position: int, positions: int) -> float:
-        """The guidance of one of the `positions` of an image."""
-        first, end = (round(positions * part) for part in self.cfg_interval)
-        return self.cfg_scale if first <= position < end else 1.0
-
-
-CODE_CONTEXTS = ("exact", "published")
+AS_THE_MODEL = Sampling(temperature=1.0)
 NONE = -1  # in place of an id, where there is nothing to choose from
 LEAST_TOP_P = torch.finfo(torch.float32).tiny  # what is smaller would be 0 in float32, and drop the most likely, too
 
@@ -188,7 +120,7 @@ class Picker:
         cfg_scale: float,
         generators: Sequence[torch.Generator],
         num_codebooks: int = 1,
-        sampling: Sampling = Sampling(temperature=1.0),
+        sampling: Sampling = AS_THE_MODEL,
     ):
         self.cfg_scale, self.generators, self.num_codebooks = cfg_scale, generators, num_codebooks
         self.sampling = sampling

@@ -3,12 +3,18 @@
 import logging
 import signal
 import socket
+import sys
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
+from PIL import Image
 
-from .limits import Gate
+from ..decode.engine import Engine
+from .app import LOOPBACK, create_app
+from .limits import Gate, Limits
+from .remote import Remote
 
 LINGER = 3  # seconds for connections to close once their answers are sent
 
@@ -41,6 +47,28 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=128)
     except (OSError, OverflowError) as error:
         raise ValueError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def run_server(
+    engine: Engine,
+    listener: socket.socket,
+    host: str,
+    name: str,
+    limits: Limits,
+    key: str | None = None,
+    examples: Sequence[Image.Image] = (),
+    remote_images: bool = False,
+) -> None:
+    """Says where a model called `name` is served, and serves it as `serve` does. On a loopback `host`, those for other
+    hosts are refused. With `remote_images`, images are fetched at addresses that requests name."""
+    hosts = LOOPBACK if host in LOOPBACK else None
+    gate = create_app(engine, name, limits, key, hosts, examples, Remote(limits.body) if remote_images else None)
+    shown = f"[{host}]" if ":" in host else host
+    where = f"http://{shown}:{listener.getsockname()[1]}"
+    print(f"{name} at {where}: the page; the API at {where}/v1; Ctrl-C ends it", flush=True)
+    if hosts is None and key is None:
+        print("anybody who reaches this address may use it: --api-key-file asks for a key", file=sys.stderr)
+    serve(gate, listener)
 
 
 def serve(gate: Gate, listener: socket.socket) -> None:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from ..decode.engine import Handle
-from ..decode.sampling import DrawingOptions
+from ..decode.options import DrawingOptions
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow's names; others, as EPS, start programs or have odd readers
 IMAGE_URL = rf"^(data:image/({'|'.join(FORMATS).lower()});base64,[A-Za-z0-9+/\s]+[=\s]*|https?://.+)$"

@@ -17,8 +17,9 @@ from PIL import Image
 from starlette.requests import ClientDisconnect
 
 from ..decode.engine import Engine, Handle
+from ..decode.options import DrawingOptions
 from ..decode.program import Chat, Drawing, Messages, Piece, Preview
-from ..decode.sampling import DrawingOptions, NotFinite
+from ..decode.sampling import NotFinite
 from . import schema
 from .errors import FAILED, Refusal
 from .images import png_base64, read_bytes, uri_bytes

@@ -5,7 +5,18 @@ import unicodedata
 
 import pytest
 
-from data_recipes.files import decode, find_file, plain_name, read_lines, read_text, split_lines, walk
+from data_recipes.files import (
+    decode,
+    find_file,
+    plain_name,
+    read_lines,
+    read_text,
+    split_lines,
+    walk,
+    whole,
+    write_json,
+    write_whole,
+)
 
 WORDS = "é\u2028ü\x85 – 猫"
 
@@ -75,3 +86,21 @@ def test_a_hidden_folder_can_be_given_itself(tmp_path):
     (tmp_path / ".data").mkdir()
     (tmp_path / ".data" / "1.png").touch()
     assert walk(tmp_path / ".data")[0] == [tmp_path / ".data" / "1.png"]
+
+
+# ---- writing
+
+
+def test_a_file_or_folder_is_whole_or_not_there(tmp_path):
+    write_whole(tmp_path / "new" / "page.html", "old")
+    for path, fill in (("page.html", lambda part: part.write_text("n")), ("model", lambda part: part.mkdir())):
+        with pytest.raises(KeyboardInterrupt), whole(tmp_path / "new" / path) as part:
+            fill(part)
+            raise KeyboardInterrupt
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["page.html"]
+    assert (tmp_path / "new" / "page.html").read_text() == "old"
+    with whole(tmp_path / "model") as part:
+        part.mkdir()
+        write_json(part / "config.json", {"size": 1})
+        assert not (tmp_path / "model").exists()
+    assert (tmp_path / "model" / "config.json").read_text() == '{\n  "size": 1\n}\n'

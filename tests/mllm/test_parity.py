@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mllm import Mllm, MllmConfig, Processor
-from mllm.decode.sampling import Picker, Sampling
+from mllm.decode.options import Sampling
+from mllm.decode.sampling import Picker
 from mllm.decode.stream import Stream
 from mllm.fast import pick_kernels
 from mllm.text.processor import Batch

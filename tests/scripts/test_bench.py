@@ -8,10 +8,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from eval.bench import BENCHES, generation, image_tokenizer_update, images, reference, steps, updates
+from eval.bench import figures as timing
+from eval.bench.figures import NEAR_TIE, check_codes, check_pixels, compare
+from eval.bench.models import new_model
+from eval.bench.reference import reference_pick
+from eval.bench.roofline import step_costs
 from mllm.decode.sampling import filter_logits
-from scripts import _bench_lm, _bench_reference, _bench_train, bench
-from scripts._bench_reference import reference_pick
-from scripts.bench import BENCHES, NEAR_TIE, check_codes, check_pixels, main
+from scripts.bench import main
 
 FEW = ("--repeats", 2)
 COMMANDS = {"encode": (), "decode": (), "generate": ("--positions", 2)}  # those that work on images
@@ -108,7 +112,7 @@ def test_load_of_a_shape_in_another_form(run):
     assert (ended.status, ended.err) == (0, "")
     told = json.loads(ended.out)["figures"]
     assert [figure["name"] for figure in told[:2]] == ["load, int8", "load, int8, memory held"]
-    model = bench.in_form(bench.new_model("tiny")[0], "int8")
+    model = steps.in_form(new_model("tiny")[0], "int8")
     size = sum(weight.nbytes for weight in (*model.parameters(), *model.buffers())) / 2**30
     assert told[1]["baseline"] == pytest.approx(size, rel=0.01)
 
@@ -121,15 +125,17 @@ def test_train(figures):
 
 @pytest.mark.slow
 def test_update(figures, monkeypatch):
-    monkeypatch.setattr(_bench_lm, "RELEASED", "tiny")
-    monkeypatch.setattr(_bench_lm, "WIDTH", 64)
+    monkeypatch.setattr(updates, "RELEASED", "tiny")
+    monkeypatch.setattr(updates, "WIDTH", 64)
     told = {figure["name"]: figure for figure in figures("update", "--shape", "scenes", "--batch", 4)["figures"]}
     assert len(told) == 8
     assert told["logits at labels / everywhere"]["ratio"] > 1 and all(one["ratio"] > 0 for one in told.values())
 
 
 def test_a_plain_loop_with_another_loss_is_refused(refused, monkeypatch):
-    monkeypatch.setattr(_bench_train, "plain_up", lambda layer, x: layer.conv(F.interpolate(x, scale_factor=2.0)) + 1)
+    monkeypatch.setattr(
+        image_tokenizer_update, "plain_up", lambda layer, x: layer.conv(F.interpolate(x, scale_factor=2.0)) + 1
+    )
     assert "not timed, as ours and the plain loop have different losses" in refused(main, "train", "--shape", "tiny")
 
 
@@ -138,20 +144,20 @@ def test_the_costs_of_a_step(tiny_model):
     layer = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32
     backbone, vocabulary = 2 * layer + 32, model.lm_head.weight.numel()
     cached = 2 * 2 * 32 * 100  # keys and values of 2 layers, in 100 columns
-    assert bench.step_costs(model, 3, 100, model.lm_head) == (
+    assert step_costs(model, 3, 100, model.lm_head) == (
         4 * (backbone + vocabulary + cached),
         2 * 3 * (backbone + vocabulary) + 2 * cached,
     )
     depth_layer, output = 4 * 32 * 32 + 3 * 32 * 96 + 2 * 32, 32 * 16 + 16
-    bytes, _ = bench.step_costs(model, 3, 0, model.code_head)
+    bytes, _ = step_costs(model, 3, 0, model.code_head)
     assert bytes == 4 * (backbone + 2 * (depth_layer + output))
 
 
 def test_rates_are_amounts_by_median_times(monkeypatch):
     clock = iter([0, 1, 1, 5, 10, 12, 20, 30, 40, 43, 50, 52])  # ours 1, 2, 3 seconds; the baseline 4, 10, 2
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     runs = []
-    [figure] = bench.compare("x", lambda: runs.append("ours"), lambda: runs.append("baseline"), {"images/s": 8}, 3)
+    [figure] = compare("x", lambda: runs.append("ours"), lambda: runs.append("baseline"), {"images/s": 8}, 3)
     assert runs == ["ours", "baseline"] * 3
     assert (figure.value, figure.baseline, figure.ratio) == (4, 2, 2)
     assert (figure.spread, figure.baseline_spread) == (1, 2)
@@ -186,15 +192,16 @@ def other_codes(function):
     ],
 )
 def test_a_wrong_baseline_is_refused(refused, monkeypatch, tiny_folder, command, name, spoil, told):
-    for module in (bench, _bench_reference):
+    for module in (images, generation, reference):
         if hasattr(module, name):
             monkeypatch.setattr(module, name, spoil(getattr(module, name)))
-    monkeypatch.setattr(bench, "compare", None)
+    for module in (images, generation):
+        monkeypatch.setattr(module, "compare", None)
     assert told in refused(main, command, "--model", tiny_folder, "--batch", 2)
 
 
 def test_a_wrong_answer_is_refused(refused, monkeypatch, tiny_folder):
-    model = bench.causal_model
+    model = generation.causal_model
 
     def other_output(loaded):
         causal = model(loaded)
@@ -202,7 +209,7 @@ def test_a_wrong_answer_is_refused(refused, monkeypatch, tiny_folder):
         torch.nn.init.normal_(causal.lm_head.weight)
         return causal
 
-    monkeypatch.setattr(bench, "causal_model", other_output)
+    monkeypatch.setattr(generation, "causal_model", other_output)
     told = refused(main, "answer", "--model", tiny_folder, "--tokens", 3)
     assert "different codes, first in image 0, position 0" in told
 

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mllm
 from mllm import DrawingOptions
+from mllm.text import chat_session
+from mllm.text.chat_session import add_piece
 from scripts import chat
-from scripts.chat import add_piece, main, show
+from scripts._chat_lines import show
+from scripts.chat import main
 
 ROOT = Path(__file__).parents[2]
 WAIT = 120  # seconds, for machines under load
@@ -31,7 +33,7 @@ def spoken(monkeypatch):
         asked.append((messages, options))
         yield from answers.pop(0)
 
-    monkeypatch.setattr(mllm, "generate_text", generate_text)
+    monkeypatch.setattr(chat_session, "generate_text", generate_text)
     return answers, asked
 
 
@@ -93,9 +95,9 @@ def test_a_drawn_image_is_saved_and_named(run, tiny_folder, spoken, tmp_path):
     assert [Image.open(file).getpixel((0, 0)) for file in files] == [(255, 0, 0), (0, 0, 255)]
 
 
-def test_show_without_an_answer_writes_nothing():
+def test_show_without_an_answer_writes_nothing(tmp_path):
     written = []
-    show(iter([]), written.append)
+    show(iter([]), written.append, tmp_path)
     assert written == []
 
 
@@ -173,7 +175,7 @@ def test_a_question_that_fails_leaves_no_trace(run, tiny_folder, piped):
 
 
 def test_drawing_where_nothing_can_be_written_is_told_first(run, tiny_folder, piped, monkeypatch, tmp_path):
-    monkeypatch.setattr(mllm, "generate_images", None)  # would fail if anything were drawn
+    monkeypatch.setattr(chat_session, "generate_images", None)  # would fail if anything were drawn
     (tmp_path / "file").write_text("x")
     piped("/draw a cat")
     ended = run(main, "--model", tiny_folder, "--out", tmp_path / "file")
@@ -205,7 +207,7 @@ def test_ctrl_c_in_a_chat(run, tiny_folder, piped, monkeypatch):
         yield "a c"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mllm, "generate_text", generate_text)
+    monkeypatch.setattr(chat_session, "generate_text", generate_text)
     piped("hello")
     assert run(main, "--model", tiny_folder) == (130, "a c", "stopped\n")
 
@@ -247,7 +249,7 @@ def test_an_answer_that_breaks_off_ends_its_line(run, tiny_folder, piped, monkey
         yield "a c"
         raise ValueError("it broke")
 
-    monkeypatch.setattr(mllm, "generate_text", generate_text)
+    monkeypatch.setattr(chat_session, "generate_text", generate_text)
     piped("hello", "/quit")
     assert run(main, "--model", tiny_folder) == (0, "a c\n", "error: it broke\n")
 

@@ -143,12 +143,12 @@ cli(main, sys.argv[1:])
 
 
 def test_ctrl_c_leaves_nothing_and_the_next_run_is_whole(run, source, tmp_path):
-    tokenizer, ours, part = tmp_path / "image_tokenizer", tmp_path / "ours", tmp_path / ".ours.part"
+    tokenizer, ours, part = tmp_path / "image_tokenizer", tmp_path / "ours", tmp_path / ".ours.1.part"
     run(main, "unitok", source / "unitok_tokenizer.pth", tokenizer)
     words = ["unitok-mllm", source / "unitok_mllm", ours, "--image-tokenizer", tokenizer]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", HALTED, *map(str, words)], cwd=ROOT, text=True, **pipes) as process:
-        wait_for(lambda: any(part.glob("model-00001-of-*")), process)
+        wait_for(lambda: any(tmp_path.glob(".ours.*.part/model-00001-of-*")), process)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert (process.returncode, out, err) == (130, "", "stopped\n")

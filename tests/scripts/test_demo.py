@@ -5,16 +5,16 @@ import re
 import pytest
 from PIL import Image
 
-import mllm
 from data_recipes.scenes.world import World
-from scripts import demo
-from scripts.demo import PROMPTS, Asked, Example, main, make_examples, make_page
+from eval import demo
+from eval.demo import PROMPTS, Asked, Example, make_examples, report_page
+from scripts.demo import main
 
 
 @pytest.fixture(autouse=True)
 def shapes(monkeypatch):
     """The world without the emoji font."""
-    monkeypatch.setattr("data_recipes.scenes.world.World", lambda: World("shapes"))
+    monkeypatch.setattr(demo, "World", lambda: World("shapes"))
 
 
 def test_demo_prints_and_writes_a_page(run, tiny_folder, tmp_path):
@@ -33,7 +33,7 @@ def test_demo_prints_and_writes_a_page(run, tiny_folder, tmp_path):
 def test_true_answers_are_marked_right(run, tiny_folder, tmp_path, monkeypatch):
     truths = [asked.truth for example in make_examples(0) for asked in example.asked]
     wrong = ["<b>[red]\x1b" if place == 5 else truth for place, truth in enumerate(truths)]
-    monkeypatch.setattr(mllm, "generate_texts", lambda model, processor, chats: wrong)
+    monkeypatch.setattr(demo, "generate_texts", lambda model, processor, chats: wrong)
     ended = run(main, "--model", tiny_folder, "--out", tmp_path)
     page = (tmp_path / "index.html").read_text()
     right = len(truths) - 1
@@ -53,7 +53,7 @@ def test_examples_are_held_out_and_repeatable():
 def test_names_in_the_page_are_escaped():
     example = Example("example_01.png", Image.new("RGB", (8, 8)), [Asked("1 < 2 & 3?", "yes", "no")])
     report = demo.Report("out/<model>", "0" * 12, [example], [], 1.0, 2.0, 3.0)
-    page = make_page(report)
+    page = report_page(report)
     assert "<h1>What &ldquo;&lt;model&gt;&rdquo; sees" in page and "1 &lt; 2 &amp; 3?" in page
 
 
@@ -80,6 +80,6 @@ def test_ctrl_c_writes_nothing(run, tiny_folder, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mllm, "generate_images", stop)
+    monkeypatch.setattr(demo, "generate_images", stop)
     assert run(main, "--model", tiny_folder, "--out", tmp_path / "out").status == 130
     assert not (tmp_path / "out").exists()

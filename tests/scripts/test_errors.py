@@ -6,15 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from mllm.decode.sampling import DrawingOptions
+from mllm.decode.options import DrawingOptions
 from mllm.fast import quantize
-from scripts import _load
+from scripts import _drawing, _load
 from scripts._errors import Parser, cli, stop_at_once
-from scripts._files import check_folder, save_text
+from scripts._files import check_folder
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [
@@ -61,6 +62,14 @@ def test_ctrl_c_is_one_word(run):
     assert run(raises(KeyboardInterrupt())) == (130, "", "stopped\n")
 
 
+def test_sigterm_is_one_word(run):
+    def main(argv):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    assert run(main) == (143, "", "stopped\n")
+
+
 def test_a_mistake_of_ours_keeps_its_traceback():
     with pytest.raises(KeyError):
         cli(raises(KeyError("ours")), [])
@@ -85,8 +94,9 @@ def test_help_shows_the_docstring_and_needs_no_torch(name):
 
 
 def test_what_help_says_of_the_model_is_told_without_torch():
-    assert DrawingOptions.cfg_scale == _load.CFG_SCALE
-    assert DrawingOptions.temperature == _load.DRAWING_TEMPERATURE
+    assert {field.name: field.default for field in fields(DrawingOptions)} == {
+        name: _drawing._FIELDS[name].default for name in _drawing.DRAWING
+    }
     assert list(_load.QUANTIZATIONS) == list(quantize.KINDS)
 
 
@@ -129,21 +139,6 @@ def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(ValueError, match="no permission in .*; choose another --out"):
         check_folder(tmp_path / "new")
-
-
-def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
-    save_text("old", tmp_path / "page.html")
-
-    def half(self, text, **_):
-        with open(self, "w") as file:
-            file.write(text[:1])
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "write_text", half)
-    with pytest.raises(KeyboardInterrupt):
-        save_text("new", tmp_path / "page.html")
-    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
-    assert (tmp_path / "page.html").read_text() == "old"
 
 
 def wait_for(condition, process, seconds=300):

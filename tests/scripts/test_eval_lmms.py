@@ -9,8 +9,8 @@ import lmms_eval.evaluator
 import pytest
 
 from data_recipes.scenes.world import World
+from eval.results import find_files, results_page
 from scripts.eval_lmms import main
-from scripts.results import find_files, results_page
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from PIL import Image
 from skimage import data
 
 from eval.images import image_pieces
+from eval.results import read_results, section
 from scripts.eval_reconstruction import main
-from scripts.results import read_results, section
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from data_recipes.scenes.world import World
+from eval.results import read_results
 from scripts.eval_zero_shot import main
-from scripts.results import read_results
 from tests.shard_files import write_tar
 
 COLORS = ("red", "green", "blue")

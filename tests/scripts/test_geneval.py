@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from data_recipes.scenes.world import CLASSES, COLORS
+from eval.results import find_files, results_page
 from eval.scenes.detector import Detector, DetectorConfig
 from scripts import draw_benchmark
 from scripts.geneval import PROMPTS, main
-from scripts.results import find_files, results_page
 from tests.tiny_networks import save_clip, save_mask2former
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from eval.geneval.drawing import save
+from eval.results import find_files, results_page
 from scripts.image_metrics import main
-from scripts.results import find_files, results_page
 from tests.tiny_networks import save_clip
 
 

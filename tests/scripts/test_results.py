@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
+from eval.results import ROOT, find_files, lines_of, read_results, results_page, with_table
 from scripts import results
-from scripts.results import README_RESULTS, ROOT, find_files, lines_of, main, read_results, results_page, with_table
+from scripts.results import README_RESULTS, main
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_results():

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from rich.progress import Progress
 
-import mllm
+from eval import drawn_folder
 from scripts import text_to_image
 from scripts.text_to_image import main, read_prompts
 
@@ -26,13 +26,13 @@ def draw(run, tiny_folder, tmp_path):
 @pytest.fixture
 def prompts_drawn(monkeypatch):
     """Prompts that were really drawn, in order."""
-    drawn, generate = [], mllm.generate_images
+    drawn, generate = [], drawn_folder.generate_images
 
     def counted(model, processor, prompts, **options):
         drawn.extend(prompts)
         return generate(model, processor, prompts, **options)
 
-    monkeypatch.setattr(mllm, "generate_images", counted)
+    monkeypatch.setattr(drawn_folder, "generate_images", counted)
     return drawn
 
 
@@ -58,7 +58,7 @@ def test_images_grid_and_metadata(draw, tiny_model):
         {"file": name, "prompt": prompt, "seed": 7 + index, **settings}
         for index, (name, prompt) in enumerate(zip(names, ["a cat"] * 3 + ["two dogs"] * 3, strict=True))
     ]
-    images = [Image.open(folder / name).copy() for name in names]  # which closes the file
+    images = [Image.open(folder / name).copy() for name in names]
     grid = Image.open(folder / "grid.png").copy()
     assert images[0].size == (32, 32) and grid.size == (96, 64)
     assert grid.crop((64, 32, 96, 64)).tobytes() == images[5].tobytes()
@@ -77,7 +77,7 @@ def test_one_prompt_makes_a_square_grid(draw):
 
 
 def test_the_grid_has_an_end(draw, monkeypatch):
-    monkeypatch.setattr(text_to_image, "GRID_IMAGES", 3)
+    monkeypatch.setattr(drawn_folder, "GRID_IMAGES", 3)
     assert Image.open(draw("a cat", "a dog", "-n", 2) / "grid.png").copy().size == (64, 64)
 
 
@@ -132,7 +132,7 @@ def test_a_line_lost_between_image_and_metadata_is_written(draw, prompts_drawn):
 
 def test_ctrl_c_then_the_same_command_is_as_one_run(run, draw, tiny_folder, tmp_path, monkeypatch):
     whole = draw("a cat", "-n", 5, "--batch-size", 2, out="whole")
-    generate, calls = mllm.generate_images, []
+    generate, calls = drawn_folder.generate_images, []
 
     def interrupted(*words, **options):
         calls.append(1)
@@ -140,7 +140,7 @@ def test_ctrl_c_then_the_same_command_is_as_one_run(run, draw, tiny_folder, tmp_
             raise KeyboardInterrupt
         return generate(*words, **options)
 
-    monkeypatch.setattr(mllm, "generate_images", interrupted)
+    monkeypatch.setattr(drawn_folder, "generate_images", interrupted)
     words = ("a cat", "-n", 5, "--batch-size", 2)
     ended = run(main, *words, "--model", tiny_folder, "--out", tmp_path / "out")
     assert ended.status == 130 and ended.err.endswith("stopped\n") and "Traceback" not in ended.err

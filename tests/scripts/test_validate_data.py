@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.validate_data import histogram, main
+from scripts.validate_data import main
 from tests.shard_files import IMAGE, png, talk, text, write_shard
+from training.data.validation import histogram
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from data_recipes.files import whole
 from data_recipes.messages import Messages, with_images
 from data_recipes.scenes.language import conversation, story
 from data_recipes.scenes.world import Question, Scene, World, layout, layout_questions, questions, some_caption
@@ -68,9 +69,8 @@ def extract_codes(
             images = [world.render(scene) for scenes in pictures for scene in scenes]
             parts.append(image_tokenizer.encode(images).to(dtype))
             yield len(seeds)
-        temporary = path.with_suffix(".writing")
-        save_file({"codes_NLK": torch.cat(parts), "counts": torch.tensor(counts)}, temporary, metadata=about)
-        temporary.rename(path)
+        with whole(path) as part:
+            save_file({"codes_NLK": torch.cat(parts), "counts": torch.tensor(counts)}, part, metadata=about)
 
 
 def _pictures(world: World, seed: int, split: str, language: bool) -> list[Scene]:

@@ -16,11 +16,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from data_recipes.images import SCENES, open_images
+from mllm.folders import load_image_tokenizer
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 from tokenizer.image_tokenizer import TrainingOutput
 from tokenizer.transform import to_images, to_pixels
 
-from ..lm.build import load_image_tokenizer
 from ..run.checkpoint import latest_checkpoint, load_state, save_checkpoint
 from ..run.device import autocast, pick_device, short_attention
 from ..run.distributed import (

@@ -1,6 +1,5 @@
 """What a recipe's `model` says, as a model: new, pretrained in part, or from a folder; and which of it trains."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -9,12 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from mllm import Mllm, MllmConfig, Processor
 from mllm.codes import CodebookEmbedding
-from mllm.folders import find_model, loading
+from mllm.folders import load_image_tokenizer, loading
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 
 from ..run.optim import freeze
@@ -82,7 +80,7 @@ def _load(folder: str | Path, config: ModelConfig, is_checkpoint: bool) -> Start
         model.image_tokenizer = _image_tokenizer(config.image_tokenizer)
         _share_codebooks(model)
     elif not isinstance(model.image_tokenizer, ImageTokenizer):  # loaded in parts
-        model.image_tokenizer = _image_tokenizer_in(folder, model.config.image_tokenizer_config)
+        model.image_tokenizer = load_image_tokenizer(folder)
     if config.plan_length is not None:
         model.config.plan_length = config.plan_length
     return Start(model, Processor.from_pretrained(folder), ("",))
@@ -185,15 +183,6 @@ def _share_codebooks(model: Mllm) -> None:
         model.code_embed.quantizer.load_state_dict(model.image_tokenizer.quantizer.state_dict())
 
 
-def load_image_tokenizer(name: str) -> ImageTokenizer:
-    """A model of its own or part of a language model, by folder or shipped name."""
-    file = Path(find_model(name)) / "config.json"
-    inside = json.loads(file.read_text()).get("image_tokenizer") if file.is_file() else None
-    if inside:
-        return _image_tokenizer_in(name, ImageTokenizerConfig(**inside))
-    return ImageTokenizer.from_pretrained(name)
-
-
 def _image_tokenizer(name: str) -> ImageTokenizer:
     """One that is there, or a new one of a named size: "new:tiny"."""
     size = name.removeprefix(NEW)
@@ -202,13 +191,3 @@ def _image_tokenizer(name: str) -> ImageTokenizer:
     if size not in SIZES:
         raise ValueError(f"recipe, model.image_tokenizer: unknown size {size!r}; known: {', '.join(SIZES)}")
     return ImageTokenizer(SIZES[size]).eval()
-
-
-def _image_tokenizer_in(name: str | Path, sizes: ImageTokenizerConfig) -> ImageTokenizer:
-    """The one inside a language model's folder."""
-    image_tokenizer, prefix, weights = ImageTokenizer(sizes).eval(), "image_tokenizer.", {}
-    for path in Path(find_model(name)).glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            weights |= {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
-    image_tokenizer.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in weights.items()})
-    return image_tokenizer

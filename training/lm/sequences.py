@@ -1,7 +1,5 @@
 """What a training sequence looks like, and where it carries loss: as a line for the log, and as a page."""
 
-import base64
-import io
 from collections.abc import Iterable
 from html import escape
 from itertools import groupby, islice
@@ -10,6 +8,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
+from data_recipes.page import make_page, picture_source
 from mllm.text.processor import MllmProcessor
 from mllm.text.templates import IGNORED, Sample
 from tokenizer import ImageTokenizer
@@ -64,18 +63,14 @@ def preview_page(
     for name, sample in samples:
         shown = "".join(_html(stretch, image_tokenizer) for stretch in stretches(processor, sample))
         sections.append(f"<section><small>{escape(name)}, {len(sample.ids)} tokens</small>{shown}</section>")
-    head = f'<!doctype html><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     legend = "<p><mark>Marked text</mark> and framed images carry loss.</p>"
-    page = f"{head}<h1>{escape(title)}</h1>{legend}{''.join(sections)}\n"
-    return page.encode("ascii", "xmlcharrefreplace").decode()
+    return make_page(title, STYLE, f"<h1>{escape(title)}</h1>{legend}{''.join(sections)}")
 
 
 def _html(stretch: Stretch, image_tokenizer: ImageTokenizer) -> str:
     if stretch.image is None:
         return f"<mark>{escape(stretch.text)}</mark>" if stretch.has_loss else escape(stretch.text)
-    data = io.BytesIO()
-    _picture(stretch.image, image_tokenizer).save(data, "PNG")
-    source = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    source = picture_source(_picture(stretch.image, image_tokenizer))
     return f'<img{" class=loss" if stretch.has_loss else ""} src="{source}">'
 
 

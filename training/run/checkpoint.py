@@ -1,7 +1,7 @@
 """Step folders of a run: `step_000500/model` is what from_pretrained accepts, `state.pt` is the rest of the run.
 
-A folder is written under a temporary name and renamed, and renamed before it is deleted, so that a process that is
-killed never leaves one that looks finished and is not.
+A folder is renamed before it is deleted, so that a process that is killed never leaves one that looks finished and is
+not.
 """
 
 import json
@@ -14,30 +14,28 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-WRITING, REMOVING = ".writing_", ".removing_"
+from data_recipes.files import whole
 
 
 def save_checkpoint(run: Path, step: int, save_model: Callable[[Path], None], state: dict, keep: int) -> Path:
     """Write `run/step_{step}` and drop all but the newest `keep`. Raises ValueError when the disk does not take it:
     then nothing of it is left, and earlier ones are as they were."""
-    final, temporary = run / f"step_{step:06d}", run / f"{WRITING}step_{step:06d}"
-    run.mkdir(parents=True, exist_ok=True)
-    for unfinished in [*run.glob(f"{WRITING}step_*"), *run.glob(f"{REMOVING}step_*")]:  # of processes that were killed
+    final = run / f"step_{step:06d}"
+    for unfinished in run.glob(".step_*"):  # of processes that were killed
         shutil.rmtree(unfinished)
     try:
-        temporary.mkdir()
-        save_model(temporary / "model")
-        torch.save({**state, "step": step}, temporary / "state.pt")
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
+        with whole(final) as part:
+            part.mkdir()
+            save_model(part / "model")
+            torch.save({**state, "step": step}, part / "state.pt")
+            for path in [*part.rglob("*"), part]:
+                _sync(path)
+            if final.exists():
+                _remove(final)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have words of their own for it
-        shutil.rmtree(temporary, ignore_errors=True)
         before = latest_checkpoint(run)
         newest = f"{before.name} stays the newest one, and the run goes on from it" if before else "there is none yet"
         raise ValueError(f"cannot write checkpoint {final}: {' '.join(str(error).split())}; {newest}") from error
-    if final.exists():
-        _remove(final)
-    temporary.rename(final)
     _sync(run)
     for old in checkpoints(run)[:-keep]:
         _remove(old)
@@ -88,7 +86,7 @@ def _load(file: Path) -> dict:
 
 
 def _remove(checkpoint: Path) -> None:
-    hidden = checkpoint.with_name(f"{REMOVING}{checkpoint.name}")
+    hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
     checkpoint.rename(hidden)
     shutil.rmtree(hidden)
 

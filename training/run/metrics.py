@@ -9,8 +9,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
+
+from data_recipes.files import whole
 
 from .distributed import sum_over_ranks
 from .recipe import save_config
@@ -35,14 +36,14 @@ class Metrics:
     def __init__(self, config: Any, first_step: int):
         run, mode = config.run.path, config.run.wandb
         run.mkdir(parents=True, exist_ok=True)
-        with replacing(run / "config.yaml") as file:
+        with whole(run / "config.yaml") as file:
             save_config(config, file)
         self.file, self.steps, self.every = run / "metrics.jsonl", config.run.steps, config.run.log_every
         self.before: dict[str, float] | None = None
         if self.file.is_file():
             rows = [row for row in read_rows(self.file) if row["step"] <= first_step]
             self.before = rows[-1] if rows else None
-            with replacing(self.file) as file:
+            with whole(self.file) as file:
                 file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.wandb = _start_wandb(run, dataclasses.asdict(config), mode)
         self.started, self.first_step = time.monotonic(), first_step
@@ -62,8 +63,7 @@ class Metrics:
     def texts(self, step: int, name: str, lines: Sequence[str]) -> None:
         """Keep lines of text as `texts/NAME_{step}.txt`, and show them in wandb."""
         file = self.file.parent / "texts" / f"{name}_{step:06d}.txt"
-        file.parent.mkdir(exist_ok=True)
-        with replacing(file) as written:
+        with whole(file) as written:
             written.write_text("".join(f"{line}\n" for line in lines))
         if self.wandb:
             import wandb
@@ -73,8 +73,8 @@ class Metrics:
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         """Keep a picture as `pictures/NAME_{step}.png`, and show it in wandb."""
         file = self.file.parent / "pictures" / f"{name}_{step:06d}.png"
-        file.parent.mkdir(exist_ok=True)
-        image.save(file)
+        with whole(file) as written:
+            image.save(written, "PNG")
         if self.wandb:
             import wandb
 
@@ -83,14 +83,6 @@ class Metrics:
     def close(self) -> None:
         if self.wandb:
             self.wandb.finish()
-
-
-@contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `file` when all is written."""
-    temporary = file.with_name(f".writing_{file.name}")
-    yield temporary
-    temporary.replace(file)
 
 
 def read_rows(file: Path) -> list[dict[str, float]]:

@@ -5,12 +5,16 @@ import math
 import os
 from pathlib import Path
 
+from data_recipes.files import whole, write_whole
+from data_recipes.page import make_page
+
 from .metrics import read_rows
 
-PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
-<style>body {{ font-family: sans-serif; margin: 2em auto; max-width: 75em }} img {{ max-width: 100% }}
-table {{ border-collapse: collapse }} td {{ padding: .2em .8em; border-bottom: 1px solid #ddd }}</style>
-<h1>{title}</h1><p>{steps} steps logged until step {last}.</p>
+STYLE = """
+body { font-family: sans-serif; margin: 2em auto; max-width: 75em } img { max-width: 100% }
+table { border-collapse: collapse } td { padding: .2em .8em; border-bottom: 1px solid #ddd }
+"""
+BODY = """<h1>{title}</h1><p>{steps} steps logged until step {last}.</p>
 <h2>Last values</h2><table>{values}</table>
 <h2>Curves</h2><img src="{curves}" alt="every logged number over steps">
 <h2>Pictures</h2>{pictures}
@@ -38,18 +42,17 @@ def write_report(run: Path, page: Path) -> None:
     curves = page.with_suffix(".png")
     plot_run(run, curves)
     cells = "".join(f"<tr><td>{html.escape(name)}<td>{column[-1]:.5g}" for name, column in columns.items())
-    page.write_text(
-        PAGE.format(
-            title=html.escape(run.name),
-            steps=len(columns["step"]),
-            last=columns["step"][-1],
-            values=cells,
-            curves=curves.name,
-            pictures="".join(_figure(file, page) for file in _first_and_last(run / "pictures")) or "<p>None.",
-            texts="".join(_text(file) for file in _first_and_last(run / "texts")) or "<p>None.",
-            recipe=html.escape((run / "config.yaml").read_text()),
-        )
+    body = BODY.format(
+        title=html.escape(run.name),
+        steps=len(columns["step"]),
+        last=columns["step"][-1],
+        values=cells,
+        curves=curves.name,
+        pictures="".join(_figure(file, page) for file in _first_and_last(run / "pictures")) or "<p>None.",
+        texts="".join(_text(file) for file in _first_and_last(run / "texts")) or "<p>None.",
+        recipe=html.escape((run / "config.yaml").read_text()),
     )
+    write_whole(page, make_page(run.name, STYLE, body))
 
 
 def _first_and_last(folder: Path) -> list[Path]:
@@ -90,7 +93,8 @@ def plot_run(run: Path, picture: Path) -> None:
                 axes.plot(steps, values, color="tab:blue", alpha=0.3)
             axes.plot(steps, _running_mean(values), color="tab:blue" if len(lines) == 1 else None)
         axes.grid(alpha=0.3)
-    figure.savefig(picture, dpi=80)
+    with whole(picture) as part:
+        figure.savefig(part, format="png", dpi=80)
 
 
 def _running_mean(values: list[float], decay: float = 0.9) -> list[float]:

@@ -11,9 +11,9 @@ from PIL import Image
 
 from data_recipes.scenes.world import CLASSES, COLORS, World
 from eval.geneval.rules import judge, judge_images, load_records
+from eval.scenes import detector_training
 from eval.scenes.detector import Detector, DetectorConfig, Prediction
-from scripts import train_detector
-from scripts.train_detector import losses, spoil, targets
+from eval.scenes.detector_training import losses, spoil, targets
 
 TINY = {"widths": (4, 4, 8, 8), "depths": (1, 1, 1), "neck_width": 8}
 
@@ -106,20 +106,20 @@ def test_spoiled_images_keep_size_and_mostly_their_content():
 @pytest.fixture
 def short_training(monkeypatch):
     """Two tiny images a step, saved every second step, drawn without the emoji font."""
-    monkeypatch.setattr(train_detector, "BATCH", 2)
-    monkeypatch.setattr(train_detector, "SAVE_EVERY", 2)
-    monkeypatch.setattr(train_detector, "World", lambda: World("shapes"))
-    monkeypatch.setattr(train_detector, "DetectorConfig", partial(DetectorConfig, **TINY))
+    monkeypatch.setattr(detector_training, "BATCH", 2)
+    monkeypatch.setattr(detector_training, "SAVE_EVERY", 2)
+    monkeypatch.setattr(detector_training, "World", lambda: World("shapes"))
+    monkeypatch.setattr(detector_training, "DetectorConfig", partial(DetectorConfig, **TINY))
 
 
 def test_a_resumed_training_ends_with_the_same_weights(short_training, monkeypatch, tmp_path):
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     recipe = {"steps": 4, "seed": 0}
-    whole, _ = train_detector.train(tmp_path / "whole", recipe)
+    whole, _ = detector_training.train(tmp_path / "whole", recipe)
 
     calls = []
-    step = train_detector.train_step
+    step = detector_training.train_step
 
     def crash_in_the_third(*args):
         calls.append(args)
@@ -127,19 +127,19 @@ def test_a_resumed_training_ends_with_the_same_weights(short_training, monkeypat
             raise RuntimeError("power cut")
         return step(*args)
 
-    monkeypatch.setattr(train_detector, "train_step", crash_in_the_third)
+    monkeypatch.setattr(detector_training, "train_step", crash_in_the_third)
     with pytest.raises(RuntimeError, match="power cut"):
-        train_detector.train(tmp_path / "cut", recipe)
-    monkeypatch.setattr(train_detector, "train_step", step)
-    resumed, _ = train_detector.train(tmp_path / "cut", recipe)
+        detector_training.train(tmp_path / "cut", recipe)
+    monkeypatch.setattr(detector_training, "train_step", step)
+    resumed, _ = detector_training.train(tmp_path / "cut", recipe)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 
 
 def test_a_checkpoint_of_another_run_is_refused(short_training, tmp_path):
-    train_detector.train(tmp_path, {"steps": 2, "seed": 0})
+    detector_training.train(tmp_path, {"steps": 2, "seed": 0})
     with pytest.raises(ValueError, match="belongs to another run"):
-        train_detector.train(tmp_path, {"steps": 2, "seed": 1})
+        detector_training.train(tmp_path, {"steps": 2, "seed": 1})
 
 
 def test_judge_images_keeps_verdict_and_detections(tmp_path):

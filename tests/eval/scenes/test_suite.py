@@ -23,7 +23,8 @@ from eval.scenes.suite import (
     report,
     spread,
 )
-from scripts.eval_scenes import print_report, write_results
+from eval.scenes.tables import print_report
+from scripts.eval_scenes import write_results
 
 SMALL = Settings(limit=3, images_per_prompt=2, batch_size=2)
 

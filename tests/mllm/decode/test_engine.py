@@ -14,8 +14,9 @@ from mllm import generate_images, generate_text
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
 from mllm.decode import engine as engine_module
 from mllm.decode.engine import Engine
+from mllm.decode.options import DrawingOptions
 from mllm.decode.program import Chat, Drawing, Preview, UpTo
-from mllm.decode.sampling import DrawingOptions, NotFinite
+from mllm.decode.sampling import NotFinite
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 WAIT = 60  # seconds, for machines under load

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from mllm import generate_images, generate_text
+from mllm.decode.options import DrawingOptions
 from mllm.decode.program import candidate_generators, start_drawing
 from mllm.decode.rerank import ASKED_FOR_PROMPT, best, fit
 from mllm.decode.run import plan_drawings, sample_codes
-from mllm.decode.sampling import DrawingOptions
 
 PROMPT = "a photo of a red dog"
 

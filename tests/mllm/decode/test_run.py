@@ -6,9 +6,10 @@ from PIL import Image
 
 from mllm import generate_images, generate_text, generate_texts
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
+from mllm.decode.options import Sampling
 from mllm.decode.program import start_drawing
 from mllm.decode.run import plan_drawings, sample_codes
-from mllm.decode.sampling import Picker, Sampling, filter_logits, gumbel, sample
+from mllm.decode.sampling import Picker, filter_logits, gumbel, sample
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]

@@ -5,9 +5,10 @@ import torch
 
 from mllm import generate_images, generate_text
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
+from mllm.decode.options import Sampling
 from mllm.decode.rerank import best
 from mllm.decode.run import generate_texts
-from mllm.decode.sampling import NONE, NotFinite, Picker, Sampling, sample_unasked
+from mllm.decode.sampling import NONE, NotFinite, Picker, sample_unasked
 from mllm.fast import cpu
 
 NAN, INF = float("nan"), float("inf")

@@ -9,8 +9,9 @@ from torch import nn
 
 from mllm import generate_images
 from mllm.codes import CODE_EMBEDDINGS
+from mllm.decode.options import Sampling
 from mllm.decode.run import sample_codes
-from mllm.decode.sampling import Picker, Sampling
+from mllm.decode.sampling import Picker
 from mllm.decode.stream import Stream
 from mllm.fast import cpu, pick_kernels
 from mllm.fast.cpu import library

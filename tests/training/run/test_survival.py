@@ -47,7 +47,7 @@ def stamps(run: Path, pattern: str) -> set[tuple[str, int]]:
 def kill_once(argv: list[str], run: Path, rng: random.Random) -> None:
     """In the middle of a checkpoint, or some steps after the start."""
     in_checkpoint, steps = rng.random() < 0.5, rng.randint(1, 3)
-    pattern = ".writing_step_*" if in_checkpoint else "metrics.jsonl"
+    pattern = ".step_*.part" if in_checkpoint else "metrics.jsonl"
     before, newest = stamps(run, pattern), latest_checkpoint(run)
     wanted = steps + (int(newest.name.removeprefix("step_")) if newest else 0)
     [process] = start_training(argv, run.parent / "log")

@@ -21,7 +21,7 @@ def cores() -> float:
         return allowed
 
 
-def settle(environment: MutableMapping[str, str], processes: int = 1) -> None:
+def choose_threads(environment: MutableMapping[str, str], processes: int = 1) -> None:
     """Threads for one of so many processes side by side on this machine, at least those of its launcher. What is there
     already stays."""
     ranks = int(environment.get("LOCAL_WORLD_SIZE") or 1)

@@ -1,4 +1,4 @@
-"""A training step of the image tokenizer, and the plainest correct loop that does the same."""
+"""An update of the image tokenizer, beside the plainest correct loop that does the same."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from tokenizer import SIZES
 from tokenizer.quantizers import Quantized
 from tokenizer.quantizers.multi_codebook import MultiCodebookQuantizer
 from tokenizer.vitamin import UpConv
@@ -17,7 +18,24 @@ from training.image_tokenizer.losses import tokenizer_losses
 from training.image_tokenizer.train import Learner
 from training.run.recipe import OptimConfig, RunConfig, TokenizerLossConfig, TokenizerTrainConfig
 
+from . import Options
+from .figures import TOLERANCE, Figure, compare
+from .models import known
+
 LOSSES = TokenizerLossConfig(l1=0.2, l2=1.0, quantizer=1.0, contrastive=1.0)
+
+
+def bench_train(options: Options, batch: int) -> list[Figure]:
+    if options.model:
+        raise ValueError("train starts from random weights: give --shape, not --model")
+    known(SIZES, options.shape)
+    exact, plain = training_steps(options.shape, batch, "fp32")
+    losses = [exact(), plain()]
+    if abs(losses[0] - losses[1]) > TOLERANCE * losses[1]:
+        raise ValueError(f"not timed, as ours and the plain loop have different losses: {losses[0]} and {losses[1]}")
+    ours, plain = training_steps(options.shape, batch, "bf16")
+    ours(), plain()  # to warm up
+    return compare(f"train, batch {batch}", ours, plain, {"images/s": batch}, options.repeats)
 
 
 def training_steps(size: str, batch: int, precision: str) -> tuple[Callable[[], float], Callable[[], float]]:

@@ -11,7 +11,15 @@ from ctypes.util import find_library
 from math import ceil
 from statistics import median
 
-from scripts._threads import cores, settle
+import torch
+
+from mllm import generate_images
+
+from ..models import load_image_tokenizer, load_model
+from ..threads import choose_threads, cores
+from . import Options
+from .figures import Figure, spread
+from .updates import Updates
 
 WAYS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 # Large tensors stay with the process when they are freed, and are there for the next update.
@@ -20,10 +28,23 @@ KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 ROUNDS = 2
 
 
+def bench_threads(options: Options, batch: int) -> list[Figure]:
+    if options.shape != "scenes":
+        raise ValueError("threads is of the model of scenes: give --shape scenes")
+    figures: list[Figure] = []
+    for work, rates in measure(batch, options.repeats).items():
+        name, unit = work.split(", ")
+        (_, own), *others = rates.items()
+        for setting, other in others:
+            mine, theirs = median(own), median(other)
+            figures.append(Figure(f"{name}: {setting}", mine, unit, theirs, mine / theirs, spread(own), spread(other)))
+    return figures
+
+
 def settings() -> dict[str, dict[str, str]]:
     """Name -> environment; the first is what a command settles by itself."""
     chosen = {name: value for name, value in os.environ.items() if name not in WAYS}
-    settle(chosen)
+    choose_threads(chosen)
     found = {"by itself": {name: chosen[name] for name in WAYS if name in chosen}}
     for threads in sorted({1, ceil(cores())}):
         for name, waiting in (
@@ -65,25 +86,16 @@ def _run(words: list[str], environment: dict[str, str]) -> float:
 
 
 def training(batch: int) -> tuple[Callable, float]:
-    from scripts._bench_lm import Updates
-
     updates = Updates(batch, "run.threads=0")
     return updates.update, updates.tokens()
 
 
 def drawing(batch: int) -> tuple[Callable, float]:
-    from mllm import generate_images
-    from scripts._load import load_model
-
     model, processor = load_model("scenes")
     return lambda: generate_images(model, processor, ["a photo of a dog"] * batch), batch
 
 
 def encoding(batch: int) -> tuple[Callable, float]:
-    import torch
-
-    from scripts._load import load_image_tokenizer
-
     image_tokenizer = load_image_tokenizer("scenes")
     side = image_tokenizer.config.image_size
     pixels_N3HW = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import _threads
-from scripts._bench_threads import settings
-from scripts._threads import cores, settle
+import eval.threads
+from eval.bench.openmp import settings
+from eval.threads import choose_threads, cores
 
 ROOT = Path(__file__).parents[2]
 UNSET = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
@@ -20,7 +20,7 @@ UNSET = {name: value for name, value in os.environ.items() if not name.startswit
 )
 def test_cores_are_those_of_the_process_and_its_container(monkeypatch, tmp_path, share, cores_allowed):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(_threads, "CGROUP", tmp_path / "cpu.max")
+    monkeypatch.setattr(eval.threads, "CGROUP", tmp_path / "cpu.max")
     if share:
         (tmp_path / "cpu.max").write_text(f"{share}\n")
     assert cores() == cores_allowed
@@ -37,14 +37,14 @@ def test_cores_are_those_of_the_process_and_its_container(monkeypatch, tmp_path,
     ],
 )
 def test_processes_side_by_side_share_the_cores(monkeypatch, given, processes, threads):
-    monkeypatch.setattr(_threads, "cores", lambda: 8)
-    settle(given, processes)
+    monkeypatch.setattr(eval.threads, "cores", lambda: 8)
+    choose_threads(given, processes)
     assert given["OMP_NUM_THREADS"] == threads and "GOMP_SPINCOUNT" in given
 
 
 def test_what_somebody_has_set_stays():
     given = {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"}
-    settle(given)
+    choose_threads(given)
     assert given == {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"}
 
 
@@ -54,10 +54,10 @@ def test_openmp_hears_of_it_before_torch_starts_it():
     environment = {**UNSET, "OMP_DISPLAY_ENV": "VERBOSE"}
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert told.stdout == f"{max(1, int(cores()))}\n", told.stderr
-    assert f"GOMP_SPINCOUNT = '{_threads.PATIENCE}'" in told.stderr
+    assert f"GOMP_SPINCOUNT = '{eval.threads.PATIENCE}'" in told.stderr
 
 
 def test_the_benchmark_compares_with_each_number_of_threads_and_way_to_wait():
     own, *others = settings().values()
-    assert int(own["OMP_NUM_THREADS"]) <= cores() and own["GOMP_SPINCOUNT"] == _threads.PATIENCE
+    assert int(own["OMP_NUM_THREADS"]) <= cores() and own["GOMP_SPINCOUNT"] == eval.threads.PATIENCE
     assert {one["OMP_NUM_THREADS"] for one in others} >= {"1"} and len({str(one) for one in others}) == len(others)

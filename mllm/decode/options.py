@@ -1,0 +1,84 @@
+"""How an id is chosen, and how an image is drawn: options with their defaults, limits, and words for a command line.
+
+A new sampler option is a line here, and what it does to logits in sampling.py. This module imports nothing but the
+standard library: commands read it before they import torch.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+CODE_CONTEXTS = ("exact", "published")
+
+
+def option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How an id is chosen. `temperature` 0 takes the most likely one; `top_k` keeps so many of the most likely ones
+    (0: all), `top_p` the fewest that hold this probability. Raises ValueError, naming the option, its value and what it
+    may be."""
+
+    temperature: float = option(0.0, "0: the most likely")
+    top_k: int = option(0, "draw from the k likeliest; 0: from all")
+    top_p: float = option(1.0, "draw from this much probability")
+
+    def __post_init__(self):
+        # `not x >= 0` is true of NaN, too.
+        if not 0 <= self.temperature < math.inf or 0 < self.temperature < 1e-3:
+            raise ValueError(
+                f"temperature {self.temperature} is neither 0 (greedy) nor at least 0.001; 1 is the model's own"
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k {self.top_k} is negative; 0 keeps all entries")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} is outside (0, 1]; 1 keeps all entries")
+
+    @property
+    def sampling(self) -> "Sampling":
+        """These three alone, of a subclass, too."""
+        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions(Sampling):
+    """How an image is drawn. The defaults of guidance and temperature are the best of a search with `scenes`.
+
+    `cfg_scale` is classifier-free guidance (arXiv 2207.12598; 1: none), applied in the part `cfg_interval` of the
+    image, from 0 to 1 (arXiv 2404.07724); outside, it costs nothing. Of so many `candidates`, the first of which is the
+    image without any others, the model keeps the one that fits the prompt best (`rerank.fit`). `code_context` "exact"
+    embeds a position in the context of the earlier ones, as in training; "published" embeds it alone, as UniTok's
+    released generation does, which makes a difference where the embedding attends (`CodebookEmbedding`).
+    """
+
+    temperature: float = option(0.5, "0: the most likely")
+    cfg_scale: float = option(2.0, "guidance; 1 is none")
+    cfg_interval: tuple[float, float] = option((0.0, 1.0), "part of an image with guidance")
+    candidates: int = option(1, "for an image; the model keeps its favourite")
+    code_context: str = option("exact", "exact, or published: as UniTok's released loop")
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "cfg_interval", tuple(self.cfg_interval))  # a list, from JSON or a command line
+        first, end = self.cfg_interval
+        if not 1 <= self.cfg_scale < math.inf:
+            raise ValueError(f"cfg_scale {self.cfg_scale} is below 1 or no number; 1 is no guidance")
+        if not 0 <= first < end <= 1:
+            raise ValueError(f"cfg_interval {first} to {end} is no part of an image: 0 to 1 is all")
+        if self.candidates < 1:
+            raise ValueError(f"candidates {self.candidates} is below 1, the drawing that is kept")
+        if self.candidates > 1 and self.temperature == 0:
+            raise ValueError(
+                f"candidates {self.candidates} at temperature 0 would all be the same: take a temperature above 0"
+            )
+        if self.code_context not in CODE_CONTEXTS:
+            raise ValueError(f"unknown code_context {self.code_context!r}; known: {', '.join(CODE_CONTEXTS)}")
+        if self.code_context == "published" and first > 0:
+            raise ValueError("code_context 'published' needs guidance from the first position: cfg_interval from 0")
+
+    def cfg_scale_at(self, position: int, positions: int) -> float:
+        """The guidance of one of the `positions` of an image."""
+        first, end = (round(positions * part) for part in self.cfg_interval)
+        return self.cfg_scale if first <= position < end else 1.0
