@@ -4,7 +4,7 @@ python -m scripts.train training/stages/mixed.yaml run.name=try2 optim.lr=5e-4
 torchrun --nproc_per_node 2 -m scripts.train training/stages/mixed.yaml
 deepspeed --num_gpus 2 --module scripts.train training/stages/mixed.yaml deepspeed.stage=3 "optim.muon=[]"
 
-training/README.md says what each of these does, how a run is resumed, and how several machines are used.
+docs/training.md says what each of these does, how a run is resumed, and how several machines are used.
 """
 
 from argparse import SUPPRESS

@@ -17,9 +17,9 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How an id is chosen. `temperature` 0 takes the most likely one; `top_k` keeps so many of the most likely ones
-    (0: all), `top_p` the fewest that hold this probability. Raises ValueError, naming the option, its value and what it
-    may be."""
+    """How an id is chosen. `temperature` 0 takes the most likely id; `top_k` keeps so many of the most likely ids (0:
+    all); `top_p` keeps the fewest ids that hold this probability (nucleus sampling, arXiv 1904.09751). Raises
+    ValueError, naming the option, its value and what it may be."""
 
     temperature: float = option(0.0, "0: the most likely")
     top_k: int = option(0, "draw from the k likeliest; 0: from all")
@@ -38,7 +38,7 @@ class Sampling:
 
     @property
     def sampling(self) -> "Sampling":
-        """These three alone, of a subclass, too."""
+        """These three options alone, also when `self` is of a subclass."""
         return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
@@ -79,6 +79,6 @@ class DrawingOptions(Sampling):
             raise ValueError("code_context 'published' needs guidance from the first position: cfg_interval from 0")
 
     def cfg_scale_at(self, position: int, positions: int) -> float:
-        """The guidance of one of the `positions` of an image."""
+        """The guidance scale at a position (from 0) of an image of `positions`."""
         first, end = (round(positions * part) for part in self.cfg_interval)
         return self.cfg_scale if first <= position < end else 1.0

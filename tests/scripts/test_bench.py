@@ -11,7 +11,7 @@ from PIL import Image
 from eval.bench import BENCHES, generation, image_tokenizer_update, images, reference, steps, updates
 from eval.bench import figures as timing
 from eval.bench.figures import NEAR_TIE, check_codes, check_pixels, compare
-from eval.bench.models import new_model
+from eval.bench.models import get_image_tokenizer, new_model
 from eval.bench.reference import reference_pick
 from eval.bench.roofline import step_costs
 from mllm.decode.sampling import filter_logits
@@ -282,4 +282,4 @@ def test_every_command_is_tested():
 
 def test_an_image_tokenizer_that_the_reference_does_not_know_is_refused():
     with pytest.raises(ValueError, match="scenes-conv: the loops of the reference, .* not conv and multi_codebook"):
-        bench.get_image_tokenizer(None, "scenes-conv")
+        get_image_tokenizer(None, "scenes-conv")
