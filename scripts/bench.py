@@ -1,15 +1,15 @@
 """Time a model against plain baselines, at the same weights and in the same run.
 
-python -m scripts.bench encode --model scenes --batch 1 8                     pixels to codes
-python -m scripts.bench decode --shape unitok-base --batch 4                  codes to images
-python -m scripts.bench generate --shape w320 --batch 1 8 --positions 32      prompts to codes, with guidance
-python -m scripts.bench answer --model scenes --tokens 64                     an image and a question to text
-python -m scripts.bench step --shape w576 --tokens 16                         a position, weights of each form
-python -m scripts.bench prefill --shape 7b-layers --tokens 256                a prompt of --tokens
-python -m scripts.bench load --shape w576 --form int8                         files to weights, and memory
-python -m scripts.bench train --shape scenes --batch 32                       an update of an image tokenizer
-python -m scripts.bench update --shape scenes --batch 8                       an update of a language model
-python -m scripts.bench threads --shape scenes --batch 8 --repeats 3          numbers of threads, allocators
+python -m scripts.bench encode --model scenes --batch 1 8  # pixels to codes
+python -m scripts.bench decode --shape unitok-base --batch 4  # codes to images
+python -m scripts.bench generate --shape w320 --batch 1 8 --positions 32  # prompts to codes, with guidance
+python -m scripts.bench answer --model scenes --tokens 64  # an image and a question to text
+python -m scripts.bench step --shape w576 --tokens 16  # a position, weights of each form
+python -m scripts.bench prefill --shape 7b-layers --tokens 256  # a prompt of --tokens
+python -m scripts.bench load --shape w576 --form int8  # files to weights, and memory
+python -m scripts.bench train --shape scenes --batch 32  # an update of an image tokenizer
+python -m scripts.bench update --shape scenes --batch 8  # an update of a language model
+python -m scripts.bench threads --shape scenes --batch 8 --repeats 3  # numbers of threads, allocators
 
 encode, decode and generate run against the loops of the reference implementation, answer and step against transformers,
 quantized steps against the fastest that are not, prefill against matrices of this machine, load against reading files,
