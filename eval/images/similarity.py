@@ -3,7 +3,10 @@
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from PIL import Image
+
+import tokenizer.psnr
 
 from .st_lpips import Distance, st_lpips
 
@@ -11,7 +14,7 @@ from .st_lpips import Distance, st_lpips
 def psnr(image: Image.Image, other: Image.Image) -> float:
     """Peak signal-to-noise ratio over all values, in dB; 148 for equal images, as JSON has no word for infinity."""
     difference = np.asarray(image, dtype=np.float64) - np.asarray(other, dtype=np.float64)
-    return 10 * float(np.log10(255**2 / max(np.mean(difference**2), 1e-10)))
+    return tokenizer.psnr.psnr(torch.tensor(np.mean(difference**2)), 255).item()
 
 
 def ssim(image: Image.Image, other: Image.Image) -> float:

@@ -19,6 +19,7 @@ from data_recipes.images import SCENES, open_images
 from mllm.folders import load_image_tokenizer
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 from tokenizer.image_tokenizer import TrainingOutput
+from tokenizer.psnr import psnr
 from tokenizer.transform import to_images, to_pixels
 
 from ..run.checkpoint import latest_checkpoint, load_state, save_checkpoint
@@ -338,4 +339,4 @@ def _add(sums: dict[str, torch.Tensor], terms: dict[str, torch.Tensor]) -> None:
 def _psnr(pixels_N3HW: torch.Tensor, decoded_N3HW: torch.Tensor) -> torch.Tensor:
     """Mean over images, in dB; pixels in [-1, 1]."""
     error = (decoded_N3HW.float().clamp(-1, 1) - pixels_N3HW).pow(2).flatten(1).mean(1)
-    return (10 * torch.log10(4 / error)).mean()
+    return psnr(error, 2).mean()

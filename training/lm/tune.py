@@ -5,7 +5,6 @@ tokenizer, and only the gradient goes on. A guard keeps what the decoder makes o
 Shapes: N images, L positions, K sub-codebooks.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from mllm import Mllm
 from mllm.model import MllmOutput
+from tokenizer.psnr import psnr
 
 from ..image_tokenizer.losses import perceptual_network, reconstruction_losses
 from ..run.recipe import TuneConfig
@@ -68,7 +68,7 @@ TunedMllm.__name__ = Mllm.__name__  # what config.json calls a saved model's cla
 
 def guard_means(guard_loss: torch.Tensor, squared_error: torch.Tensor) -> dict[str, float]:
     """What to log of an update, from means over its images: the guard's loss, and the reconstructions' PSNR in dB."""
-    return {"guard": guard_loss.item(), "psnr": 10 * math.log10(4 / squared_error.clamp(min=1e-9).item())}
+    return {"guard": guard_loss.item(), "psnr": psnr(squared_error, 2).item()}
 
 
 def settle(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
