@@ -88,7 +88,8 @@ def _read_weights(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 - no mapping
                 if key.startswith(prefix):
-                    weights[key.removeprefix(prefix)] = file.get_tensor(key).float()
+                    tensor = file.get_tensor(key)
+                    weights[key.removeprefix(prefix)] = tensor.float() if tensor.is_floating_point() else tensor
     return weights
 
 
