@@ -25,7 +25,7 @@ def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except (ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.stderr.write(f"error: {one_line(error)}\n")  # at once: ranks share a terminal
         status = 2
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
