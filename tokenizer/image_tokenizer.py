@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import torch_compilable_check
 
@@ -83,6 +84,13 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
     @property
     def device(self) -> torch.device:
         return self.logit_scale.device
+
+    def save_rounded(self, folder: str | Path) -> None:
+        """As `save_pretrained`, with weights in bfloat16, half as large. Loaded, they are float32 again, and codes are
+        those of the rounded weights: a language model must be trained on codes of the folder, not of this object."""
+        self.save_pretrained(folder)
+        file = Path(folder) / "model.safetensors"
+        save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
 
     def features(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
         """-> features_NLQ before quantization, float32."""

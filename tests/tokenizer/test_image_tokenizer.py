@@ -50,15 +50,20 @@ def test_save_and_load_give_the_same_codes(image_tokenizer, tmp_path):
     assert torch.equal(loaded.encode(pixels_N3HW), image_tokenizer.encode(pixels_N3HW))
 
 
-def test_weights_stored_in_bfloat16_are_read_as_float32_and_give_the_codes_of_the_rounded_weights(
+def test_weights_saved_in_bfloat16_are_half_as_large_and_give_the_codes_of_the_rounded_weights(
     image_tokenizer, tmp_path
 ):
-    rounded = deepcopy(image_tokenizer).bfloat16()
-    rounded.save_pretrained(tmp_path)
-    loaded = ImageTokenizer.from_pretrained(tmp_path).eval()
+    image_tokenizer.save_pretrained(tmp_path / "exact")
+    image_tokenizer.save_rounded(tmp_path / "rounded")
+    exact, rounded = (tmp_path / name / "model.safetensors" for name in ("exact", "rounded"))
+    assert rounded.stat().st_size < 0.7 * exact.stat().st_size  # names and shapes are as long as before
+    loaded, expected = ImageTokenizer.from_pretrained(tmp_path / "rounded").eval(), deepcopy(image_tokenizer)
+    with torch.no_grad():
+        for parameter in expected.parameters():
+            parameter.copy_(parameter.bfloat16())
     pixels_N3HW = torch.rand(2, 3, 32, 32) * 2 - 1
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    assert torch.equal(loaded.encode(pixels_N3HW), rounded.float().encode(pixels_N3HW))
+    assert torch.equal(loaded.encode(pixels_N3HW), expected.encode(pixels_N3HW))
 
 
 def test_contrastive_features_are_unit_vectors_of_one_space(image_tokenizer):
