@@ -216,8 +216,8 @@ def plan_steps(model: MllmForConditionalGeneration, processor: MllmProcessor, op
 class Program:
     """A request under way. The driver runs all `tracks` to their ends; then `resume` returns the tracks that follow.
 
-    `put` is called with each piece of the answer as it comes; `text` is the whole text so far. `ended_by` is "stop", or
-    "length" if the answer reached `max_new_tokens`. Raises ValueError for a request that cannot be served.
+    `put`, where there is one, is called with each piece of the answer as it comes; `text` is the whole text so far.
+    `ended_by` is "stop", or "length" if the answer reached `max_new_tokens`. Raises ValueError for a request that cannot be served.
     """
 
     def __init__(
@@ -225,9 +225,10 @@ class Program:
         model: MllmForConditionalGeneration,
         processor: MllmProcessor,
         request: Request,
-        put: Callable[[Piece], Any],
+        put: Callable[[Piece], Any] | None,
     ):
-        self.model, self.processor, self.request, self.put = model, processor, request, put
+        self.model, self.processor, self.request = model, processor, request
+        self.put, self._heard = put or (lambda piece: None), put is not None
         self.text, self.ended_by, self._earlier = "", "stop", 0
         self._stages = self._drawing(request) if isinstance(request, Drawing) else self._chat(request)
         self.tracks: list[Track] = next(self._stages)
@@ -306,7 +307,10 @@ class Program:
         spelled, text, sampling = Spelled(self.processor), UpTo(request.stop), request.sampling
         while len(spelled.ids) < limit:
             id = yield Write(sampling)
-            track.tell(text.add(spelled.add(id)))
+            if self._heard or request.stop:
+                track.tell(text.add(spelled.add(id)))
+            else:  # to spell each id as it comes costs more than a step of a small model
+                spelled.ids.append(id)
             if text.ended or id in (self.processor.eos_id, self.processor.boi_id):
                 break
         track.tell(text.rest())

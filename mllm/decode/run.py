@@ -118,7 +118,7 @@ def generate_texts(
     seeds = range(len(conversations)) if seeds is None else seeds
     with torch.no_grad():
         programs = [
-            Program(model, processor, Chat(messages, max_new_tokens, seed, None, **options), lambda piece: None)
+            Program(model, processor, Chat(messages, max_new_tokens, seed, None, **options), None)
             for messages, seed in zip(conversations, seeds, strict=True)
         ]
     for _ in run(Batch(model, processor), programs):
