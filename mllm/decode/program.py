@@ -217,8 +217,8 @@ class Program:
     """A request under way. The driver runs all `tracks` to their ends; then `resume` returns the tracks that follow.
 
     `put`, where there is one, is called with each piece of the answer as it comes; `text` is the whole text so far.
-    `ended_by` is "stop", or "length" if the answer reached `max_new_tokens`. Raises ValueError for a request that cannot
-    be served.
+    `ended_by` is "stop", or "length" if the answer reached `max_new_tokens`. Raises ValueError for a request that
+    cannot be served.
     """
 
     def __init__(
