@@ -37,7 +37,7 @@ def test_variants_are_measured_on_both_sides_once(tmp_path):
         "crops": 8,
         "variants": {"two": [], "one": ["model.num_codebooks=1"]},
     }
-    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     words = [str(tmp_path / "ablation.yaml"), "--out", str(tmp_path / "out")]
     main(words)
     scores = json.loads((tmp_path / "out" / "results.json").read_text())["variants"]
