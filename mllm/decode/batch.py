@@ -126,7 +126,7 @@ class Batch:
                         if int(codes_K.min()) == NONE:
                             track.fail(NotFinite())
                 values |= zip(tracks, codes_BK[: len(tracks)], strict=True)
-                if begun := [track for track in tracks if not track.codes]:
+                if begun := [track for track in tracks if not track.codes and not track.error]:
                     self._begin(begun)
         return values
 

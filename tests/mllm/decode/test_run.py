@@ -9,7 +9,7 @@ from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
 from mllm.decode.options import Sampling
 from mllm.decode.program import start_drawing
 from mllm.decode.run import plan_drawings, sample_codes
-from mllm.decode.sampling import Picker, filter_logits, gumbel, sample
+from mllm.decode.sampling import NotFinite, Picker, filter_logits, gumbel, sample
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
@@ -266,3 +266,15 @@ def test_bad_options_are_refused_before_a_plan_is_written(planner, option, value
     model, processor = planner
     with pytest.raises(ValueError, match=f"{option} {value}"):
         plan_drawings(model, processor, _starts(model, processor, ["a dog"]), _generators([0]), **{option: value})
+
+
+def test_one_prompt_without_numbers_among_others_is_one_line(make_tiny_model):
+    """It fails at its first position, where the others' images begin."""
+    model, processor = make_tiny_model()
+    known = processor.encode_drawing("a red dog").ids
+    straw = next(id for id in processor.encode_drawing("zebra").ids if id not in known)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[straw] = torch.nan
+    for prompts in (["a red dog", "zebra"], ["zebra", "a red dog"]):
+        with pytest.raises(NotFinite, match="the model's logits are not finite"):
+            generate_images(model, processor, prompts, cfg_scale=1.0)
