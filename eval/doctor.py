@@ -170,7 +170,7 @@ def draw_both_ways(patient: Patient) -> tuple[torch.Tensor, torch.Tensor, torch.
     stream = Stream(model, [processor.encode_drawing(PROMPT)], processor, kernels)
     while True:
         states.append(stream.h_BD[0])
-        codes.append(kernels.draw(stream.h_BD, Picker(1.0, [], sampling=Sampling(temperature=0.0))))
+        codes.append(kernels.draw(stream.h_BD, Picker((), [], sampling=Sampling(temperature=0.0))))
         if len(codes) == processor.num_positions:
             break
         stream.feed(kernels.embed(codes[-1], cache))

@@ -9,8 +9,8 @@ from transformers import (
 )
 
 from .config import MllmConfig
-from .decode.options import DrawingOptions
-from .decode.run import generate_images, generate_text, generate_texts
+from .decode.options import DrawingOptions, EditingOptions
+from .decode.run import edit_images, generate_images, generate_text, generate_texts
 from .model import MllmForConditionalGeneration
 from .text.processor import MllmProcessor
 
@@ -25,11 +25,13 @@ Processor = MllmProcessor
 
 __all__ = [
     "DrawingOptions",
+    "EditingOptions",
     "Mllm",
     "MllmConfig",
     "MllmForConditionalGeneration",
     "MllmProcessor",
     "Processor",
+    "edit_images",
     "generate_images",
     "generate_text",
     "generate_texts",

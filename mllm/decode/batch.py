@@ -13,11 +13,11 @@ from ..model import MllmForConditionalGeneration
 from ..text.processor import MllmProcessor
 from ..text.templates import Sample
 from .options import CODE_CONTEXTS
-from .program import Feed, Track, Want, Write
+from .program import Draw, Feed, Keep, Track, Want, Write
 from .sampling import NONE, NotFinite, Picker, may_ask
 from .stream import Stream
 
-Row = tuple[Track, bool]  # a track, and whether this is its unconditional row
+Row = tuple[Track, int]  # a track, and 0, or which of its unconditional rows this is
 
 
 class Cohort(NamedTuple):
@@ -28,7 +28,7 @@ class Cohort(NamedTuple):
 
 
 class Batch:
-    """One row for each track, and a second, unconditional row for each track that draws with guidance.
+    """One row for each track, and unconditional rows for each track that draws with guidance.
 
     `kernels` is a way of `fast.pick_kernels`. After a step that raised, make a new batch; the `tracks` may begin again
     there.
@@ -38,7 +38,6 @@ class Batch:
         self.model, self.processor = model, processor
         self.kernels: Kernels = pick_kernels(model, kernels)
         self.num_codebooks = model.config.image_tokenizer["num_codebooks"]
-        self.unconditional = processor.encode_drawing(None)
         self.tracks: list[Track] = []  # in the batch, or to enter it with the next step
         self._rows: list[Row] = []
         self._entering: list[Row] = []
@@ -49,8 +48,8 @@ class Batch:
         """The prompts of these tracks are read together, before the next step."""
         tracks = list(tracks)
         self.tracks += tracks
-        self._entering += [(track, False) for track in tracks]
-        self._entering += [(track, True) for track in tracks if track.guided]
+        self._entering += [(track, 0) for track in tracks]
+        self._entering += [row for track in tracks if track.guided for row in _unconditional_rows(track)]
 
     def leave(self, tracks: Iterable[Track]) -> None:
         gone = set(tracks)
@@ -66,21 +65,22 @@ class Batch:
         values = self._choose()
         ended = [track for track, value in values.items() if track.error or not track.take(value)]
         self.leave(ended)
-        self._drop(lambda track, is_half: is_half and not track.guided)
+        self._drop(lambda track, number: number and not track.guided)
         if self._rows:
             self._feed(values)
-        halves = {track for track, is_half in self._rows if is_half}
-        self._entering += [(track, True) for track, _ in self._rows if track.guided and track not in halves]
+        have = {track for track, number in self._rows if number}
+        begin = [track for track, _ in self._rows if track.guided and track not in have]
+        self._entering += [row for track in begin for row in _unconditional_rows(track)]
         return ended
 
     def _read(self) -> None:
         """Prefill the rows that enter, those with equally long partial images together."""
         by_length: dict[int, list[Row]] = {}
-        for track, is_half in self._entering:
-            by_length.setdefault(len(track.codes) if is_half else 0, []).append((track, is_half))
+        for track, number in self._entering:
+            by_length.setdefault(len(track.codes) if number else 0, []).append((track, number))
         self._entering = []
         for rows in by_length.values():
-            samples = [self._half(track) if is_half else track.sample for track, is_half in rows]
+            samples = [self._unconditional(*row) if row[1] else row[0].sample for row in rows]
             room = max(track.room for track, _ in rows)
             if self._stream is None:
                 self._stream = Stream(self.model, samples, self.processor, self.kernels, room)
@@ -88,46 +88,48 @@ class Batch:
                 self._stream.add(samples, room)
             self._rows += rows
 
-    def _half(self, track: Track) -> Sample:
-        """The unconditional prompt, and the codes that the track has been fed so far."""
+    def _unconditional(self, track: Track, number: int) -> Sample:
+        """The prompt of an unconditional row, and the codes that the track has been fed so far."""
+        prompt = track.unconditional[number - 1]
         if not track.codes:
-            return self.unconditional
-        half = Sample(list(self.unconditional.ids), list(self.unconditional.labels))
-        half.add([self.processor.image_id] * len(track.codes))
-        half.images.append(torch.stack(track.codes))
-        return half
+            return prompt
+        row = Sample(list(prompt.ids), list(prompt.labels))
+        row.add([self.processor.image_id] * len(track.codes))
+        row.images.append(torch.stack(track.codes))
+        return row
 
     def _choose(self) -> dict[Track, int | torch.Tensor]:
         """The id or codes that each track wanted. Tracks that want the same are sampled together."""
         place = {row: index for index, row in enumerate(self._rows)}
         groups: dict[Want, list[Track]] = {}
-        for track, is_half in self._rows:
-            if not is_half:
+        for track, number in self._rows:
+            if number == 0:
                 groups.setdefault(track.want, []).append(track)
         values: dict[Track, int | torch.Tensor] = {}
         for want, tracks in groups.items():
-            generators, rows = [track.generator for track in tracks], [place[track, False] for track in tracks]
+            generators, rows = [track.generator for track in tracks], [place[track, 0] for track in tracks]
             if isinstance(want, Feed):
                 values |= dict.fromkeys(tracks, want.id)
+            elif isinstance(want, Keep):
+                values |= dict.fromkeys(tracks, want.codes_K)
             elif isinstance(want, Write):
-                pick = Picker(1.0, generators, sampling=want.sampling)
+                pick = Picker((), generators, sampling=want.sampling)
                 ids = pick(self.model.text_logits(self._hidden(rows)), 0).tolist()
                 for track, id in zip(tracks, ids, strict=True):
                     if id == NONE:
                         track.fail(NotFinite())
                 values |= zip(tracks, ids, strict=True)
             else:
-                if want.cfg_scale != 1.0:
-                    rows += [place[track, True] for track in tracks]
-                pick = Picker(want.cfg_scale, generators, self.num_codebooks, want.sampling)
+                rows += [place[track, number] for number in range(1, 1 + len(want.cfg_scales)) for track in tracks]
+                pick = Picker(want.cfg_scales, generators, self.num_codebooks, want.sampling)
                 codes_BK = self.kernels.draw(self._hidden(rows), pick)
                 if may_ask(codes_BK.device) and int(codes_BK.min()) == NONE:
                     for track, codes_K in zip(tracks, codes_BK, strict=False):
                         if int(codes_K.min()) == NONE:
                             track.fail(NotFinite())
                 values |= zip(tracks, codes_BK[: len(tracks)], strict=True)
-                if begun := [track for track in tracks if not track.codes and not track.error]:
-                    self._begin(begun)
+            if isinstance(want, Draw | Keep) and (begun := [one for one in tracks if not one.codes and not one.error]):
+                self._begin(begun)
         return values
 
     def _hidden(self, rows: list[int]) -> torch.Tensor:
@@ -160,9 +162,13 @@ class Batch:
         x_BD = torch.cat([part.to(parts[0].dtype) for part in parts]) if len(parts) > 1 else parts[0]
         self._stream.feed(x_BD if order == list(range(total)) else x_BD[order])
 
-    def _drop(self, gone: Callable[[Track, bool], bool]) -> None:
+    def _drop(self, gone: Callable[[Track, int], bool]) -> None:
         for row in reversed(range(len(self._rows))):
             if gone(*self._rows[row]):
                 self._stream.remove(row)
                 self._rows[row] = self._rows[-1]
                 self._rows.pop()
+
+
+def _unconditional_rows(track: Track) -> list[Row]:
+    return [(track, number) for number in range(1, track.rows)]

@@ -86,7 +86,7 @@ class Handle:
 
 
 class Engine:
-    """A batch of at most `max_rows` rows in a thread of its own; a drawing with guidance takes two rows.
+    """A batch of at most `max_rows` rows in a thread of its own; a drawing with guidance takes two rows, an edit three.
 
     Chats are served in the order in which they come, and so are drawings (`_next`). At most `max_waiting` tracks wait
     (None: any number). `submit` may be called from any thread. Leaving the `with` block waits for all requests.
@@ -155,6 +155,9 @@ class Engine:
         self._check_open()  # before the tokenizing and encoding in `Program`
         handle = Handle(self._changed, receive)
         handle.program = Program(self.model, self.processor, request, handle.put)
+        rows, room = handle.program.tracks[0].rows, self.max_rows - self.max_rows // FOR_CHATS
+        if rows > room:
+            raise ValueError(f"this request takes {rows} rows of {room}: ask for less guidance, or give it more rows")
         with self._changed:
             self._check_open()
             self._wait_for_room(handle, handle.program.tracks)

@@ -78,7 +78,38 @@ class DrawingOptions(Sampling):
         if self.code_context == "published" and first > 0:
             raise ValueError("code_context 'published' needs guidance from the first position: cfg_interval from 0")
 
-    def cfg_scale_at(self, position: int, positions: int) -> float:
-        """The guidance scale at a position (from 0) of an image of `positions`."""
+    @property
+    def cfg_scales(self) -> tuple[float, ...]:
+        """Scales of guidance, one for each more row that it takes: () for none."""
+        return (self.cfg_scale,) if self.cfg_scale != 1.0 else ()
+
+    def cfg_scales_at(self, position: int, positions: int) -> tuple[float, ...]:
+        """`cfg_scales` at a position (from 0) of an image of `positions`."""
         first, end = (round(positions * part) for part in self.cfg_interval)
-        return self.cfg_scale if first <= position < end else 1.0
+        return self.cfg_scales if first <= position < end else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditingOptions(DrawingOptions):
+    """How an image is edited. Guidance over both conditions (InstructPix2Pix, arXiv 2211.09800, equation 3), of logits:
+    u + image_cfg_scale * (i - u) + cfg_scale * (c - i), where c has read picture and prompt, i the picture alone, and u
+    neither.
+
+    `image_cfg_scale` 1 is ordinary guidance over the prompt, i + cfg_scale * (c - i), and equal to `cfg_scale` it is
+    ordinary guidance over both at once, u + cfg_scale * (c - u): these take one row less. The larger it is, the more is
+    kept of the picture."""
+
+    image_cfg_scale: float = option(1.5, "guidance over the picture; 1: over the prompt alone")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.image_cfg_scale < math.inf:
+            raise ValueError(f"image_cfg_scale {self.image_cfg_scale} is below 1 or no number; 1 is no guidance")
+        if self.cfg_interval[0] > 0:
+            raise ValueError(f"cfg_interval of an edit begins at 0, not at {self.cfg_interval[0]}")
+
+    @property
+    def cfg_scales(self) -> tuple[float, ...]:
+        if self.image_cfg_scale in (1.0, self.cfg_scale):
+            return super().cfg_scales
+        return self.cfg_scale, self.image_cfg_scale

@@ -7,7 +7,7 @@ Shapes: N images, L positions an image, K sub-codebooks.
 """
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -19,10 +19,13 @@ from ..codes import CodebookEmbedding
 from ..model import MllmForConditionalGeneration
 from ..text.processor import MllmProcessor, as_codes
 from ..text.templates import Sample
-from .options import DrawingOptions, Sampling
-from .rerank import best, check_readable
+from .options import DrawingOptions, EditingOptions, Sampling
+from .region import read_region
+from .rerank import best, best_edit, check_readable
 from .sampling import check_chosen
 from .stream import check_length
+
+LONGEST_REFUSAL = 64  # ids of an answer in words to a request for an edit
 
 Messages = Sequence[dict[str, Any]] | str  # a string is one question
 
@@ -61,7 +64,24 @@ class Chat(Sampling):
             raise ValueError("an empty string in stop: leave it out")
 
 
-Request: TypeAlias = Chat | Drawing
+@dataclass(frozen=True)
+class Edit(EditingOptions):
+    """A request for a picture as the prompt changes it. Of several `images`, the first is the one that is changed.
+
+    The `mask`, as large as that one, is fully transparent where it may change; elsewhere its pixels stay as they are,
+    and the result has its size. Without a mask, the result has the model's size. If the model answers in words, as
+    there is nothing to change or no such thing in the picture, the result is the picture itself, with the words in its
+    `info["answer"]`. `previews` are as in `Drawing`.
+    """
+
+    images: Sequence[Image.Image]
+    prompt: str
+    mask: Image.Image | None = None
+    seed: int = 0
+    previews: int = 0
+
+
+Request: TypeAlias = Chat | Drawing | Edit
 
 
 @dataclass(frozen=True)
@@ -102,7 +122,7 @@ class Draw:
     """A track wants codes_K of the next position of an image."""
 
     sampling: Sampling
-    cfg_scale: float  # 1: no guidance, and no unconditional row
+    cfg_scales: tuple[float, ...]  # one for each unconditional row
 
 
 @dataclass(frozen=True)
@@ -112,7 +132,15 @@ class Feed:
     id: int
 
 
-Want: TypeAlias = Write | Draw | Feed
+@dataclass(frozen=True, eq=False)
+class Keep:
+    """A track wants these codes_K at the next position of an image, whatever the model would draw."""
+
+    codes_K: torch.Tensor
+    cfg_scales: tuple[float, ...]  # of this position: the unconditional rows read on
+
+
+Want: TypeAlias = Write | Draw | Feed | Keep
 Steps: TypeAlias = Generator[Want, Any, Any]
 
 
@@ -121,8 +149,8 @@ class Track:
 
     `steps(track)` makes the generator of the steps. `generator` makes the noise for sampling. `room` is the expected
     number of new positions. `options` are given for a track that draws; `codes` are its codes so far, each [K].
-    `result` is what the steps return, `error` the exception that ended them. `put` is called with each piece given to
-    `tell`.
+    `unconditional` are the prompts of its further rows under guidance. `result` is what the steps return, `error` the
+    exception that ended them. `put` is called with each piece given to `tell`.
     """
 
     def __init__(
@@ -133,8 +161,10 @@ class Track:
         room: int,
         options: DrawingOptions | None = None,
         put: Callable[[Piece], Any] = lambda piece: None,
+        unconditional: Sequence[Sample] = (),
     ):
         self.sample, self.generator, self.room, self.options = sample, generator, room, options
+        self.unconditional = unconditional
         self._make, self._put, self._noise, self._told = steps, put, generator.get_state(), 0
         self.begin()
 
@@ -155,17 +185,17 @@ class Track:
     @property
     def rows(self) -> int:
         """How many rows of the batch this track takes at most."""
-        return 2 if self.options and self.options.cfg_scale != 1.0 else 1
+        return 1 + len(self.unconditional)
 
     @property
     def guided(self) -> bool:
-        """Whether this position needs an unconditional row."""
-        return isinstance(self.want, Draw) and self.want.cfg_scale != 1.0
+        """Whether this position needs unconditional rows."""
+        return isinstance(self.want, Draw | Keep) and bool(self.want.cfg_scales)
 
     def take(self, value: int | torch.Tensor) -> bool:
         """Give the track the id or codes_K that it wanted. Returns whether it continues."""
-        self.tokens += not isinstance(self.want, Feed)
-        if isinstance(self.want, Draw):
+        self.tokens += not isinstance(self.want, Feed | Keep)
+        if isinstance(self.want, Draw | Keep):
             self.codes.append(value)
         try:
             self.want = self._steps.send(value)
@@ -187,12 +217,18 @@ class Track:
 
 
 def draw_steps(
-    positions: int, options: DrawingOptions, told: Callable[[list[torch.Tensor]], Any] = lambda codes: None
+    positions: int,
+    options: DrawingOptions,
+    told: Callable[[list[torch.Tensor]], Any] = lambda codes: None,
+    kept: Mapping[int, torch.Tensor] | None = None,
 ) -> Steps:
-    """Steps of an image; they return its codes, [L, K]. `told` is called after each position with the codes so far."""
+    """Steps of an image; they return its codes, [L, K]. `told` is called after each position with the codes so far.
+    `kept` has the codes_K of positions that are not drawn."""
     codes: list[torch.Tensor] = []
-    while len(codes) < positions:
-        codes.append((yield Draw(options.sampling, options.cfg_scale_at(len(codes), positions))))
+    while (place := len(codes)) < positions:
+        scales = options.cfg_scales_at(place, positions)
+        keeps = kept is not None and place in kept
+        codes.append((yield Keep(kept[place], scales) if keeps else Draw(options.sampling, scales)))
         told(codes)
     codes_LK = torch.stack(codes)
     check_chosen(int(codes_LK.min()))  # on a GPU the batch does not check, as reading a value waits for the device
@@ -213,6 +249,18 @@ def plan_steps(model: MllmForConditionalGeneration, processor: MllmProcessor, op
     return ids
 
 
+def answer_steps(processor: MllmProcessor, limit: int) -> Steps:
+    """Steps up to where the model draws, or of at most `limit` ids of an answer in words. They return the ids, and
+    whether it draws."""
+    ids: list[int] = []
+    while len(ids) < limit:
+        id = yield Write(Sampling())
+        if id in (processor.boi_id, processor.eos_id):
+            return ids, id == processor.boi_id
+        ids.append(id)
+    return ids, False
+
+
 class Program:
     """A request under way. The driver runs all `tracks` to their ends; then `resume` returns the tracks that follow.
 
@@ -231,7 +279,8 @@ class Program:
         self.model, self.processor, self.request = model, processor, request
         self.put, self._heard = put or (lambda piece: None), put is not None
         self.text, self.ended_by, self._earlier = "", "stop", 0
-        self._stages = self._drawing(request) if isinstance(request, Drawing) else self._chat(request)
+        kinds = {Drawing: self._drawing, Edit: self._editing, Chat: self._chat}
+        self._stages = kinds[type(request)](request)
         self.tracks: list[Track] = next(self._stages)
         self.prompt_tokens = len(self.tracks[0].sample.ids)
 
@@ -272,6 +321,32 @@ class Program:
         room = model.config.plan_length + L
         codes = yield self._candidates(start, steps, generators, room, request)
         self._show(codes, request.prompt)
+
+    def _editing(self, request: Edit) -> Generator[list[Track], list, None]:
+        model, processor, L = self.model, self.processor, self.processor.num_positions
+        check_code_context(model, request)
+        start, sources = start_editing(model, processor, request.prompt, request.images)
+        region = kept = None
+        if request.mask:
+            region = read_region(request.mask, request.images[0], processor.view(request.images[0]))
+            free = region.free_positions(math.isqrt(L))
+            kept = {place: sources[0][place] for place in range(L) if not free[place]}
+
+        def steps(track: Track) -> Steps:
+            ids, draws = yield from answer_steps(processor, LONGEST_REFUSAL + model.config.plan_length)
+            return (yield from self._draw(track, request, kept)) if draws else processor.decode(ids)
+
+        generators = candidate_generators(request.seed, request.candidates)
+        results = yield self._candidates(start, steps, generators, L, request, sources)
+        if isinstance(results[0], str):  # and so are all: words are the most likely ones, whatever the seed
+            picture = request.images[0].copy()
+            picture.info["answer"] = results[0]
+            return self.put(picture)
+        codes_NLK = torch.stack(results)
+        if len(results) > 1:
+            codes_NLK = best_edit(model, processor, request.prompt, sources, codes_NLK)
+        [drawn] = model.decode_image_tokens(codes_NLK[:1])
+        self.put(region.put(drawn, request.images[0]) if region else drawn)
 
     def _chat(self, request: Chat) -> Generator[list[Track], list, None]:
         model, processor, L = self.model, self.processor, self.processor.num_positions
@@ -324,14 +399,17 @@ class Program:
         generators: Sequence[torch.Generator],
         room: int,
         options: DrawingOptions,
+        sources: Sequence[torch.Tensor] = (),
     ) -> list[Track]:
         """A track for each generator. Only the first one's previews are told."""
         puts = [self.put] + [lambda piece: None] * (len(generators) - 1)
+        rest = unconditional(self.processor, options, sources)
         return [
-            Track(sample, steps, generator, room, options, put) for generator, put in zip(generators, puts, strict=True)
+            Track(sample, steps, generator, room, options, put, rest)
+            for generator, put in zip(generators, puts, strict=True)
         ]
 
-    def _draw(self, track: Track, options: DrawingOptions) -> Steps:
+    def _draw(self, track: Track, options: DrawingOptions, kept: Mapping[int, torch.Tensor] | None = None) -> Steps:
         L, previews = self.processor.num_positions, self.request.previews
         side = math.isqrt(L)
         at = {side * (side * place // (previews + 1)) for place in range(1, previews + 1)}  # full rows
@@ -340,7 +418,7 @@ class Program:
             if len(codes) in at:
                 track.tell(Preview(torch.stack(codes), L))
 
-        return (yield from draw_steps(L, options, told))
+        return (yield from draw_steps(L, options, told, kept))
 
     def _show(self, candidates: list[torch.Tensor], prompt: str) -> torch.Tensor:
         """Put the image of the best candidate; returns its codes, [L, K], like those of each candidate."""
@@ -371,6 +449,31 @@ def start_drawing(
     if candidates > 1:
         check_readable(model, processor, prompt)
     return sample
+
+
+def start_editing(
+    model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str, images: Sequence[Image.Image]
+) -> tuple[Sample, list[torch.Tensor]]:
+    """The sequence that the model reads before it draws or answers, and the codes_LK of the images. Raises ValueError
+    for no image, an empty prompt, and more than the model reads."""
+    if not images:
+        raise ValueError("no image: give the picture that is to be changed")
+    if not prompt.strip():
+        raise ValueError("empty prompt: say what to change")
+    sources = list(as_codes(images, model.image_tokenizer))
+    sample = processor.encode_planning(prompt.strip(), sources)
+    check_length(model, processor, sample, LONGEST_REFUSAL + model.config.plan_length + processor.num_positions)
+    return sample, sources
+
+
+def unconditional(
+    processor: MllmProcessor, options: DrawingOptions, sources: Sequence[torch.Tensor] = ()
+) -> list[Sample]:
+    """The prompts of the rows that guidance takes, one for each of `cfg_scales`: that of the `sources` without words,
+    that of neither, or both."""
+    prompts = [processor.encode_drawing(None, sources=sources), processor.encode_drawing(None)]
+    over_words = isinstance(options, EditingOptions) and options.image_cfg_scale == 1.0
+    return {0: [], 1: prompts[:1] if over_words else prompts[1:], 2: prompts}[len(options.cfg_scales)]
 
 
 def candidate_generators(seed: int, count: int) -> list[torch.Generator]:

@@ -9,6 +9,7 @@ import torch
 
 from ..model import MllmForConditionalGeneration
 from ..text.processor import MllmProcessor
+from ..text.templates import Sample
 from .sampling import NotFinite
 from .stream import check_length
 
@@ -47,6 +48,56 @@ def reread(model: MllmForConditionalGeneration, codes_NLK: torch.Tensor) -> torc
     their pixels are a blob; the codes of the pixels show what there is to see."""
     pixels_N3HW = model.image_tokenizer.decode_pixels(codes_NLK.to(model.device)).clamp(-1, 1)
     return model.image_tokenizer.encode(pixels_N3HW)
+
+
+@torch.no_grad()
+def edit_fit(
+    model: MllmForConditionalGeneration,
+    processor: MllmProcessor,
+    prompt: str,
+    sources: Sequence[torch.Tensor],
+    codes_NLK: torch.Tensor,
+) -> torch.Tensor:
+    """Scores [N] of edits of the `sources`, codes_LK: by how much the prompt makes an edit more likely than the sources
+    alone do. By Bayes' rule, this is the log-probability of the prompt, given sources and edit, up to a constant.
+    Raises NotFinite for damaged weights."""
+    asked, unasked = (
+        _likelihoods(model, processor, processor.encode_drawing(words, sources=sources), codes_NLK)
+        for words in (prompt.strip(), None)
+    )
+    fits_N = asked - unasked
+    if not bool(fits_N.isfinite().all()):
+        raise NotFinite("likelihoods")
+    return fits_N
+
+
+def _likelihoods(
+    model: MllmForConditionalGeneration, processor: MllmProcessor, start: Sample, codes_NLK: torch.Tensor
+) -> torch.Tensor:
+    """Log-probabilities [N] of images that follow a sequence, which ends with the begin-of-image id."""
+    L = codes_NLK.shape[1]
+    rows = [Sample([*start.ids], [*start.labels], images=[*start.images, codes_LK]) for codes_LK in codes_NLK]
+    for row in rows:
+        row.add([processor.image_id] * L)
+    batch = processor.collate(rows)
+    x_NTD = model.embed(batch.input_ids.to(model.device), batch.codes.to(model.device))
+    h_NLD = model.backbone(inputs_embeds=x_NTD).last_hidden_state[:, -L - 1 : -1]
+    logits_PKV = model.code_head(h_NLD.flatten(0, 1), codes_NLK.flatten(0, 1))
+    chosen_PK1 = logits_PKV.float().log_softmax(-1).gather(-1, codes_NLK.flatten(0, 1)[..., None])
+    return chosen_PK1.view(len(codes_NLK), -1).sum(1)
+
+
+@torch.no_grad()
+def best_edit(
+    model: MllmForConditionalGeneration,
+    processor: MllmProcessor,
+    prompt: str,
+    sources: Sequence[torch.Tensor],
+    codes_NLK: torch.Tensor,
+) -> torch.Tensor:
+    """The best of several edits for one prompt, [1, L, K]. Raises as `edit_fit`."""
+    place = edit_fit(model, processor, prompt, sources, reread(model, codes_NLK)).argmax()
+    return codes_NLK[place : place + 1]
 
 
 @torch.no_grad()

@@ -5,19 +5,23 @@ Shapes: N images, L positions an image, K sub-codebooks.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
 
+from tokenizer.transform import to_rgb
+
 from ..model import MllmForConditionalGeneration
 from ..text.processor import MllmProcessor
-from ..text.templates import IGNORED, Sample
+from ..text.templates import IGNORED, Sample, as_image
 from .batch import Batch
-from .options import DrawingOptions, Sampling
+from .options import DrawingOptions, EditingOptions, Sampling
 from .program import (
     Chat,
     Drawing,
+    Edit,
     Messages,
     Piece,
     Preview,
@@ -26,9 +30,12 @@ from .program import (
     check_code_context,
     draw_steps,
     plan_steps,
+    unconditional,
 )
 
 DEFAULT_DRAWING = DrawingOptions()
+Picture: TypeAlias = Image.Image | str | Path
+Pictures: TypeAlias = Picture | Sequence[Picture]
 
 
 @torch.no_grad()
@@ -84,14 +91,62 @@ def generate_images(
     """
     DrawingOptions(**options)  # also where there are no prompts
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    seeds = list(range(seeds, seeds + len(prompts))) if isinstance(seeds, int) else list(seeds)
+    seeds = _seeds(seeds, prompts)
+    requests = [Drawing(prompt, seed, **options) for prompt, seed in zip(prompts, seeds, strict=True)]
+    return _images(model, processor, requests, progress, kernels)
+
+
+def edit_images(
+    model: MllmForConditionalGeneration,
+    processor: MllmProcessor,
+    images: Sequence[Pictures] | Picture,
+    prompts: Sequence[str] | str,
+    masks: Sequence[Image.Image | None] | Image.Image | None = None,
+    seeds: Sequence[int] | int = 0,
+    progress: Callable[[int], Any] | None = None,
+    kernels: str = "auto",
+    **options: Any,
+) -> list[Image.Image]:
+    """Each picture as its prompt changes it, as one batch. A result depends on its picture, prompt, mask and seed, not
+    on the batch around it.
+
+    An element of `images` is a picture (PIL or path), or a list of several, of which the first is changed; a picture
+    and a string are a batch of one. `Edit` explains masks, the size of a result, and when a picture comes back as it
+    was, with words in `info["answer"]`. `options` are those of `EditingOptions`, the rest is as in `generate_images`.
+    Raises ValueError for what cannot be edited.
+    """
+    EditingOptions(**options)
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    images = [images] if isinstance(images, Picture) else images
+    masks = [None] * len(prompts) if masks is None else [masks] if isinstance(masks, Image.Image) else masks
+    for name, given in (("images", images), ("masks", masks)):
+        if len(given) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts, {len(given)} {name}: give one for each")
+    pictures = [[one] if isinstance(one, Picture) else one for one in images]
+    loaded = [[to_rgb(as_image(picture)) for picture in several] for several in pictures]
+    each = zip(loaded, prompts, masks, _seeds(seeds, prompts), strict=True)
+    return _images(model, processor, [Edit(*one, **options) for one in each], progress, kernels)
+
+
+def _seeds(seeds: Sequence[int] | int, prompts: Sequence[str]) -> Sequence[int]:
+    seeds = range(seeds, seeds + len(prompts)) if isinstance(seeds, int) else seeds
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds")
-    images: list[list[Image.Image]] = [[] for _ in prompts]
+    return seeds
+
+
+def _images(
+    model: MllmForConditionalGeneration,
+    processor: MllmProcessor,
+    requests: Sequence[Drawing | Edit],
+    progress: Callable[[int], Any] | None,
+    kernels: str,
+) -> list[Image.Image]:
+    """The image of each request, as one batch."""
+    images: list[list[Image.Image]] = [[] for _ in requests]
     with torch.no_grad():
         programs = [
-            Program(model, processor, Drawing(prompt, seed, **options), into.append)
-            for prompt, seed, into in zip(prompts, seeds, images, strict=True)
+            Program(model, processor, request, into.append) for request, into in zip(requests, images, strict=True)
         ]
     done = 0
     for _ in run(Batch(model, processor, kernels), programs):
@@ -187,8 +242,9 @@ def sample_codes(
     `DrawingOptions`."""
     drawing, L = DrawingOptions(**options), processor.num_positions
     check_code_context(model, drawing)
+    rest = unconditional(processor, drawing)
     tracks = [
-        Track(sample, lambda _: draw_steps(L, drawing), generator, L, drawing)
+        Track(sample, lambda _: draw_steps(L, drawing), generator, L, drawing, unconditional=rest)
         for sample, generator in zip(samples, generators, strict=True)
     ]
     told = (lambda: progress(len(tracks[0].codes))) if progress else (lambda: None)

@@ -1,6 +1,6 @@
 """From logits to ids: filters, sampling, and guidance. The ids of a row depend on its own generator, not on the batch.
 
-Shapes: B sequences, V entries, K sub-codebooks. Under guidance rows are doubled, [conditional; unconditional].
+Shapes: B sequences, V entries, K sub-codebooks. Under guidance there are more rows, [conditional; unconditional].
 """
 
 import math
@@ -111,18 +111,19 @@ def gumbel(generators: Sequence[torch.Generator], size: int, device: torch.devic
 
 
 class Picker:
-    """Classifier-free guidance (arXiv 2207.12598), logits = u + scale * (c - u), then sampling. A call returns the ids
-    of the conditional rows, then the same ids for the unconditional rows; at scale 1 there are no unconditional rows.
-    The noise of all sub-codes of a position is drawn at the first of them. step.cpp does the same in C++."""
+    """Classifier-free guidance (arXiv 2207.12598), logits = u + scale * (c - u), then sampling. With two scales, the
+    rows are [c; i; u], and logits = u + second * (i - u) + first * (c - i) (arXiv 2211.09800). A call returns the ids
+    of the conditional rows, then the same ids for each of the others; without scales there are no others. The noise of
+    all sub-codes of a position is drawn at the first of them. step.cpp does the same in C++."""
 
     def __init__(
         self,
-        cfg_scale: float,
+        cfg_scales: tuple[float, ...],
         generators: Sequence[torch.Generator],
         num_codebooks: int = 1,
         sampling: Sampling = AS_THE_MODEL,
     ):
-        self.cfg_scale, self.generators, self.num_codebooks = cfg_scale, generators, num_codebooks
+        self.cfg_scales, self.generators, self.num_codebooks = cfg_scales, generators, num_codebooks
         self.sampling = sampling
         self.noise_BN: torch.Tensor | None = None
 
@@ -137,11 +138,13 @@ class Picker:
 
     def choose(self, logits_BV: torch.Tensor, k: int, noise_BN: torch.Tensor | None) -> torch.Tensor:
         """The ids of sub-code k, with the noise of its position."""
-        if self.cfg_scale != 1.0:
-            cond, uncond = logits_BV.float().chunk(2)
-            logits_BV = torch.lerp(uncond, cond, self.cfg_scale)
+        if self.cfg_scales:
+            *above, below, uncond = logits_BV.float().chunk(1 + len(self.cfg_scales))
+            logits_BV = torch.lerp(uncond, below, self.cfg_scales[-1])
+            if above:
+                logits_BV = torch.add(logits_BV, above[0] - below, alpha=self.cfg_scales[0])
         V = logits_BV.shape[-1]
         noise_BV = None if noise_BN is None else noise_BN[:, k * V : (k + 1) * V]
         how = self.sampling
         ids_B = sample(logits_BV, noise_BV, how.temperature, how.top_k, how.top_p)
-        return ids_B if self.cfg_scale == 1.0 else ids_B.repeat(2)
+        return ids_B.repeat(1 + len(self.cfg_scales))

@@ -69,7 +69,8 @@ class Embedding(ctypes.Structure):
 
 
 class Sampling(ctypes.Structure):
-    _fields_ = [("temperature", c_double), ("top_p", c_double), ("guidance", c_double), ("top_k", c_int64)]
+    _fields_ = [("temperature", c_double), ("top_p", c_double), ("cfg_scales", 2 * c_double)]
+    _fields_ += [("num_scales", c_int64), ("top_k", c_int64)]
 
 
 MIRRORED = (Matrix, Layer, Body, Head, Norm, Embedding, Sampling)  # in the order of step.cpp's `sizes`
@@ -266,7 +267,8 @@ class CompiledHead(Packed):
         """-> codes_BK, with the options and the noise of a `Picker`."""
         h_BD, codes_BK = h_BD.float().contiguous(), torch.empty(len(h_BD), self.K, dtype=torch.long)
         noise = pick.draw_noise(self.V, h_BD.device)
-        how = Sampling(pick.sampling.temperature, pick.sampling.top_p, pick.cfg_scale, pick.sampling.top_k)
+        scales = (c_double * 2)(*pick.cfg_scales), len(pick.cfg_scales)
+        how = Sampling(pick.sampling.temperature, pick.sampling.top_p, *scales, pick.sampling.top_k)
         h, into, noise_at = (c_void_p(None if x is None else x.data_ptr()) for x in (h_BD, codes_BK, noise))
         library().draw(pointer(self.head), h, c_int64(len(h_BD)), noise_at, pointer(how), into, threads())
         return codes_BK

@@ -99,7 +99,7 @@ class RecordedHead:
     def __call__(self, h_BD: torch.Tensor, pick: Any) -> torch.Tensor:
         """-> codes_BK, chosen by a `Picker`."""
         noise_BN = pick.draw_noise(self.codebook_size, h_BD.device)
-        key = len(h_BD), pick.cfg_scale, pick.sampling
+        key = len(h_BD), pick.cfg_scales, pick.sampling
         recorded = self.recorded.pop(key, None) or Recorded(self._sampling(pick))
         self.recorded[key] = recorded
         if len(self.recorded) > KEPT:

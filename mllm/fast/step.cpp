@@ -82,8 +82,9 @@ struct Embedding {  // attention beside a linear path, GeGLU, and the way to the
     Matrix first, second;
 };
 
-struct Sampling {  // temperature 0: greedy; top_k 0: all
-    double temperature, top_p, guidance;
+struct Sampling {  // temperature 0: greedy; top_k 0: all; num_scales: how many scales of guidance there are
+    double temperature, top_p, cfg_scales[2];
+    int64_t num_scales;
     int64_t top_k;
 };
 
@@ -725,12 +726,12 @@ extern "C" void feed(const Body* body, float* x, float* h, int64_t rows, const i
     }
 }
 
-// h [rows, dim of the backbone] -> codes [rows, codebooks]. noise: [rows or half of them, codebooks, entries]. With
-// guidance, rows are [cond; uncond] and both halves get the same codes. Rows of unusable logits have codes NONE.
+// h [rows, dim of the backbone] -> codes [rows, codebooks]. noise: [images, codebooks, entries]. With guidance, rows are
+// [cond; uncond] or [cond; below; uncond], and all parts get the same codes. Rows of unusable logits have codes NONE.
 extern "C" void draw(const Head* head, const float* h, int64_t rows, const float* noise, const Sampling* sampling,
                      int64_t* codes, int threads) {
     const Body& body = head->body;
-    int64_t K = head->codebooks, V = head->entries, images = sampling->guidance == 1 ? rows : rows / 2;
+    int64_t K = head->codebooks, V = head->entries, images = rows / (1 + sampling->num_scales);
     Scratch scratch(body, rows, head->enter.in);
     std::vector<float> x(h, h + (head->enter.weight ? 0 : rows * body.dim)), logits(rows * V), kept;
     std::vector<float*> memory;
@@ -748,11 +749,16 @@ extern "C" void draw(const Head* head, const float* h, int64_t rows, const float
 #pragma omp for schedule(static)
             for (int64_t r = 0; r < images; ++r) {
                 std::vector<float> guided(&logits[r * V], &logits[r * V] + V);
-                if (images != rows)  // as torch.lerp computes it
+                if (sampling->num_scales) {
+                    const float* uncond = &logits[(r + sampling->num_scales * images) * V];
+                    const float* below = uncond - images * V;
+                    float scale = sampling->cfg_scales[0], last = sampling->cfg_scales[sampling->num_scales - 1];
                     for (int64_t i = 0; i < V; ++i) {
-                        float uncond = logits[(r + images) * V + i], cond = guided[i], scale = sampling->guidance;
-                        guided[i] = cond - (cond - uncond) * (1 - scale);
+                        float cond = guided[i];
+                        guided[i] = below[i] - (below[i] - uncond[i]) * (1 - last);  // as torch.lerp computes it
+                        if (sampling->num_scales == 2) guided[i] += scale * (cond - below[i]);
                     }
+                }
                 int64_t id = choose(guided, noise ? noise + (r * K + k) * V : nullptr, *sampling);
                 for (int64_t row = r; row < rows; row += images) {
                     codes[row * K + k] = id;

@@ -220,14 +220,21 @@ class MllmProcessor(ProcessorMixin):
         """
         return self._template.chat(messages, open_answer)
 
-    def encode_drawing(self, prompt: str | None, image: Any = None, plan: str | None = None) -> Sample:
+    def encode_drawing(
+        self, prompt: str | None, image: Any = None, plan: str | None = None, sources: Sequence[Any] = ()
+    ) -> Sample:
         """A prompt (None: unconditional) up to the begin of the image. With `image`, a whole training sequence. `plan`
-        is text that the model writes before the image."""
-        return self._template.drawing(prompt, image, plan)
+        is text that the model writes before the image, `sources` are images that it is to edit."""
+        return self._template.drawing(prompt, image, plan, sources)
 
-    def encode_planning(self, prompt: str) -> Sample:
-        """A prompt up to where the model may write a plan before it draws."""
-        return self._template.planning(prompt)
+    def encode_planning(self, prompt: str, sources: Sequence[Any] = ()) -> Sample:
+        """A prompt, after the images that it is to edit, up to where the model may write before it draws."""
+        return self._template.planning(prompt, sources)
+
+    def view(self, image: Image.Image) -> tuple[float, float, float]:
+        """Left, top and side of the square that the model sees of an image, in the image's pixels. Padding around it is
+        part of the square."""
+        return self._template.view(*image.size)
 
     def encode_image(self, image: Any) -> Sample:
         """An image alone, between its begin and end ids, without targets."""

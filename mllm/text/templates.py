@@ -139,12 +139,13 @@ class Template(ABC):
         """As `MllmProcessor.encode`."""
 
     @abstractmethod
-    def request(self, prompt: str | None) -> list[int]:
-        """Ids between the begin of text and the begin of the image that `prompt` (None: unconditional) asks for."""
+    def add_request(self, sample: Sample, prompt: str | None, sources: Sequence[Any]) -> None:
+        """Append what stands between the begin of text and the begin of the image that `prompt` (None: unconditional)
+        asks for: the images that it is made from, and words. With images, it is what `chat` makes of them."""
 
-    def drawing(self, prompt: str | None, image: Any, plan: str | None) -> Sample:
+    def drawing(self, prompt: str | None, image: Any, plan: str | None, sources: Sequence[Any] = ()) -> Sample:
         """As `MllmProcessor.encode_drawing`."""
-        sample = self.planning(prompt)
+        sample = self.planning(prompt, sources)
         if plan:
             sample.add(text_ids(self.text_tokenizer, plan), target=True)
         if image is None:
@@ -154,10 +155,11 @@ class Template(ABC):
             sample.add([self.eos_id], target=True)
         return sample
 
-    def planning(self, prompt: str | None) -> Sample:
+    def planning(self, prompt: str | None, sources: Sequence[Any] = ()) -> Sample:
         """As `MllmProcessor.encode_planning`."""
         sample = Sample()
-        sample.add([self.bos_id, *self.request(prompt)])
+        sample.add([self.bos_id])
+        self.add_request(sample, prompt, sources)
         return sample
 
     def text_ids(self, text: str) -> list[int]:
@@ -176,6 +178,11 @@ class Template(ABC):
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """An image as pixels [3, H, W] in [-1, 1], prepared for the image tokenizer."""
         return to_pixels(image, self.image_size, self.resize_ratio, self.interpolation)
+
+    def view(self, width: int, height: int) -> tuple[float, float, float]:
+        """Left, top and side of the square that `pixels` shows of an image."""
+        side = min(width, height) / self.resize_ratio
+        return (width - side) / 2, (height - side) / 2, side
 
     def add_image(self, sample: Sample, image: Any, target: bool) -> None:
         """Append the L placeholders of an image."""
@@ -232,9 +239,12 @@ class MllmTemplate(Template):
             sample.add([self.assistant_id])
         return sample
 
-    def request(self, prompt: str | None) -> list[int]:
+    def add_request(self, sample: Sample, prompt: str | None, sources: Sequence[Any]) -> None:
+        sample.add([self.user_id])
+        for source in sources:
+            self.add_marked_image(sample, source, target=False)
         words = [self.unconditional_id] if prompt is None else text_ids(self.text_tokenizer, prompt)
-        return [self.user_id, *words, self.assistant_id]
+        sample.add([*words, self.assistant_id])
 
 
 class ChatMlTemplate(Template):
@@ -282,9 +292,12 @@ class ChatMlTemplate(Template):
             sample.add([self.bos_id, *self.assistant])
         return sample
 
-    def request(self, prompt: str | None) -> list[int]:
+    def add_request(self, sample: Sample, prompt: str | None, sources: Sequence[Any]) -> None:
+        sample.add(self.user)
+        for source in sources:
+            self.add_marked_image(sample, source, target=False)
         words = [self.unconditional_id] if prompt is None else text_ids(self.text_tokenizer, prompt)
-        return [*self.user, *words, self.eos_id, *self.newline, self.bos_id, *self.assistant]
+        sample.add([*words, self.eos_id, *self.newline, self.bos_id, *self.assistant])
 
 
 class UniTokTemplate(Template):
@@ -353,9 +366,14 @@ class UniTokTemplate(Template):
                 self.add_marked_image(sample, value, target=True)
         sample.add([self.eos_id], target=True)
 
-    def request(self, prompt: str | None) -> list[int]:
-        words = "<unconditional>" if prompt is None else f"{prompt} Generate an image based on this description."
-        return self.ids(" " + words)
+    def add_request(self, sample: Sample, prompt: str | None, sources: Sequence[Any]) -> None:
+        """The released model draws from words alone. A request with images, which it was not trained on, is a chat."""
+        if not sources:
+            words = "<unconditional>" if prompt is None else f"{prompt} Generate an image based on this description."
+            return sample.add(self.ids(" " + words))
+        parts = [("image", source) for source in sources] + [("text", "<unconditional>" if prompt is None else prompt)]
+        text = self._add_question(sample, f" {self.system} USER: ", parts)
+        sample.add(self.ids(f"{text} ASSISTANT:"))
 
     def ids(self, text: str) -> list[int]:
         """Ids of text as it is, without the tokenizer's own space before it."""
@@ -374,6 +392,10 @@ class UniTokTemplate(Template):
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         return to_pixels(pad_to_square(image, self.padding), self.image_size, interpolation="bilinear")
+
+    def view(self, width: int, height: int) -> tuple[float, float, float]:
+        side = max(width, height)
+        return -((side - width) // 2), -((side - height) // 2), side
 
 
 TEMPLATES = {"mllm": MllmTemplate, "chatml": ChatMlTemplate, "unitok": UniTokTemplate}

@@ -181,7 +181,7 @@ def test_greedy_drawing(model, processor, case, sure):
     rows = zip(stored["input_ids"], stored["attention_mask"].bool(), strict=True)
     samples = [_sample(ids[mask].tolist()) for ids, mask in rows]
     batch = processor.collate(samples, left=True)
-    guided, pick = [], Picker(scale, [], sampling=Sampling())
+    guided, pick = [], Picker(() if scale == 1.0 else (scale,), [], sampling=Sampling())
 
     def watched(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
         cond, uncond = logits_BV[0], logits_BV[-1]

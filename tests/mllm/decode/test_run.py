@@ -71,9 +71,9 @@ def test_images_are_equal_to_the_pixel_whatever_the_batch(tiny_model):
 def test_guidance_at_one_is_no_guidance_and_guidance_is_felt(model_and_processor):
     model, processor = model_and_processor
     logits_BV, doubled = torch.randn(2, 16), torch.randn(4, 16)
-    assert torch.equal(Picker(1.0, [], sampling=Sampling())(logits_BV, 0), logits_BV.argmax(-1))
+    assert torch.equal(Picker((), [], sampling=Sampling())(logits_BV, 0), logits_BV.argmax(-1))
     cond, uncond = doubled.chunk(2)
-    guided = Picker(3.0, [], sampling=Sampling())(doubled, 0)
+    guided = Picker((3.0,), [], sampling=Sampling())(doubled, 0)
     assert torch.equal(guided, (uncond + 3 * (cond - uncond)).argmax(-1).repeat(2))
     seen = []
     hook = model.backbone.norm.register_forward_hook(lambda _, __, h: seen.append(len(h)))

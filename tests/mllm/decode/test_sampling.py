@@ -41,7 +41,9 @@ def _generators(count: int) -> list[torch.Generator]:
 
 
 def _picker(cfg_scale: float, rows: int, way: dict) -> Picker:
-    return Picker(cfg_scale, _generators(rows), 2, Sampling(**{"temperature": 1.0, **way}))
+    return Picker(
+        () if cfg_scale == 1.0 else (cfg_scale,), _generators(rows), 2, Sampling(**{"temperature": 1.0, **way})
+    )
 
 
 def _logits(entries: int = 16) -> torch.Tensor:
@@ -59,7 +61,7 @@ def test_rows_of_no_numbers_have_no_id_and_the_others_theirs(way):
         if name == "too large once divided":
             bad = 0 < way.get("temperature", 1.0) < 1
         generators = _generators(len(ROWS))[row : row + 1]
-        alone = Picker(1.0, generators, sampling=Sampling(**{"temperature": 1.0, **way}))(_logits()[row : row + 1], 0)
+        alone = Picker((), generators, sampling=Sampling(**{"temperature": 1.0, **way}))(_logits()[row : row + 1], 0)
         assert (ids_B[row] == NONE) == bad and ids_B[row] == alone, name
     assert ids_B[list(ROWS).index("all but one forbidden")] == 0
 
@@ -85,7 +87,7 @@ def test_a_search_and_a_sort_choose_the_same():
     logits_BV = torch.randn(50, 40, generator=torch.Generator().manual_seed(2))
     noise_BV = torch.randn(50, 40, generator=torch.Generator().manual_seed(3))
     for top_k, top_p in [(0, 0.5), (3, 1.0), (5, 0.9), (0, 1e-300), (0, 1 - 1e-7)]:
-        picker = Picker(1.0, [], sampling=Sampling(temperature=1.0, top_k=top_k, top_p=top_p))
+        picker = Picker((), [], sampling=Sampling(temperature=1.0, top_k=top_k, top_p=top_p))
         top_p = max(top_p, torch.finfo(torch.float32).tiny)
         assert torch.equal(picker.choose(logits_BV, 0, noise_BV), sample_unasked(logits_BV, noise_BV, top_k, top_p))
 

@@ -159,7 +159,7 @@ def test_heads_and_embeddings_in_bfloat16_are_those_of_the_same_numbers_in_float
     for options in ({"temperature": 0.7}, {"top_k": 3, "top_p": 0.9}):
 
         def pick(options=options):
-            return Picker(3.0, [torch.Generator().manual_seed(row) for row in range(3)], 2, Sampling(**options))
+            return Picker((3.0,), [torch.Generator().manual_seed(row) for row in range(3)], 2, Sampling(**options))
 
         drawn = cpu.head(model.code_head.bfloat16())(h_BD, pick())
         assert torch.equal(drawn, head.sample(h_BD.float(), pick()))
