@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 64_000_000  # refused above; a 20,000 x 20,000 bomb would take 1.2 GB
 MIN_SIDE = 2
 LONGEST_STRIP = 16  # long side by short side; of longer ones only the middle is resized
+ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # formats whose several frames are one after the other in time
 LARGEST_SQUARE = 8192  # pixels of a side; what is larger is shrunk before it is padded
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -54,53 +55,64 @@ TIFF_PIXELS = {  # tags of TIFF 6.0 that say how pixels are stored
 # ---- files
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: str | Path, **options: Any) -> Image.Image:
     """A file as an upright RGB image: EXIF rotation applied, transparency on white, first frame, 16 bit scaled to 8.
-    Its `format` is Pillow's name of the file's.
+    Its `format` is Pillow's name of the file's. `options` are those of `read_image`.
 
     Raises ValueError, in one line, for what is missing, unreadable, damaged, too big or too small.
     """
     if not Path(path).is_file():
         raise ValueError(f"no image file at {path}")
-    return read_image(Path(path), path)
+    return read_image(Path(path), path, **options)
 
 
 def read_image(
-    source: Path | BinaryIO, name: object, formats: Sequence[str] | None = None, max_pixels: int = MAX_PIXELS
+    source: Path | BinaryIO,
+    name: object,
+    formats: Sequence[str] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    still: bool = False,
+    alpha: bool = False,
 ) -> Image.Image:
     """`load_image` of a file or stream that is there; `name` is what errors call it, `formats` are Pillow's names of
-    those that are read (None: all)."""
+    those that are read (None: all). With `still`, an animation is refused; with `alpha`, what has transparency is RGBA.
+    """
+    options = name, formats, max_pixels, still, alpha
     if isinstance(source, Path):
         try:
             with source.open("rb") as file:
-                return read_image(file, name, formats, max_pixels)
+                return read_image(file, *options)
         except OSError as error:
             raise ValueError(f"cannot read {name} as an image: {error.strerror}") from error
     try:
-        return _decode(source, name, formats, max_pixels)
-    except _WrongSize:
+        return _decode(source, *options)
+    except _Refused:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
         source.seek(0)
         head = source.read(16)
         try:
             if strip := next((strip for mark, strip in DESCRIBED.items() if head.startswith(mark)), None):
-                return _decode(io.BytesIO(strip(head + source.read())), name, formats, max_pixels)
-        except _WrongSize:
+                return _decode(io.BytesIO(strip(head + source.read())), *options)
+        except _Refused:
             raise
         except Exception:  # the pixels are damaged as well: the first error says it
             pass
         raise ValueError(f"cannot read {name} as an image: {_reason(error, head)}") from error
 
 
-class _WrongSize(ValueError):
+class _Refused(ValueError):
     """Its message needs no words around it."""
 
 
-def _decode(source: BinaryIO, name: object, formats: Sequence[str] | None, max_pixels: int) -> Image.Image:
+def _decode(
+    source: BinaryIO, name: object, formats: Sequence[str] | None, max_pixels: int, still: bool, alpha: bool
+) -> Image.Image:
     with _quiet(), _whole_files(), Image.open(source, formats=formats) as file:
         _check_size(name, file.size, max_pixels)
-        return to_rgb(file)
+        if still and file.format in ANIMATED and getattr(file, "is_animated", False):
+            raise _Refused(f"{name} is an animation of {file.n_frames} frames: give one still picture")
+        return _to_rgba(file) if alpha and file.has_transparency_data else to_rgb(file)
 
 
 def read_note(path: Path, key: str) -> dict | None:
@@ -133,9 +145,9 @@ def _whole_files() -> Iterator[None]:
 
 def _check_size(name: object, size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
-        raise _WrongSize(f"{name} has {size[0]} x {size[1]} pixels; at most {max_pixels:,} are read: make it smaller")
+        raise _Refused(f"{name} has {size[0]} x {size[1]} pixels; at most {max_pixels:,} are read: make it smaller")
     if min(size) < MIN_SIDE:
-        raise _WrongSize(f"{name} has {size[0]} x {size[1]} pixels; each side needs at least {MIN_SIDE}")
+        raise _Refused(f"{name} has {size[0]} x {size[1]} pixels; each side needs at least {MIN_SIDE}")
 
 
 def _reason(error: Exception, head: bytes) -> str:
@@ -208,13 +220,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # convert("RGB") would clip these at 255
         rgb = _grey_8_bits(image).convert("RGB")
     elif image.has_transparency_data:
-        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        rgba = _rgba(image)
         rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     else:
         rgb = image.convert("RGB")
     rgb = rgb if turn is None else rgb.transpose(turn)
     rgb.info, rgb.format = {}, image.format
     return rgb
+
+
+def _to_rgba(image: Image.Image) -> Image.Image:
+    """An image with transparency, upright."""
+    _scale_color_key(image)
+    turn, rgba = _turn(image), _rgba(image)
+    return rgba if turn is None else rgba.transpose(turn)
+
+
+def _rgba(image: Image.Image) -> Image.Image:
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -282,7 +282,8 @@ class Program:
         kinds = {Drawing: self._drawing, Edit: self._editing, Chat: self._chat}
         self._stages = kinds[type(request)](request)
         self.tracks: list[Track] = next(self._stages)
-        self.prompt_tokens = len(self.tracks[0].sample.ids)
+        start = self.tracks[0].sample
+        self.prompt_tokens, self.prompt_image_tokens = len(start.ids), len(start.images) * processor.num_positions
 
     @property
     def tokens(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -24,6 +25,7 @@ from .service import Service
 
 WORK = documented(400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504)
 LOOK = documented(401, 403)
+MULTIPART = "multipart/form-data"
 EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in ("event", "data")}, "required": ["data"]}
 EVENTS: dict[str, Any] = {"content": {"text/event-stream": {"schema": EVENT}}}
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -96,6 +98,16 @@ def add_api(app: FastAPI, service: Service, gate: Gate) -> None:
         """Images of a prompt; with `stream`, server-sent events: previews, and the image."""
         return await service.draw(body, request)
 
+    @app.post(
+        "/v1/images/edits",
+        response_model=schema.ImageResponse,
+        responses={**WORK, 200: EVENTS},
+        openapi_extra={"requestBody": {"required": True, "content": {MULTIPART: {"schema": edit_schema()}}}},
+    )
+    async def edit(request: Request) -> Any:
+        """A picture as a prompt changes it; the rest is as for drawings."""
+        return await service.edit(*await edit_form(request, service.limits), request)
+
     @app.get("/v1/models", responses=LOOK)
     async def models() -> schema.Models:
         return schema.Models(data=[service.model()])
@@ -119,6 +131,53 @@ def add_api(app: FastAPI, service: Service, gate: Gate) -> None:
     @app.get("/metrics", response_class=Response, responses={**LOOK, 200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def edit_schema() -> dict[str, Any]:
+    """Of the form of an edit. All values of a form are text, so that of its fields is told in words."""
+    fields = schema.EditRequest.model_json_schema()
+    words = {
+        name: {"type": "string", "description": field.get("description", "")}
+        for name, field in fields["properties"].items()
+    }
+    return {
+        "type": "object",
+        "properties": {**words, **schema.FILES},
+        "required": ["prompt"],
+        "additionalProperties": False,
+    }
+
+
+async def edit_form(request: Request, limits: Limits) -> tuple[schema.EditRequest, list[bytes], bytes | None]:
+    """The fields, the pictures and the mask of a form. Raises Refusal, or RequestValidationError as JSON bodies do."""
+    sent = request.headers.get("content-type", "missing")
+    if sent.partition(";")[0].strip().lower() != MULTIPART:
+        told = f"the header content-type is {sent}: send a form, content-type: {MULTIPART}"
+        raise Refusal(422, told, "content-type")
+    async with request.form(max_files=limits.images + 1, max_part_size=limits.body) as form:
+        fields: dict[str, Any] = {}
+        files: dict[str, list[bytes]] = {name: [] for name in schema.FILES}
+        for name, value in form.multi_items():
+            is_file = not isinstance(value, str)
+            if is_file != (name in files):
+                told = "no such file here: leave it out" if is_file else "not a file: send one, with a file name"
+                raise Refusal(422, f"{name}: {told}", name)
+            if is_file:
+                files[name].append(await value.read())
+            elif name in fields:
+                raise Refusal(422, f"{name}: sent twice, send it once", name)
+            else:
+                fields[name] = schema.form_value(name, value)
+    for name in ("image", "mask"):
+        if len(files[name]) > 1:
+            told = "several pictures are called image[]" if name == "image" else "send one"
+            raise Refusal(422, f"{name}: {len(files[name])} files: {told}", name)
+    try:
+        body = schema.EditRequest.model_validate(fields)
+    except ValidationError as error:
+        errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        raise RequestValidationError(errors, body=fields) from error
+    return body, files["image"] + files["image[]"], next(iter(files["mask"]), None)
 
 
 def add_page(app: FastAPI, service: Service, examples: Sequence[Image.Image], needs_key: bool) -> None:

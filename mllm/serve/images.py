@@ -32,10 +32,11 @@ def uri_bytes(uri: str, name: str) -> bytes:
     return raw
 
 
-def read_bytes(raw: bytes, name: str, max_pixels: int) -> Image.Image:
-    """A file's bytes as an upright RGB image. Raises Refusal (422), which calls it `name`."""
+def read_bytes(raw: bytes, name: str, max_pixels: int, **options: bool) -> Image.Image:
+    """A file's bytes as an upright RGB image; `options` are `still` and `alpha` of `read_image`. Raises Refusal (422),
+    which calls it `name`."""
     try:
-        return read_image(BytesIO(raw), name, FORMATS, max_pixels)
+        return read_image(BytesIO(raw), name, FORMATS, max_pixels, **options)
     except ValueError as error:
         if isinstance(error.__cause__, UnidentifiedImageError):
             raise Refusal(422, f"{name} is none of {', '.join(FORMATS)}, or damaged", name) from error

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from ..decode.engine import Handle
-from ..decode.options import DrawingOptions
+from ..decode.options import DrawingOptions, EditingOptions
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow's names; others, as EPS, start programs or have odd readers
 IMAGE_URL = rf"^(data:image/({'|'.join(FORMATS).lower()});base64,[A-Za-z0-9+/\s]+[=\s]*|https?://.+)$"
@@ -265,9 +265,43 @@ class ImageRequest(Strict):
     user: str | None = None
 
 
+class EditRequest(ImageRequest):
+    """The fields of a form beside its files: `image`, or several `image[]`, and `mask`."""
+
+    image_guidance: Guidance | None = Field(
+        EditingOptions.image_cfg_scale, description="over the picture: the larger it is, the more is kept of it"
+    )
+    input_fidelity: only("low") = None
+    markup: only() = None
+
+
+FILES: dict[str, Any] = {
+    "image": {"type": "string", "format": "binary", "description": "the picture to change; several are called image[]"},
+    "image[]": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1},
+    "mask": {
+        "type": "string",
+        "format": "binary",
+        "description": "a PNG as large as the (first) picture, fully transparent where it may change",
+    },
+}
+"""The files of an edit, for the API's schema."""
+
+
+def form_value(name: str, text: str) -> Any:
+    """A field of a form, where all are text, as JSON would have it."""
+    text_alone = name in ("prompt", "model", "size", "user", "safety_identifier")
+    try:
+        return text if text_alone else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 class Drawn(BaseModel):
     b64_json: str
     seed: int
+    answer: str | None = Field(
+        None, description="words of the model, with a picture that it was to edit and left as it was"
+    )
 
 
 class InputDetails(BaseModel):
@@ -324,10 +358,10 @@ def usage(handles: list[Handle]) -> Usage:
 
 
 def image_usage(handles: list[Handle]) -> ImageUsage:
-    all_of = usage(handles)
+    all_of, images = usage(handles), sum(handle.program.prompt_image_tokens for handle in handles)
     return ImageUsage(
         input_tokens=all_of.prompt_tokens,
         output_tokens=all_of.completion_tokens,
         total_tokens=all_of.total_tokens,
-        input_tokens_details=InputDetails(text_tokens=all_of.prompt_tokens),
+        input_tokens_details=InputDetails(text_tokens=all_of.prompt_tokens - images, image_tokens=images),
     )

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from ..decode.engine import Engine, Handle
 from ..decode.options import DrawingOptions
-from ..decode.program import Chat, Drawing, Messages, Piece, Preview
+from ..decode.program import Chat, Drawing, Edit, Messages, Piece, Preview
 from ..decode.sampling import NotFinite
 from . import schema
 from .errors import FAILED, Refusal
@@ -86,7 +86,7 @@ class Service:
         if name not in (None, self.name):
             raise Refusal(404, f"no model {name!r} here; there is {self.name!r}", "model", "model_not_found")
 
-    async def submit(self, request: Request, make: Callable[[], list[Chat | Drawing]]) -> list[Job]:
+    async def submit(self, request: Request, make: Callable[[], list[Chat | Drawing | Edit]]) -> list[Job]:
         """`make` runs in a thread, as it reads images."""
         loop, jobs = asyncio.get_running_loop(), []
 
@@ -199,22 +199,52 @@ class Service:
     # ---- drawings
 
     async def draw(self, body: schema.ImageRequest, request: Request) -> schema.ImageResponse | StreamingResponse:
-        self.check_model(body.model)
         self._check_drawing(body)
+        return await self._images(body, lambda seed: Drawing(body.prompt, seed=seed, **drawing_options(body)), request)
+
+    async def edit(
+        self, body: schema.EditRequest, files: Sequence[bytes], mask: bytes | None, request: Request
+    ) -> schema.ImageResponse | StreamingResponse:
+        """`files` are the pictures, the first of which is changed."""
+        if not files:
+            raise Refusal(422, "image: missing: send the picture that is to be changed", "image")
+        if len(files) > self.limits.images:
+            raise Refusal(422, f"image[]: {len(files)} pictures, at most {self.limits.images}: send fewer", "image[]")
+        names = ["image"] if len(files) == 1 else [f"image[{place}]" for place in range(len(files))]
+
+        def read() -> tuple[list[Image.Image], Image.Image | None]:
+            pixels = self.limits.pixels
+            images = [read_bytes(raw, name, pixels, still=True) for raw, name in zip(files, names, strict=True)]
+            return images, None if mask is None else read_bytes(mask, "mask", pixels, still=True, alpha=True)
+
+        images, read_mask = await to_thread.run_sync(read, limiter=self.threads)
+        size = self.size if read_mask is None else size_of(images[0])
+        self._check_drawing(body, size)
+        options = {**drawing_options(body), "image_cfg_scale": body.image_guidance}
+        return await self._images(body, lambda seed: Edit(images, body.prompt, read_mask, seed, **options), request)
+
+    async def _images(
+        self, body: schema.ImageRequest, make: Callable[[int], Drawing | Edit], request: Request
+    ) -> schema.ImageResponse | StreamingResponse:
+        """The images of the requests that `make` makes of seeds."""
         seed = new_seed() if body.seed is None else body.seed
         seeds = [(seed + place) % (schema.MAX_SEED + 1) for place in range(body.n)]
-        jobs = await self.submit(request, lambda: [self._drawing(body, one) for one in seeds])
+        jobs = await self.submit(request, lambda: [make(one) for one in seeds])
         if body.stream:
-            return event_stream(self._image_events(seed, jobs[0], request))
-        results = await self.all_pieces(jobs, request)
+            kind = "image_edit" if isinstance(body, schema.EditRequest) else "image_generation"
+            return event_stream(self._image_events(kind, seed, jobs[0], request))
+        images = [pieces[-1] for pieces in await self.all_pieces(jobs, request)]
         data = [
-            schema.Drawn(b64_json=await self.encode(pieces[-1]), seed=one)
-            for pieces, one in zip(results, seeds, strict=True)
+            schema.Drawn(b64_json=await self.encode(image), seed=one, **answer_of(image))
+            for image, one in zip(images, seeds, strict=True)
         ]
         usage = schema.image_usage([job.handle for job in jobs])
-        return schema.ImageResponse(created=int(time.time()), data=data, size=self.size, usage=usage)
+        return schema.ImageResponse(created=int(time.time()), data=data, size=size_of(images[0]), usage=usage)
 
-    def _check_drawing(self, body: schema.ImageRequest) -> None:
+    def _check_drawing(self, body: schema.ImageRequest, size: str | None = None) -> None:
+        """`size` is the result's, if it is not the model's."""
+        self.check_model(body.model)
+        size = size or self.size
         if len(body.prompt) > self.limits.prompt:
             raise Refusal(422, f"the prompt has {len(body.prompt)} characters, at most {self.limits.prompt}", "prompt")
         if body.n > self.limits.n:
@@ -224,32 +254,21 @@ class Service:
             raise Refusal(422, told, "candidates")
         if body.stream and body.n > 1:
             raise Refusal(422, f"n {body.n}: a stream has one image; send more requests", "n")
-        if body.size not in ("auto", self.size):
-            raise Refusal(422, f"this model draws {self.size}", "size")
+        if body.size not in ("auto", size):
+            raise Refusal(422, f"this model draws {size}", "size")
 
-    def _drawing(self, body: schema.ImageRequest, seed: int) -> Drawing:
-        return Drawing(
-            body.prompt,
-            seed=seed,
-            cfg_scale=body.guidance,
-            temperature=body.temperature,
-            top_p=body.top_p,
-            candidates=body.candidates,
-            previews=body.partial_images if body.stream else 0,
-        )
-
-    async def _image_events(self, seed: int, job: Job, request: Request) -> AsyncIterator[dict[str, Any]]:
-        about = {"output_format": "png", "size": self.size, "quality": "auto", "background": "auto", "seed": seed}
+    async def _image_events(self, kind: str, seed: int, job: Job, request: Request) -> AsyncIterator[dict[str, Any]]:
+        about = {"output_format": "png", "quality": "auto", "background": "auto", "seed": seed}
         place = 0
         async for piece in self.pieces(job, request):
             image = {"b64_json": await self.encode(piece), "created_at": int(time.time()), **about}
             if isinstance(piece, Preview):
-                about_it = {"partial_image_index": place, "progress": piece.done}
-                yield {"type": "image_generation.partial_image", **image, **about_it}
+                about_it = {"size": self.size, "partial_image_index": place, "progress": piece.done}
+                yield {"type": f"{kind}.partial_image", **image, **about_it}
                 place += 1
             else:
-                usage = schema.image_usage([job.handle]).model_dump()
-                yield {"type": "image_generation.completed", **image, "usage": usage}
+                about_it = {"size": size_of(piece), "usage": schema.image_usage([job.handle]).model_dump()}
+                yield {"type": f"{kind}.completed", **image, **about_it, **answer_of(piece)}
 
     async def encode(self, drawn: Image.Image | Preview) -> str:
         """PNG as base64."""
@@ -258,6 +277,25 @@ class Service:
             return png_base64(drawn.image(self.engine.model) if isinstance(drawn, Preview) else drawn)
 
         return await to_thread.run_sync(work, limiter=self.threads)
+
+
+def drawing_options(body: schema.ImageRequest) -> dict[str, Any]:
+    return {
+        "cfg_scale": body.guidance,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "candidates": body.candidates,
+        "previews": body.partial_images if body.stream else 0,
+    }
+
+
+def size_of(image: Image.Image) -> str:
+    return f"{image.width}x{image.height}"
+
+
+def answer_of(image: Image.Image) -> dict[str, str]:
+    """Words of the model, with a picture that it left as it was."""
+    return {"answer": image.info["answer"]} if "answer" in image.info else {}
 
 
 def new_seed() -> int:

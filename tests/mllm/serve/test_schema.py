@@ -10,6 +10,7 @@ from tests.mllm.serve.conftest import WAIT
 OPERATIONS = [
     ("/v1/chat/completions", "POST"),
     ("/v1/images/generations", "POST"),
+    ("/v1/images/edits", "POST"),
     ("/v1/models", "GET"),
     ("/v1/models/{model}", "GET"),
     ("/health", "GET"),
