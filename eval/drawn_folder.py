@@ -1,11 +1,13 @@
-"""A folder of drawings from prompts: 0000.png, 0001.png, ..., a line for each in metadata.jsonl, and a grid.
+"""A folder of drawings from prompts, or of edits of a picture: 0000.png, 0001.png, ..., a line for each in
+metadata.jsonl, and a grid.
 
 What is there already is kept, where it was drawn in the same way; a PNG holds its line, too.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from data_recipes.files import read_text, split_lines, whole, write_whole
-from mllm import DrawingOptions, Mllm, Processor, generate_images
+from mllm import DrawingOptions, EditingOptions, Mllm, Processor, edit_images, generate_images
 from mllm.decode.program import start_drawing
 from tokenizer.transform import load_image, read_note
 
@@ -21,9 +23,11 @@ from .geneval.drawing import in_batches, save
 from .geneval.rules import PNG_KEY
 from .pieces import drawing_bar
 
-GRID_IMAGES = 100
+GRID_IMAGES, GRID_SIDE = 100, 512  # at most so many, and so large each
 
 Record = dict[str, Any]  # a line of metadata.jsonl
+Make = Callable[[Sequence[Record], Callable[[int], None]], list[Image.Image]]
+"""Draws the images of some records; the function says how many positions of them are done."""
 
 
 def check_lengths(model: Mllm, processor: Processor, prompts: Sequence[str], candidates: int) -> None:
@@ -57,7 +61,7 @@ def find_missing(out: Path, records: Sequence[Record]) -> list[Record]:
         if not exists:
             missing.append(record)
         elif record["file"] not in listed:  # stopped between an image and its line
-            append(out, record)
+            append(out, before)
     return missing
 
 
@@ -91,31 +95,37 @@ def append(out: Path, record: Record) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def draw(model: Mllm, processor: Processor, out: Path, records: Sequence[Record], batch_size: int) -> None:
-    """Draw and save in batches."""
+def draw(out: Path, records: Sequence[Record], batch_size: int, positions: int, make: Make) -> None:
+    """Draw and save in batches. Words that come with an image become a record's `answer`."""
     listed = read_listed(out / "metadata.jsonl")  # an image that was removed still has its line
     with drawing_bar(len(records)) as bar:
         at_once = max(1, batch_size // records[0]["candidates"]) if records else 1
         for place, batch in enumerate(in_batches(records, at_once)):
-            share = len(batch) / processor.num_positions
-            images = generate_images(
-                model,
-                processor,
-                [record["prompt"] for record in batch],
-                seeds=[record["seed"] for record in batch],
-                progress=lambda done, first=place * at_once, share=share: bar(first + share * done),
-                **{field.name: batch[0][field.name] for field in fields(DrawingOptions)},
-            )
+            share = len(batch) / positions
+            images = make(batch, lambda done, first=place * at_once, share=share: bar(first + share * done))
             for record, image in zip(batch, images, strict=True):
+                record = {**record, **{name: image.info[name] for name in ("answer",) if name in image.info}}
                 save(out / record["file"], image, record)
                 if record["file"] not in listed:
                     append(out, record)
+
+
+def fill(
+    out: Path, records: Sequence[Record], prompts: int, batch_size: int, positions: int, make: Make
+) -> tuple[int, int]:
+    """Draw what is missing of the records, and the grid. -> images drawn now, and all."""
+    missing = find_missing(out, records)
+    draw(out, missing, batch_size, positions, make)
+    save_grid(out, records, prompts)
+    return len(missing), len(records)
 
 
 def save_grid(out: Path, records: Sequence[Record], prompts: int) -> None:
     """grid.png: a row for each prompt; the images of a single one in a square."""
     columns = len(records) // prompts if prompts > 1 else math.isqrt(len(records) - 1) + 1
     images = [load_image(out / record["file"]) for record in records[:GRID_IMAGES]]
+    for image in images:
+        image.thumbnail((GRID_SIDE, GRID_SIDE))
     (width, height), columns = images[0].size, min(columns, len(images))
     grid = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
     for index, image in enumerate(images):
@@ -132,7 +142,42 @@ def draw_prompts(
     for a folder that holds other images."""
     check_lengths(model, processor, prompts, options["candidates"])
     records = plan(prompts, count, {**options, "model_hash": model.weights_hash()})
-    missing = find_missing(out, records)
-    draw(model, processor, out, missing, batch_size)
-    save_grid(out, records, len(prompts))
-    return len(missing), len(records)
+
+    def make(batch: Sequence[Record], progress: Callable[[int], None]) -> list[Image.Image]:
+        prompts, seeds = ([record[name] for record in batch] for name in ("prompt", "seed"))
+        chosen = {field.name: options[field.name] for field in fields(DrawingOptions)}
+        return generate_images(model, processor, prompts, seeds, progress, **chosen)
+
+    return fill(out, records, len(prompts), batch_size, processor.num_positions, make)
+
+
+def edit_picture(
+    model: Mllm,
+    processor: Processor,
+    out: Path,
+    picture: Path,
+    mask: Path | None,
+    prompt: str,
+    count: int,
+    batch_size: int,
+    options: Record,
+) -> tuple[int, int, list[str]]:
+    """`count` edits of a picture, as `draw_prompts`; `options` are the `seed`, and those of `EditingOptions`. -> edits
+    made now, all, and words of the model in place of edits. Raises ValueError for what cannot be edited."""
+    about: Record = {}
+    for name, file in (("image", picture), ("mask", mask)):
+        digest = hashlib.sha256(file.read_bytes()).hexdigest() if file else None
+        about |= {name: file and file.name, f"{name}_sha256": digest}
+    image = load_image(picture, still=True)
+    masked = load_image(mask, still=True, alpha=True) if mask else None
+    records = plan([prompt], count, {**about, **options, "model_hash": model.weights_hash()})
+
+    def make(batch: Sequence[Record], progress: Callable[[int], None]) -> list[Image.Image]:
+        n, seeds = len(batch), [record["seed"] for record in batch]
+        chosen = {field.name: options[field.name] for field in fields(EditingOptions)}
+        return edit_images(model, processor, [image] * n, [prompt] * n, [masked] * n, seeds, progress, **chosen)
+
+    done = fill(out, records, 1, batch_size, processor.num_positions, make)
+    listed = read_listed(out / "metadata.jsonl")
+    answers = [listed[record["file"]]["answer"] for record in records if "answer" in listed[record["file"]]]
+    return *done, list(dict.fromkeys(answers))

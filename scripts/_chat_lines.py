@@ -7,15 +7,15 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
-from data_recipes.files import whole
 from eval.pieces import drawing_bar
 from mllm.text.chat_session import ChatSession
 from scripts._errors import plain
 from scripts._files import check_folder, open_image
+from scripts._pictures import picture, save
 
 HELP = """\
-/image FILE    show the model an image, along with your next message
-/draw PROMPT   draw and save an image; your next message can be about it
+/image FILE    show the model an image, along with your next message: a question, or what to change
+/draw PROMPT   draw and save an image; your next message can be about it, or change it
 /clear         begin a new chat, as when this one has become too long
 /help          this list
 /quit          leave (or Ctrl-D)"""
@@ -29,12 +29,14 @@ def respond(chat: ChatSession, line: str, console: Console, out: Path) -> None:
         show(chat.ask(line), lambda text: console.print(text, end="", markup=False, soft_wrap=True), out)
     elif command == "/image":
         chat.images.append(open_image(rest.strip("'\"")))
-        say(console, f"{rest}: ask about it")
+        say(console, f"{rest}: ask about it, or say what to change")
+        picture(chat.images[-1])
     elif command == "/draw":
         check_folder(out)
         with drawing_bar(1) as bar:
             image = chat.draw(rest, lambda done: bar(done / chat.processor.num_positions))
         console.print(str(save(image, out)), markup=False, soft_wrap=True)
+        picture(image)
     elif command == "/clear":
         chat.clear()
         say(console, "a new chat")
@@ -42,16 +44,6 @@ def respond(chat: ChatSession, line: str, console: Console, out: Path) -> None:
         console.print(HELP, markup=False)
     else:
         raise ValueError(f"unknown command {command!r}; known: /image, /draw, /clear, /help, /quit")
-
-
-def save(image: Image.Image, out: Path) -> Path:
-    """The first free number is its name."""
-    number = 1
-    while (file := out / f"{number:04d}.png").exists():
-        number += 1
-    with whole(file) as part:
-        image.save(part, "PNG")
-    return file
 
 
 def show(pieces: Iterator[str | Image.Image], write: Callable[[str], Any], out: Path) -> None:
@@ -65,6 +57,7 @@ def show(pieces: Iterator[str | Image.Image], write: Callable[[str], Any], out: 
             else:
                 file = save(piece, out)
                 write(f"\n{file}\n" if inside_line else f"{file}\n")
+                picture(piece)
             inside_line = isinstance(piece, str)
     except (ValueError, OSError):
         if inside_line:

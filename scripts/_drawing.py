@@ -1,4 +1,4 @@
-"""How images are drawn, on a command line: a flag for each field of `DrawingOptions`."""
+"""How images are drawn and edited, on a command line: a flag for each field of `DrawingOptions` or `EditingOptions`."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ _SPEC = spec_from_file_location("drawing_options", Path(__file__).parents[1] / "
 _OPTIONS = module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_OPTIONS)
 
-_FIELDS = {field.name: field for field in fields(_OPTIONS.DrawingOptions)}
-DRAWING = tuple(_FIELDS)
+_FIELDS = {field.name: field for field in fields(_OPTIONS.EditingOptions)}
+EDITING, DRAWING = tuple(_FIELDS), tuple(field.name for field in fields(_OPTIONS.DrawingOptions))
 OF_IMAGES = tuple(name for name in DRAWING if name not in {field.name for field in fields(_OPTIONS.Sampling)})
 """Those that text has not, too."""
 
@@ -31,7 +31,7 @@ def add_drawing_options(parser: argparse.ArgumentParser, names: Sequence[str] = 
 def drawing_options(args: argparse.Namespace, names: Sequence[str] = DRAWING) -> dict[str, Any]:
     """Of the command line. Raises ValueError, which names the option and its value, for impossible ones."""
     options = {name: getattr(args, name) for name in names}
-    _OPTIONS.DrawingOptions(**options)
+    (_OPTIONS.EditingOptions if names == EDITING else _OPTIONS.DrawingOptions)(**options)
     return options
 
 

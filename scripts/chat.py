@@ -54,10 +54,13 @@ def main(argv: list[str] | None = None) -> None:
         from mllm.decode.options import DrawingOptions, Sampling
         from mllm.text.chat_session import ChatSession
         from scripts._chat_lines import show
+        from scripts._pictures import picture
         from scripts._terminal import talk
     options = Sampling(**writing), DrawingOptions(**drawing), args.max_new_tokens, args.seed
     chat = ChatSession(model, processor, *options)
     chat.images = images
+    for image in images:
+        picture(image)
     if args.prompt is None:
         talk(chat, args.model, args.out)
     else:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pty
 import signal
 import struct
 import subprocess
@@ -406,3 +407,26 @@ def test_an_unknown_model_is_refused(refused):
 def test_a_very_long_prompt_is_refused(refused, tiny_folder):
     line = refused(main, "--model", tiny_folder, "--prompt", "a cat " * 17_000)
     assert "the model reads 256: shorten" in line and len(line) < 300
+
+
+def test_pictures_are_shown_in_a_terminal(tiny_folder, picture, tmp_path):
+    """What is attached and what is drawn: in half blocks, as this terminal answers no question."""
+    words = ["--model", str(tiny_folder), "--image", str(picture), "--out", str(tmp_path / "out")]
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "scripts.chat", *words]
+    with subprocess.Popen(command, cwd=ROOT, stdin=child, stdout=child, stderr=child) as process:
+        os.close(child)
+
+        def shown_before(mark: bytes) -> bytes:
+            seen = b""
+            while mark not in seen:
+                seen += os.read(parent, 65536)
+            return seen
+
+        assert shown_before(b"> ").count("▀".encode()) == 40 * 20
+        os.write(parent, b"/draw a cat\n")
+        shown = shown_before(b"> ")
+        assert b"0001.png" in shown and shown.count("▀".encode()) == 40 * 20
+        os.write(parent, b"/quit\n")
+        assert process.wait(WAIT) == 0
+    os.close(parent)
