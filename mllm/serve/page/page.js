@@ -7,7 +7,7 @@ const SENT_AS_THEY_ARE = ["image/png", "image/jpeg", "image/webp", "image/gif", 
 const PREVIEWS = 7;
 
 let messages = []; // the chat, as the API has it
-let attached = []; // data URIs for the next message
+let attached = []; // pictures for the next message: a data URI, and a Blob of a mask or null
 let answering = null; // AbortController while an answer comes
 
 // ---- elements and the API
@@ -36,11 +36,17 @@ function described(form, chosen) {
   return told.map(([name, value]) => `${name.replace("_", "-")} ${value}`).join(" · ");
 }
 
+// `body` is an object for JSON, or a form.
 async function* events(path, body, signal) {
-  const headers = { "content-type": "application/json" };
-  if ($("key").value) headers.authorization = `Bearer ${$("key").value}`;
-  const request = { method: "POST", headers, body: JSON.stringify({ model: about.model, stream: true, ...body }), signal };
-  const response = await fetch(path, request);
+  const headers = $("key").value ? { authorization: `Bearer ${$("key").value}` } : {};
+  if (body instanceof FormData) {
+    body.append("model", about.model);
+    body.append("stream", "true");
+  } else {
+    headers["content-type"] = "application/json";
+    body = JSON.stringify({ model: about.model, stream: true, ...body });
+  }
+  const response = await fetch(path, { method: "POST", headers, body, signal });
   if (!response.ok) throw new Error(await problem(response));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
@@ -89,7 +95,7 @@ for (const tab of tabs) {
   };
 }
 
-// ---- images to talk about
+// ---- images to talk about, and to change
 
 async function attach(blob, name = "the image") {
   const url = URL.createObjectURL(blob);
@@ -120,14 +126,18 @@ function redrawn(image, shrink) {
   return canvas.toDataURL("image/png");
 }
 
-function add(uri) {
-  attached.push(uri);
+function add(uri, mask = null) {
+  const picture = { uri, mask };
+  attached.push(picture);
   const remove = element("button", { type: "button", className: "thumb", title: "Remove" }, element("img", { src: uri, alt: "Attached image" }));
+  const mark = element("button", { type: "button", className: "link", textContent: mask ? "Marked" : "Mark", title: "Mark where it may change" });
+  const shown = element("div", {}, remove, mark);
   remove.onclick = () => {
-    attached.splice([...$("attached").children].indexOf(remove), 1);
-    remove.remove();
+    attached.splice(attached.indexOf(picture), 1);
+    shown.remove();
   };
-  $("attached").append(remove);
+  mark.onclick = () => brush(picture, mark);
+  $("attached").append(shown);
   show($("tab-chat"));
   $("question").focus();
 }
@@ -164,6 +174,60 @@ document.ondrop = (event) => {
   for (const file of event.dataTransfer.files) attach(file, file.name);
 };
 
+// ---- the brush
+
+async function brush(picture, mark) {
+  const [image, marks] = [$("brush-picture"), $("brush-marks")];
+  image.src = picture.uri;
+  await image.decode();
+  [marks.width, marks.height] = [image.naturalWidth, image.naturalHeight]; // clears it, too
+  const pen = marks.getContext("2d");
+  pen.lineCap = pen.lineJoin = "round";
+  pen.strokeStyle = getComputedStyle(marks).color;
+  let empty = true;
+  const at = (event) => [event.offsetX * marks.width / marks.clientWidth, event.offsetY * marks.height / marks.clientHeight];
+  marks.onpointerdown = (event) => {
+    marks.setPointerCapture(event.pointerId);
+    pen.lineWidth = Number($("brush-size").value) / 100 * marks.width;
+    pen.beginPath();
+    pen.moveTo(...at(event));
+    marks.onpointermove(event);
+  };
+  marks.onpointermove = (event) => {
+    if (!event.buttons) return;
+    pen.lineTo(...at(event));
+    pen.stroke();
+    empty = false;
+  };
+  $("brush-clear").onclick = () => {
+    pen.clearRect(0, 0, marks.width, marks.height);
+    empty = true;
+  };
+  $("brush-done").onclick = async () => {
+    picture.mask = empty ? null : await maskOf(marks);
+    mark.textContent = empty ? "Mark" : "Marked";
+    $("brush").close();
+    $("question").focus();
+  };
+  $("brush").showModal();
+}
+
+// As the API wants it: transparent where the picture may change.
+function maskOf(marks) {
+  const mask = element("canvas", { width: marks.width, height: marks.height });
+  const paper = mask.getContext("2d");
+  paper.fillRect(0, 0, mask.width, mask.height);
+  paper.globalCompositeOperation = "destination-out";
+  paper.drawImage(marks, 0, 0);
+  return new Promise((resolve) => mask.toBlob(resolve, "image/png"));
+}
+
+function blobOf(uri) {
+  const [head, data] = uri.split(",");
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  return new Blob([bytes], { type: head.slice(5, head.indexOf(";")) });
+}
+
 // ---- chat
 
 function bubble(role) {
@@ -180,11 +244,34 @@ function fail(message) {
   told.textContent = message;
 }
 
-async function ask(text, images) {
+// What the chat answers, or, for a picture with a mask, the edit: { seed, text, sketches, images }, each if there is one.
+async function* reply(said, text, pictures, chosen, signal) {
+  const marked = pictures.find((picture) => picture.mask);
+  if (!marked) {
+    const body = { messages: [...messages, said], partial_images: PREVIEWS, ...chosen };
+    for await (const { seed, choices } of events("v1/chat/completions", body, signal)) {
+      const delta = choices[0]?.delta ?? {};
+      yield { seed, text: delta.content, sketches: delta.partial_images, images: delta.images };
+    }
+    return;
+  }
+  const form = new FormData();
+  const ordered = [marked, ...pictures.filter((picture) => picture !== marked)];
+  for (const { uri } of ordered) form.append(ordered.length > 1 ? "image[]" : "image", blobOf(uri), "image");
+  form.append("mask", marked.mask, "mask.png");
+  const fields = { prompt: text, partial_images: PREVIEWS, guidance: chosen.guidance, seed: chosen.seed };
+  for (const [name, value] of Object.entries(fields)) if (value !== undefined) form.append(name, value);
+  for await (const event of events("v1/images/edits", form, signal)) {
+    const image = { type: "image_url", image_url: { url: `data:image/png;base64,${event.b64_json}` }, progress: event.progress };
+    yield event.type.endsWith("completed") ? { seed: event.seed, text: event.answer, images: [image] } : { seed: event.seed, sketches: [image] };
+  }
+}
+
+async function ask(text, pictures) {
   const question = bubble("user");
-  for (const uri of images) question.append(element("img", { src: uri, alt: "Your image" }));
+  for (const { uri } of pictures) question.append(element("img", { src: uri, alt: "Your image" }));
   question.append(element("p", { textContent: text }));
-  const parts = [...images.map((url) => ({ type: "image_url", image_url: { url } })), { type: "text", text }];
+  const parts = [...pictures.map(({ uri }) => ({ type: "image_url", image_url: { url: uri } })), { type: "text", text }];
   const said = { role: "user", content: parts };
   const answer = { role: "assistant", content: "", images: [] };
   const shown = bubble("assistant waiting");
@@ -194,23 +281,26 @@ async function ask(text, images) {
   answering = new AbortController();
   $("ask").querySelector(".send").textContent = "Stop";
   try {
-    for await (const chunk of events("v1/chat/completions", { messages: [...messages, said], partial_images: PREVIEWS, ...chosen }, answering.signal)) {
-      chosen.seed = chunk.seed;
-      const delta = chunk.choices[0]?.delta ?? {};
-      answer.content += delta.content ?? "";
+    for await (const piece of reply(said, text, pictures, chosen, answering.signal)) {
+      chosen.seed = piece.seed;
+      answer.content += piece.text ?? "";
       words.textContent = answer.content;
-      for (const image of delta.partial_images ?? []) {
+      for (const image of piece.sketches ?? []) {
         sketch ??= shown.appendChild(element("figure", {}, element("img", { alt: `Drawing: ${text}` }), progress()));
         sketch.firstChild.src = image.image_url.url;
         sketch.lastChild.value = image.progress;
       }
-      for (const image of delta.images ?? []) {
+      for (const image of piece.images ?? []) {
         sketch?.remove();
         sketch = null;
-        answer.images.push(image);
-        shown.append(drawing(image.image_url.url, text, chosen.seed));
+        const { url } = image.image_url;
+        answer.images.push({ type: image.type, image_url: { url } });
+        const made = drawing(url, text, chosen.seed);
+        const change = element("button", { type: "button", className: "link", textContent: "Change", onclick: () => add(url) });
+        made.lastChild.append(" ", change);
+        shown.append(made);
       }
-      if (delta.content || delta.partial_images || delta.images) shown.classList.remove("waiting");
+      if (piece.text || piece.sketches || piece.images) shown.classList.remove("waiting");
       shown.scrollIntoView({ block: "end" });
     }
     if (!answer.content && !answer.images.length) words.textContent = "(no words)";
@@ -218,7 +308,7 @@ async function ask(text, images) {
     if (error.name !== "AbortError") {
       fail(error.message);
       if (!$("question").value) $("question").value = text;
-      if (!attached.length) images.forEach(add);
+      if (!attached.length) pictures.forEach(({ uri, mask }) => add(uri, mask));
     }
   }
   answering = null;
@@ -251,11 +341,11 @@ $("ask").onsubmit = (event) => {
   if (answering) return answering.abort();
   const text = $("question").value.trim();
   if (!text && !attached.length) return $("question").focus();
-  const images = attached;
+  const pictures = attached;
   attached = [];
   $("attached").replaceChildren();
   $("question").value = "";
-  ask(text, images);
+  ask(text, pictures);
 };
 
 $("new-chat").onclick = () => {

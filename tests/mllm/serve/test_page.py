@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from mllm import Mllm, Processor, generate_images, generate_text
@@ -171,6 +171,56 @@ def test_drawing_fills_the_gallery(served, tiny_model, open_page, width):
     assert download.value.suggested_filename == "a_red_dog_7.png"
     page.click('#gallery >> text="Ask" >> nth=0')
     assert page.locator("#attached img").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it is wider than the screen"
+
+
+def test_a_request_after_an_image_changes_it(start, drawing_model, open_page):
+    model, processor = drawing_model
+    page = open_page(start(model, processor))
+    page.click("#ask summary")
+    page.fill("#ask input[name=max_tokens]", "1")
+    page.fill("#ask input[name=seed]", "5")
+    page.click("#examples button >> nth=0")
+    page.fill("#question", "make it blue")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".assistant footer")
+    page.fill("#question", "now add a dog")
+    page.keyboard.press("Enter")
+    expect(page.locator(".assistant footer")).to_have_count(2)
+    messages = []
+    for place, (text, shown) in enumerate((("make it blue", [picture()]), ("now add a dog", []))):
+        images = [{"type": "image", "image": image} for image in shown]
+        messages.append({"role": "user", "content": [*images, {"type": "text", "text": text}]})
+        [drawn] = generate_text(model, processor, messages, max_new_tokens=1, seed=5)
+        assert _shown_image(page, f".assistant >> nth={place} >> img").tobytes() == drawn.tobytes()
+        messages.append({"role": "assistant", "content": [{"type": "image", "image": drawn}]})
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_brush_marks_where_an_image_may_change(start, drawing_model, open_page, width):
+    page = open_page(start(*drawing_model), width)
+    page.evaluate(DROP, ["drop", data_uri(picture("red", 64)).split(",")[1], "red.png"])
+    page.click("#attached >> text=Mark")
+    box = page.locator("#brush-marks").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)  # the middle of the first quarter
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 4 + 3, box["y"] + box["height"] / 4)
+    page.mouse.up()
+    page.click("#brush-done")
+    expect(page.locator("#attached .link")).to_have_text("Marked")
+    page.click("#ask summary")
+    page.fill("#ask input[name=seed]", "5")
+    page.fill("#question", "make it blue")
+    page.press("#question", "Enter")
+    page.wait_for_selector(".assistant footer")
+    edited = _shown_image(page, ".assistant img").convert("RGB")
+    changed = ImageChops.difference(edited, picture("red", 64)).getbbox()
+    assert edited.size == (64, 64) and changed[0] > 0 and changed[1] > 0 and changed[2] <= 32 and changed[3] <= 32
+    assert "seed 5" in page.locator(".assistant small").text_content()
+    page.click(".assistant >> text=Change")
+    page.click("#attached >> text=Mark")
+    page.click("#brush-done")  # nothing marked
+    expect(page.locator("#attached .link")).to_have_text("Mark")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it is wider than the screen"
 
 
