@@ -3,9 +3,12 @@
 python -m scripts.draw_benchmark dpg --prompts ELLA/dpg_bench/prompts --model scenes --out out/dpg
 python -m scripts.draw_benchmark genai --prompts GenAI-Bench-1600/genai_image.json --out out/genai
 python -m scripts.draw_benchmark mjhq --prompts MJHQ-30K/meta_data.json --out out/mjhq --limit 5000
+python -m scripts.draw_benchmark imgedit --prompts Benchmark/singleturn/singleturn.json --out out/imgedit
 torchrun --nproc_per_node 2 -m scripts.draw_benchmark dpg --prompts ELLA/dpg_bench/prompts --out out/dpg
 
 dpg: DPG-Bench, four images a prompt as one grid. genai: GenAI-Bench. mjhq: MJHQ-30K, for FID by image_metrics.
+Edits: imgedit (ImgEdit), gedit (GEdit-Bench, as JSON lines with key, task_type, instruction_language, instruction
+and image). Paths of pictures are relative to the file of prompts.
 A prompt that the model cannot read is told, and listed in not_drawn.json. GenEval has a script of its own.
 """
 
@@ -24,11 +27,13 @@ from scripts._load import load_model
 if TYPE_CHECKING:
     from eval.geneval.drawing import Settings
 
-IMAGES_PER_PROMPT = {"dpg": 4, "genai": 1, "mjhq": 1}
+IMAGES_PER_PROMPT = {"dpg": 4, "genai": 1, "mjhq": 1, "gedit": 1, "imgedit": 1}
 SCORERS = {
     "dpg": "dpg_bench/compute_dpg_bench.py --image-root-path {out}/images --resolution {side} --pic-num 4",
     "genai": "genai_bench/evaluate.py --output_dir {out} --gen_model images",
     "mjhq": "python -m scripts.image_metrics {out}/images --reference MJHQ-30K/mjhq30k_imgs",
+    "gedit": "GEdit-Bench/test_gedit_score.py, with {out} as the results of this model",
+    "imgedit": "Benchmark/Basic/basic_bench.py --result_img_folder {out}",
 }
 
 
@@ -46,7 +51,8 @@ def settings_of(args: argparse.Namespace, images_per_prompt: int) -> Settings:
     """Raises ValueError for impossible options, before a model is loaded."""
     check_folder(args.out)
     check_seed(args.seed)
-    chosen = {"limit": args.limit, "seed": args.seed, "batch_size": args.batch_size, **drawing_options(args)}
+    names = [name for name in ("limit", "seed", "batch_size", "image_cfg_scale") if name in args]
+    chosen = {**{name: getattr(args, name) for name in names}, **drawing_options(args)}
     with stop_at_once():
         from eval.geneval.drawing import Settings
     return Settings(images_per_prompt=images_per_prompt, **chosen)
@@ -57,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("benchmark", choices=list(SCORERS))
     parser.add_argument("--prompts", type=Path, required=True, help="the benchmark's own file or folder of prompts")
     add_benchmark_options(parser)
+    add_drawing_options(parser, ["image_cfg_scale"])
     args = parser.parse_args(argv)
     settings = settings_of(args, IMAGES_PER_PROMPT[args.benchmark])
     with stop_at_once():

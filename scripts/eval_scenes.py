@@ -1,4 +1,4 @@
-"""Evaluate a scenes model: questions, drawings by GenEval's rules, tokenizer, speed. Run again to go on.
+"""Evaluate a scenes model: questions, drawings by GenEval's rules, edits, tokenizer, speed. Run again to go on.
 
 python -m scripts.eval_scenes --model scenes --out out/eval_scenes
 python -m scripts.eval_scenes --model scenes --parts questions,speed --limit 50 --out out/eval_quick
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts._about import about
+from scripts._drawing import add_drawing_options
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._load import QUANTIZATIONS, load_model
 from scripts.draw_benchmark import add_benchmark_options, settings_of
@@ -42,10 +43,11 @@ def write_results(file: Path, subject: Subject, results: dict[str, Any], argv: l
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--detector", type=Path, default=DETECTOR, help="folder (default: %(default)s)")
-    parser.add_argument("--parts", help="of speed,questions,free_wording,drawing,tokenizer (default: all)")
+    parser.add_argument("--parts", help="of speed,questions,free_wording,drawing,editing,tokenizer (default: all)")
     parser.add_argument("--images-per-prompt", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--quantize", choices=QUANTIZATIONS, help="weights of the language model, on a CPU")
     add_benchmark_options(parser)
+    add_drawing_options(parser, ["image_cfg_scale"])
     args = parser.parse_args(argv)
     settings = settings_of(args, args.images_per_prompt)
     with stop_at_once():

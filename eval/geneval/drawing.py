@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from data_recipes.files import read_text, whole, write_json, write_whole
-from mllm import Mllm, Processor, generate_images
-from mllm.decode.options import DrawingOptions
-from mllm.decode.program import start_drawing
+from data_recipes.files import read_text, split_lines, whole, write_json, write_whole
+from mllm import Mllm, Processor, edit_images, generate_images
+from mllm.decode.options import DrawingOptions, EditingOptions
+from mllm.decode.program import start_drawing, start_editing
 from tokenizer.transform import load_image
 
 from ..pieces import claim, digest, share, watch
@@ -29,12 +29,14 @@ MAX_SEED = 10**11  # times the 10 million below, it still is a seed of torch
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(DrawingOptions):
-    """What is drawn, and how. `limit`: at most so many scenes and prompts, None for all."""
+    """What is drawn, and how. `limit`: at most so many scenes and prompts, None for all. `image_cfg_scale` is that of
+    `EditingOptions`."""
 
     limit: int | None = None
     images_per_prompt: int = 4
     seed: int = 0
     batch_size: int = 32
+    image_cfg_scale: float = EditingOptions.image_cfg_scale
 
     def __post_init__(self):
         super().__post_init__()
@@ -51,6 +53,11 @@ class Settings(DrawingOptions):
         values = {field.name: getattr(self, field.name) for field in fields(DrawingOptions)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
+    @property
+    def editing(self) -> dict[str, Any]:
+        """How an image is edited."""
+        return {**self.drawing, "image_cfg_scale": self.image_cfg_scale}
+
     def image_seed(self, record: int, sample: int) -> int:
         """Of one drawn image: the same whatever the batches, and different for every prompt."""
         return self.seed * 10_000_000 + record * 1000 + sample
@@ -58,13 +65,14 @@ class Settings(DrawingOptions):
 
 class Picture(NamedTuple):
     """A file to draw. More than one seed: a grid of so many images. `number` is the prompt's, `record` what GenEval
-    knows about it."""
+    knows about it, `source` the picture that is to be edited."""
 
     number: int
     file: str
     prompt: str
     seeds: Sequence[int]
     record: dict | None = None
+    source: Path | None = None
 
 
 # ---- layouts
@@ -110,11 +118,33 @@ def plan_entries(name: str, prompts: Path, settings: Settings) -> list[Picture]:
     ]
 
 
+def plan_edits(name: str, prompt: str, source: str, prompts: Path, settings: Settings) -> list[Picture]:
+    """One edit an entry, of a JSON object {key: entry}, or of one entry a line with its `key`. `prompt` and `source`
+    are the entry's fields of the instruction and the picture; `name` may use all. Paths are relative to the file."""
+    try:
+        text = read_text(prompts)
+        if prompts.suffix == ".jsonl":
+            entries = [json.loads(line) for line in split_lines(text) if line.strip()]
+        else:
+            entries = [{**entry, "key": key} for key, entry in json.loads(text).items()]
+        files = {name.format(**entry): (str(entry[prompt]), prompts.parent / entry[source]) for entry in entries}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        needed = f"entries with {prompt} and {source}, and what {name} needs"
+        raise ValueError(f"{prompts} is no file of {needed}: {error!r}") from error
+    return [
+        Picture(number, file, asked, [settings.image_seed(number, 0)], source=picture)
+        for number, (file, (asked, picture)) in spread(list(enumerate(files.items())), settings.limit)
+    ]
+
+
 PLANS = {
     "geneval": plan_geneval,
     "dpg": plan_dpg,
     "genai": partial(plan_entries, "images/{id}.jpeg"),  # github linzhiqiu/t2v_metrics, genai_image.json
     "mjhq": partial(plan_entries, "images/{category}/{id}.png"),  # MJHQ-30K, meta_data.json
+    # github stepfun-ai/Step1X-Edit; its data set as lines, each with a picture's path as `image`.
+    "gedit": partial(plan_edits, "fullset/{task_type}/{instruction_language}/{key}.png", "instruction", "image"),
+    "imgedit": partial(plan_edits, "{key}.png", "prompt", "id"),  # github PKU-YuanGroup/ImgEdit, singleturn.json
 }
 
 
@@ -136,7 +166,7 @@ def identity(model_hash: str, pictures: Sequence[Picture], settings: Settings) -
         "prompts_hash": digest(prompts),
         "images_per_prompt": settings.images_per_prompt,
         "seed": settings.seed,
-        **settings.drawing,
+        **(settings.editing if pictures and pictures[0].source else settings.drawing),
     }
 
 
@@ -171,7 +201,11 @@ def draw(
     for batch in watch(in_batches(missing, at_once), "drawing"):
         prompts = [picture.prompt for picture in batch for _ in picture.seeds]
         seeds = [seed for picture in batch for seed in picture.seeds]
-        images = iter(generate_images(model, processor, prompts, seeds, **settings.drawing))
+        if batch[0].source:
+            sources = [load_image(picture.source, still=True) for picture in batch]
+            images = iter(edit_images(model, processor, sources, prompts, None, seeds, **settings.editing))
+        else:
+            images = iter(generate_images(model, processor, prompts, seeds, **settings.drawing))
         for picture in batch:
             grid = in_grid([next(images) for _ in picture.seeds])
             save(folder / picture.file, grid, {"prompt": picture.prompt, "seeds": picture.seeds, **note})
@@ -179,11 +213,15 @@ def draw(
 
 
 def refusals(model: Mllm, processor: Processor, pictures: Sequence[Picture], candidates: int) -> dict[str, str]:
-    """{file: reason} of the prompts that are empty, no Unicode, or longer than the model reads."""
+    """{file: reason} of the prompts that are empty, no Unicode, or longer than the model reads, and of pictures that
+    cannot be edited."""
     refused = {}
     for picture in pictures:
         try:
-            start_drawing(model, processor, picture.prompt, candidates)
+            if picture.source:
+                start_editing(model, processor, picture.prompt, [load_image(picture.source, still=True)])
+            else:
+                start_drawing(model, processor, picture.prompt, candidates)
         except ValueError as error:
             refused[picture.file] = str(error)
     return refused

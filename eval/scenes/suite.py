@@ -41,6 +41,7 @@ from ..images.similarity import psnr
 from ..images.zero_shot import reads, text_reader
 from ..pieces import claim, digest, finish, flatten, work_json
 from .detector import Detector
+from .editing import judge_edits
 
 SCENES = 600  # for questions and for the tokenizer, when no limit is given
 SPEED_PROMPT, SPEED_QUESTION = "a photo of a red car", "what is this?"
@@ -321,6 +322,7 @@ PARTS = {
     "questions": answer_questions,
     "free_wording": answer_freely_worded,
     "drawing": judge_drawings,
+    "editing": judge_edits,
     "tokenizer": measure_tokenizer,
 }
 
@@ -332,6 +334,9 @@ AT_LEAST = {
     **{f"questions.{kind}": 0.90 for kind in QUESTIONS},
     "drawing.model.overall": 0.80,
     "drawing.ceiling.overall": 0.97,
+    "editing.model.done": 0.80,
+    "editing.model.kept": 0.95,
+    "editing.chains.3.done": 0.60,
     "tokenizer.psnr": 27.0,
     "tokenizer.usage": 0.90,
     "tokenizer.zero_shot": 0.95,

@@ -326,7 +326,8 @@ class Program:
     def _editing(self, request: Edit) -> Generator[list[Track], list, None]:
         model, processor, L = self.model, self.processor, self.processor.num_positions
         check_code_context(model, request)
-        start, sources = start_editing(model, processor, request.prompt, request.images)
+        sources = list(as_codes(request.images, model.image_tokenizer)) if request.images else []
+        start = start_editing(model, processor, request.prompt, sources)
         region = kept = None
         if request.mask:
             region = read_region(request.mask, request.images[0], processor.view(request.images[0]))
@@ -453,18 +454,17 @@ def start_drawing(
 
 
 def start_editing(
-    model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str, images: Sequence[Image.Image]
-) -> tuple[Sample, list[torch.Tensor]]:
-    """The sequence that the model reads before it draws or answers, and the codes_LK of the images. Raises ValueError
-    for no image, an empty prompt, and more than the model reads."""
-    if not images:
+    model: MllmForConditionalGeneration, processor: MllmProcessor, prompt: str, sources: Sequence[Any]
+) -> Sample:
+    """The sequence that the model reads before it draws or answers; `sources` are the images. Raises ValueError for no
+    image, an empty prompt, and more than the model reads."""
+    if not sources:
         raise ValueError("no image: give the picture that is to be changed")
     if not prompt.strip():
         raise ValueError("empty prompt: say what to change")
-    sources = list(as_codes(images, model.image_tokenizer))
     sample = processor.encode_planning(prompt.strip(), sources)
     check_length(model, processor, sample, LONGEST_REFUSAL + model.config.plan_length + processor.num_positions)
-    return sample, sources
+    return sample
 
 
 def unconditional(

@@ -278,16 +278,29 @@ FORMS: Mapping[str, Mapping[str, Forms]] = {
 }
 
 
+class Target(NamedTuple):
+    """One of PLACES, or one of RELATIONS to another thing."""
+
+    word: str
+    other: Thing | None
+
+    def holds(self, thing: Thing, size: int) -> bool:
+        if self.other is None:
+            return place(thing, size) == self.word
+        return relation(thing, self.other) == self.word
+
+
 @dataclass(frozen=True)
 class Edit:
     """`after` is the scene that `slots`, put into a form of `kind`, ask for: None where `answer` says why nothing
-    changes."""
+    changes. `target` is where a thing is asked to be."""
 
     kind: str
     before: Scene
     slots: Mapping[str, str]
     after: Scene | None
     answer: str = ""
+    target: Target | None = None
 
     def words(self, rng: Random, forms: str = "train") -> str:
         """The instruction as someone types it."""
@@ -299,6 +312,7 @@ class Change(NamedTuple):
     slots: dict[str, str]
     things: tuple[Thing, ...]
     background: Background | None = None
+    target: Target | None = None
 
 
 def edit(world: World, scene: Scene, rng: Random, split: str = "train", kind: str | None = None) -> Edit | None:
@@ -312,7 +326,7 @@ def edit(world: World, scene: Scene, rng: Random, split: str = "train", kind: st
         background = change.background or scene.background
         after = replace(scene, skill=EDITED, things=change.things, background=background)
         if _in_split(scene, after, split) and (change.background or _stands_out(world, after)):
-            return Edit(change.kind, scene, change.slots, after)
+            return Edit(change.kind, scene, change.slots, after, target=change.target)
     return None
 
 
@@ -379,16 +393,16 @@ def _box_at(middle: tuple[float, float], size: tuple[int, int]) -> tuple[int, in
 
 
 def _place(
-    world: World, thing: Thing, size: tuple[int, int], others: list[Thing], fits: Callable[[Thing], bool], rng: Random
+    world: World, thing: Thing, size: tuple[int, int], others: list[Thing], target: Target | None, rng: Random
 ) -> Thing | None:
-    """The thing, of this size, at a free place that fits."""
+    """The thing, of this size, at a free place on target."""
     margin = MARGIN * world.size // 128
     w, h = size
     across, down = world.size - 2 * margin - w + 1, world.size - 2 * margin - h + 1
     for _ in range(PLACES_TRIED):
         x, y = margin + int(rng.random() * across), margin + int(rng.random() * down)
         placed = Thing(thing.name, thing.color, (x, y, x + w, y + h))
-        if fits(placed) and _free(world, placed.box, others):
+        if (target is None or target.holds(placed, world.size)) and _free(world, placed.box, others):
             return placed
     return None
 
@@ -416,19 +430,19 @@ def _without(scene: Scene, group: Group) -> list[Thing]:
     return [thing for thing in scene.things if thing not in group.things]
 
 
-def _target(scene: Scene, thing: Thing | None, rng: Random) -> tuple[dict[str, str], Callable[[Thing], bool]] | None:
-    """Somewhere to put a thing: how it is said, with "to" and with "at", and whether a thing is there."""
+def _target(scene: Scene, thing: Thing | None, rng: Random) -> tuple[dict[str, str], Target] | None:
+    """Somewhere to put a thing: how it is said, with "to" and with "at", and where it is."""
     others = [group for group in singles(groups(scene)) if group.thing is not thing]
     if others and rng.random() < 0.6:
         other, word = rng.choice(others), rng.choice(RELATIONS)
         if thing and lies(thing, other.thing, word) is not False:
             return None
         said = f"{rng.choice(RELATION_WORDS[word])} {_named(other, rng)}"
-        return {"to": said, "at": said}, lambda placed: relation(placed, other.thing) == word
+        return {"to": said, "at": said}, Target(word, other.thing)
     where = rng.choice(PLACES)
     if thing and at_place(thing, where, scene.size) is not False:
         return None
-    return _said_place(where, rng), lambda placed: place(placed, scene.size) == where
+    return _said_place(where, rng), Target(where, None)
 
 
 def _said_place(where: str, rng: Random) -> dict[str, str]:
@@ -465,14 +479,14 @@ def add(world: World, scene: Scene, rng: Random) -> Change | None:
     name = rng.choice([name for name in CLASSES if name not in present])
     color = rng.choice(tuple(COLORS)) if rng.random() < 0.5 else None
     target = _target(scene, None, rng) if rng.random() < 0.8 else None
-    said, fits = target or ({}, lambda placed: True)
+    said, where = target or ({}, None)
     size = _glyph_size(world, name, rng.choice(MANY_SIZES))
-    placed = _place(world, Thing(name, color, (0, 0, 0, 0)), size, list(scene.things), fits, rng)
+    placed = _place(world, Thing(name, color, (0, 0, 0, 0)), size, list(scene.things), where, rng)
     if placed is None:
         return None
     called = words.called(name, rng)
     slots = {"a": words.one(called, color), **({"where": said["at"]} if target else {})}
-    return Change("add" if target else "add anywhere", slots, (*scene.things, placed))
+    return Change("add" if target else "add anywhere", slots, (*scene.things, placed), target=where)
 
 
 def remove(world: World, scene: Scene, rng: Random) -> Change | None:
@@ -505,12 +519,12 @@ def move(world: World, scene: Scene, rng: Random) -> Change | None:
     target = group and _target(scene, group.thing, rng)
     if not target:
         return None
-    said, fits = target
-    placed = _place(world, group.thing, _size_of(group.thing), _without(scene, group), fits, rng)
+    said, where = target
+    placed = _place(world, group.thing, _size_of(group.thing), _without(scene, group), where, rng)
     if placed is None:
         return None
     slots = {"x": _named(group, rng), "be": group.be, "it": group.them, **said}
-    return Change("move", slots, tuple(placed if old is group.thing else old for old in scene.things))
+    return Change("move", slots, tuple(placed if old is group.thing else old for old in scene.things), target=where)
 
 
 def swap(world: World, scene: Scene, rng: Random) -> Change | None:
@@ -558,7 +572,7 @@ def number(world: World, scene: Scene, rng: Random) -> Change | None:
     )
     things = list(scene.things)
     for _ in range(added):
-        placed = _place(world, group.thing, _size_of(group.thing), things, lambda placed: True, rng)
+        placed = _place(world, group.thing, _size_of(group.thing), things, None, rng)
         if placed is None:
             return None
         things.append(placed)
