@@ -146,7 +146,7 @@ def draw_prompts(
     def make(batch: Sequence[Record], progress: Callable[[int], None]) -> list[Image.Image]:
         prompts, seeds = ([record[name] for record in batch] for name in ("prompt", "seed"))
         chosen = {field.name: options[field.name] for field in fields(DrawingOptions)}
-        return generate_images(model, processor, prompts, seeds, progress, **chosen)
+        return generate_images(model, processor, prompts, seeds=seeds, progress=progress, **chosen)
 
     return fill(out, records, len(prompts), batch_size, processor.num_positions, make)
 

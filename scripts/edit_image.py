@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     files = args.out, args.image, args.mask
     made, total, answers = edit_picture(model, processor, *files, args.prompt, args.n, args.batch_size, options)
     for answer in answers:
-        print(f"note: the picture is as it was: {plain(answer)}", file=sys.stderr)
+        print(f"note: the picture is as it was: {plain(' '.join(answer.split()))}", file=sys.stderr)
     print(f"{made} images made, {total} in {args.out}; see {args.out / 'grid.png'}")
 
 

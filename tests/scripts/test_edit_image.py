@@ -9,6 +9,7 @@ from PIL import Image
 from eval import drawn_folder
 from mllm import edit_images
 from scripts import edit_image
+from scripts._errors import plain
 from scripts.edit_image import main
 
 
@@ -94,7 +95,8 @@ def test_words_in_place_of_an_edit_are_printed_and_listed(run, tiny_folder, pict
     words = (picture, "make it blue", "--model", tiny_folder, "--out", tmp_path / "out", "-n", 2)
     first = run(main, *words)
     [line, other] = lines(tmp_path / "out")
-    assert first.status == 0 and first.err == f"note: the picture is as it was: {line['answer']}\n"
+    said = plain(" ".join(line["answer"].split()))
+    assert first.status == 0 and first.err == f"note: the picture is as it was: {said}\n"
     assert other["answer"] == line["answer"] and "2 images made" in first.out
     assert Image.open(tmp_path / "out/0000.png").tobytes() == Image.open(picture).tobytes()
     (tmp_path / "out/metadata.jsonl").unlink()  # each image has its line, too

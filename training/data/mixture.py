@@ -129,14 +129,26 @@ class ImageForm:
         return to_pixels(image, self.sizes.image_size, self.sizes.resize_ratio, self.sizes.interpolation)
 
 
-def to_sample(processor: MllmProcessor, messages: Messages, drop_prompt: bool = False) -> Sample:
+def to_sample(
+    processor: MllmProcessor, messages: Messages, drop_prompt: bool = False, drop_sources: bool = False
+) -> Sample:
     """Messages -> Sample. A text answered by one image alone is a request to draw, whose prompt may be dropped for
-    guidance; everything else is a chat."""
+    guidance; after images, it is a request to edit these, which then may be dropped, too (arXiv 2211.09800, section
+    3.2.1). Everything else is a chat."""
     kinds = [[part["type"] for part in message["content"]] for message in messages]
-    if len(messages) == 2 and set(kinds[0]) == {"text"} and kinds[1] == ["image"]:
-        prompt = "".join(part["text"] for part in messages[0]["content"])
-        return processor.encode_drawing(None if drop_prompt else prompt, messages[1]["content"][0]["image"])
+    draws = len(messages) == 2 and kinds[1] == ["image"] and kinds[0] == sorted(kinds[0]) and "text" in kinds[0]
+    if draws and (drop_prompt or "image" not in kinds[0]):
+        sources = [part["image"] for part in messages[0]["content"] if part["type"] == "image" and not drop_sources]
+        prompt = "".join(part["text"] for part in messages[0]["content"] if part["type"] == "text")
+        image = messages[1]["content"][0]["image"]
+        return processor.encode_drawing(None if drop_prompt else prompt, image, sources=sources)
     return processor.encode(messages, open_answer=False)
+
+
+def dropped(seed: int, number: int, share: float) -> tuple[bool, bool]:
+    """Whether sample `number` loses its prompt, which a share of the samples does, and half of these their sources."""
+    rng = random.Random(f"{seed} {number}")
+    return rng.random() < share, rng.random() < 0.5
 
 
 class MessageShards(Source):
@@ -157,14 +169,13 @@ class MessageShards(Source):
         self.order = Shuffled(self.shards.counts, seed)
 
     def sample(self, number: int) -> Sample:
-        drop_prompt = random.Random(f"{self.seed} {number}").random() < self.caption_dropout
-        return self.read(self.order[number], drop_prompt)
+        return self.read(self.order[number], *dropped(self.seed, number, self.caption_dropout))
 
-    def read(self, index: int, drop_prompt: bool = False) -> Sample:
-        """By place in the shards. Raises ValueError naming shard and key."""
+    def read(self, index: int, *drop: bool) -> Sample:
+        """By place in the shards; `drop` as in `to_sample`. Raises ValueError naming shard and key."""
         files = self.shards[index]
         try:
-            sample = to_sample(self.processor, self.form.load(from_files(files)), drop_prompt)
+            sample = to_sample(self.processor, self.form.load(from_files(files)), *drop)
             if len(sample.ids) > self.max_length:
                 raise ValueError(f"{len(sample.ids)} tokens, more than max_length {self.max_length}")
         except ValueError as error:
@@ -199,8 +210,7 @@ class ConversationsSource(Source):
         index, wording = self.order[number], number // len(self.scenes)
         images = self.scenes[index]
         messages = conversation_messages(self.scenes.world, self.config.scenes, index, wording, images)
-        drop_prompt = random.Random(f"{self.seed} {number}").random() < self.config.caption_dropout
-        return to_sample(self.processor, messages, drop_prompt)
+        return to_sample(self.processor, messages, *dropped(self.seed, number, self.config.caption_dropout))
 
 
 class ScenesSource(Source):

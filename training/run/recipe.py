@@ -274,8 +274,8 @@ class MixConfig(Section):
 @dataclass
 class SourceConfig(Section):
     """Either `shards` of messages (see data_recipes/messages.py) or `scenes` with extracted codes. `weight` is the
-    source's share of the samples. Of the text-to-image samples in shards, a share of `caption_dropout` has no prompt,
-    for guidance; scenes have their own."""
+    source's share of the samples. Of the requests to draw or edit in shards, a share of `caption_dropout` has no
+    prompt, for guidance, and half of these no picture to edit; scenes have their own."""
 
     weight: float = within("[0, inf)", 1.0)
     shards: list[str] = field(default_factory=list)

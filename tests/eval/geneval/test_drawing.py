@@ -139,6 +139,35 @@ def test_genai_and_mjhq_name_images_by_id(tiny_model, tmp_path):
             assert (image.format, image.size) == ("JPEG", (32, 32))
 
 
+@pytest.mark.parametrize("name", ["gedit", "imgedit"])
+def test_pictures_of_editing_benchmarks_are_edited(tiny_model, tmp_path, name):
+    """This model answers all in words, so the pictures come back as they were; one that cannot be read is told."""
+    for file, color in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (40, 30), color).save(tmp_path / file)
+    prompts = tmp_path / "prompts.json"
+    if name == "imgedit":
+        entries = {key: {"id": f"{key}.png", "prompt": f"edit {key}", "edit_type": "add"} for key in "abc"}
+        prompts.write_text(json.dumps(entries))
+    else:
+        prompts = tmp_path / "prompts.jsonl"
+        about = {"task_type": "color_alter", "instruction_language": "en"}
+        lines = [{"key": key, **about, "instruction": f"edit {key}", "image": f"{key}.png"} for key in "abc"]
+        prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = Settings(images_per_prompt=1, image_cfg_scale=1.2)
+    pictures = PLANS[name](prompts, settings)
+    assert drawing.identity("0123", pictures, settings)["image_cfg_scale"] == 1.2
+    files = ["{}.png", "fullset/color_alter/en/{}.png"][name == "gedit"]
+    refused = draw(*tiny_model, tmp_path / "out", pictures, settings, {})
+    assert refused == {files.format("c"): f"no image file at {tmp_path / 'c.png'}"}
+    for key in "ab":
+        assert (
+            Image.open(tmp_path / "out" / files.format(key)).tobytes() == Image.open(tmp_path / f"{key}.png").tobytes()
+        )
+    prompts.write_text('{"1": {"prompt": "a"}}' + "\n")
+    with pytest.raises(ValueError, match="is no file of entries with"):
+        PLANS[name](prompts, settings)
+
+
 @pytest.mark.parametrize(("name", "content"), [("genai", "[1]"), ("mjhq", '{"1": {"prompt": "a"}}'), ("genai", "{")])
 def test_a_wrong_file_of_prompts_is_one_line(tmp_path, name, content):
     (tmp_path / "prompts.json").write_text(content)

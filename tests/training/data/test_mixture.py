@@ -105,6 +105,21 @@ def test_requests_to_draw_lose_their_prompts_at_the_rate_asked_for(tiny_model, t
         assert all(sample.is_target == [True] for sample in samples)
 
 
+def test_requests_to_edit_lose_their_words_and_half_of_these_their_picture(tiny_model, tmp_path):
+    processor, codes_LK = tiny_model[1], torch.zeros(4, 2).long()
+    asked = talk([IMAGE, text("make it blue")], [IMAGE], png("red"), png("blue"))
+    file = write_shard(tmp_path / "edit.tar", {"a": asked})
+    rows = [processor.encode_drawing(None, codes_LK, sources=sources).ids for sources in ((), [codes_LK])]
+    for rate, counts in ((0.0, (0, 0)), (1.0, (50, 50))):
+        mixed = mixture(tiny_model, edit=SourceConfig(shards=[file], caption_dropout=rate))
+        samples = [mixed.sample(position)[0] for position in range(100)]
+        for row, targets, count in zip(rows, ([True], [False, True]), counts, strict=True):
+            found = [sample for sample in samples if sample.ids == row]
+            assert abs(len(found) - count) <= 20 * (count > 0) and all(one.is_target == targets for one in found)
+        chats = [sample for sample in samples if sample.ids not in rows]
+        assert len(chats) == 100 * (rate == 0.0) and all(one.is_target == [False, True] for one in chats)
+
+
 def test_scenes_are_a_source_with_their_own_shares(tiny_model, shards, tmp_path):
     assert sum(extract_codes(tiny_model[0].image_tokenizer, SHAPES, tmp_path / "codes", range(1), chunk=32)) == 32
     scenes = MixConfig(scenes=SHAPES, codes=str(tmp_path / "codes"), draw=0.75, answer=0.25)
