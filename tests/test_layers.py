@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "eval": (["tokenizer", "mllm", "data_recipes", "training"], ["run", "train", "eval"]),
     "scripts": (["tokenizer", "mllm", "training", "eval", "data_recipes"], ["run", "train", "eval"]),
 }
-RUN_SCRIPTS = ["demo", "chat", "text_to_image"]
+RUN_SCRIPTS = ["demo", "chat", "text_to_image", "edit_image"]
 RUN_MODULES = ["eval.demo", "scripts._terminal", "eval.drawn_folder"]  # which these import when they run
 
 

@@ -45,8 +45,8 @@ class Chat(Sampling):
     """A request for an answer of at most `max_new_tokens` ids, which ends before the first of the strings in `stop`.
 
     `drawing` says how the model draws when it decides to, with `previews` unfinished images before each one; candidates
-    are compared with the words of the last message. With None, the answer ends where an image would begin. Raises
-    ValueError for impossible values.
+    are compared with the words of the last message, as edits of the last image before them, if there is one. With None,
+    the answer ends where an image would begin. Raises ValueError for impossible values.
     """
 
     messages: Messages
@@ -344,11 +344,8 @@ class Program:
             picture = request.images[0].copy()
             picture.info["answer"] = results[0]
             return self.put(picture)
-        codes_NLK = torch.stack(results)
-        if len(results) > 1:
-            codes_NLK = best_edit(model, processor, request.prompt, sources, codes_NLK)
-        [drawn] = model.decode_image_tokens(codes_NLK[:1])
-        self.put(region.put(drawn, request.images[0]) if region else drawn)
+        finish = (lambda drawn: region.put(drawn, request.images[0])) if region else None
+        self._show(results, request.prompt, sources, finish)
 
     def _chat(self, request: Chat) -> Generator[list[Track], list, None]:
         model, processor, L = self.model, self.processor, self.processor.num_positions
@@ -374,7 +371,7 @@ class Program:
             check_length(model, processor, sample, L)
             draw = partial(self._draw, options=drawing)
             codes = yield self._candidates(sample, draw, generators, L, drawing)
-            codes_LK = self._show(codes, last_words(request.messages))
+            codes_LK = self._show(codes, last_words(request.messages), sample.images[-1:])
             sample.add([processor.image_id] * L + [processor.eoi_id])
             sample.images.append(codes_LK)
         self.ended_by = "length"
@@ -422,13 +419,23 @@ class Program:
 
         return (yield from draw_steps(L, options, told, kept))
 
-    def _show(self, candidates: list[torch.Tensor], prompt: str) -> torch.Tensor:
-        """Put the image of the best candidate; returns its codes, [L, K], like those of each candidate."""
+    def _show(
+        self,
+        candidates: list[torch.Tensor],
+        prompt: str,
+        sources: Sequence[torch.Tensor] = (),
+        finish: Callable[[Image.Image], Image.Image] | None = None,
+    ) -> torch.Tensor:
+        """Put the image of the best candidate, as an edit of the `sources` if there are any, after `finish`. Returns
+        its codes, [L, K], like those of each candidate."""
         codes_NLK = torch.stack(candidates)
-        if len(candidates) > 1:
+        if len(candidates) > 1 and sources:
+            codes_NLK = best_edit(self.model, self.processor, prompt, sources, codes_NLK)
+        elif len(candidates) > 1:
             codes_NLK = best(self.model, self.processor, [prompt], codes_NLK)
         # Image by image: a batch of another size would round some pixels differently.
-        self.put(self.model.decode_image_tokens(codes_NLK)[0])
+        [drawn] = self.model.decode_image_tokens(codes_NLK)
+        self.put(finish(drawn) if finish else drawn)
         return codes_NLK[0]
 
 
