@@ -1,5 +1,7 @@
 """Images that a chat shows and saves."""
 
+import logging
+import os
 import sys
 from pathlib import Path
 
@@ -12,12 +14,15 @@ CELLS = 40  # width
 
 
 def picture(image: Image.Image) -> None:
-    """Show an image in the best way that the terminal has; nothing where there is none."""
-    if sys.stdin.isatty() and sys.stdout.isatty():  # the library asks the terminal, and reads its answer
-        from textual_image.renderable import Image as Shown
+    """Show an image in the best way that the terminal has; nothing where there is none, or one of no size."""
+    # Both, as the library asks the terminal what it can, and reads the answer.
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or not os.get_terminal_size(sys.stdout.fileno()).columns:
+        return
+    from textual_image.renderable import Image as Shown
 
-        console = Console()
-        console.print(Shown(image, width=min(CELLS, console.width), height="auto"))
+    logging.getLogger("textual_image").setLevel(logging.ERROR)  # that it was not answered is no news
+    console = Console()
+    console.print(Shown(image, width=min(CELLS, console.width), height="auto"))
 
 
 def save(image: Image.Image, out: Path) -> Path:

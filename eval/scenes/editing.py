@@ -43,7 +43,15 @@ def verdict(edit: Edit, boxes: Boxes, detections: Sequence[Mapping[str, Any]], p
     """{"done", "kept", "both"} of a picture after an edit; before it, its things were at `boxes`."""
     found = [thing for thing in detections if thing["score"] > THRESHOLD]
     done = _is_done(edit, boxes, found, picture)
-    kept = all(_overlap(_like(thing, found), boxes[thing]) >= SAME_PLACE for thing in _kept(edit))
+    fewer = _gone(edit) if edit.kind == "fewer" else []  # any of these may stay, where it was
+    kept = all(
+        _overlap(_like(thing, found), boxes[thing]) >= SAME_PLACE
+        for thing in edit.after.things
+        if thing in edit.before.things and thing.name not in [one.name for one in fewer]
+    )
+    for thing in fewer[:1]:
+        places = [boxes[other] for other in edit.before.things if other.name == thing.name]
+        kept &= all(max(_iou(one["box"], box) for box in places) >= SAME_PLACE for one in _like(thing, found))
     name = edit.before.background.name
     if edit.kind != "background" and name:
         kept &= ground(picture, _all_boxes(edit, boxes, found)) == name
@@ -53,8 +61,7 @@ def verdict(edit: Edit, boxes: Boxes, detections: Sequence[Mapping[str, Any]], p
 def _is_done(edit: Edit, boxes: Boxes, found: Sequence[Mapping], picture: Image.Image) -> bool:
     if edit.kind == "background":
         return ground(picture, _all_boxes(edit, boxes, found)) == edit.after.background.name
-    changed = [*_made(edit), *(thing for thing in edit.before.things if thing not in edit.after.things)]
-    counted = {(thing.name, None) for thing in changed} | {(thing.name, thing.color) for thing in _made(edit)}
+    counted = {(thing.name, color) for thing in [*_made(edit), *_gone(edit)] for color in (None, thing.color)}
     for name, color in counted:
         wanted = [thing for thing in edit.after.things if thing.name == name and color in (None, thing.color)]
         if len(_like(Thing(name, color, (0, 0, 0, 0)), found)) != len(wanted):
@@ -95,8 +102,8 @@ def _made(edit: Edit) -> list[Thing]:
     return [thing for thing in edit.after.things if thing not in edit.before.things]
 
 
-def _kept(edit: Edit) -> list[Thing]:
-    return [thing for thing in edit.after.things if thing in edit.before.things]
+def _gone(edit: Edit) -> list[Thing]:
+    return [thing for thing in edit.before.things if thing not in edit.after.things]
 
 
 def _expected(edit: Edit, boxes: Boxes) -> Boxes:

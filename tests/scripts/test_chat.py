@@ -1,5 +1,6 @@
 """scripts.chat: one question, a conversation, and images of every kind."""
 
+import fcntl
 import io
 import os
 import pty
@@ -7,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import termios
 import zlib
 from pathlib import Path
 
@@ -413,6 +415,7 @@ def test_pictures_are_shown_in_a_terminal(tiny_folder, picture, tmp_path):
     """What is attached and what is drawn: in half blocks, as this terminal answers no question."""
     words = ["--model", str(tiny_folder), "--image", str(picture), "--out", str(tmp_path / "out")]
     parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     command = [sys.executable, "-m", "scripts.chat", *words]
     with subprocess.Popen(command, cwd=ROOT, stdin=child, stdout=child, stderr=child) as process:
         os.close(child)
