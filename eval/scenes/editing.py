@@ -20,6 +20,7 @@ from torchvision.ops import box_iou
 from data_recipes.scenes.language.edits import Edit
 from data_recipes.scenes.world import BACKGROUNDS, Thing, center, combinations, is_held_out
 from mllm import edit_images
+from tokenizer.weights import weights_hash
 
 from ..geneval.drawing import Settings, in_batches, save
 from ..geneval.rules import THRESHOLD
@@ -153,11 +154,11 @@ def judge_edits(subject: Subject, settings: Settings, out: Path) -> dict[str, An
     """
     singles = edit_requests(subject.world, settings.limit or SINGLES)
     chains = edit_requests(subject.world, settings.limit or CHAINS, 3)
-    folder = f"editing_{digest([settings.image_cfg_scale, settings.batch_size])}"
+    folder = f"editing_{digest([weights_hash(subject.detector), settings.image_cfg_scale])}"
     judged = []
     for kind, asked in (("single", singles), ("chain", chains)):
         batches = in_batches(list(enumerate(asked)), settings.batch_size)
-        pieces = {f"{kind}_{batch[0][0]:05d}.json": batch for batch in batches}
+        pieces = {f"{kind}_{batch[0][0]}-{batch[-1][0]}.json": batch for batch in batches}
 
         def measure(batch: Sequence, kind: str = kind) -> list[dict]:
             return edited(subject, settings, out / "editing", kind, batch)
