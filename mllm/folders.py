@@ -47,7 +47,7 @@ def loading(name: str | Path | None) -> Iterator[None]:
         raise ValueError(f"cannot load model {str(name)!r}: {reason}") from error
 
 
-def unread(files: Sequence[str]) -> dict[str, Any] | None:
+def lazy_tensors(files: Sequence[str]) -> dict[str, Any] | None:
     """By name, the tensors of safetensors files (None for others), each read when it is sliced."""
     if not all(file.endswith(".safetensors") for file in files):
         return None

@@ -25,7 +25,7 @@ from tokenizer.weights import weights_hash
 
 from .codes import CODE_EMBEDDINGS, CODE_HEADS
 from .config import MllmConfig
-from .folders import find_model, loading, unread
+from .folders import find_model, lazy_tensors, loading
 
 # What transformers calls keys and values, as argument and in outputs: `past_key_values` before 5.24, `cache` since.
 CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("past_key_values", "cache"))
@@ -38,7 +38,7 @@ class MllmOutput(CausalLMOutputWithPast):
     """transformers' fields, and ours.
 
     `text_loss` and `code_loss` are sums over `text_count` text targets and `code_count` codes, in nats. So a trainer
-    can divide them by the counts of all ranks and micro-batches; `loss` is this batch's mean alone. `text_losses`
+    can combine those of all ranks and micro-batches by `mean_loss`; `loss` is this batch's alone. `text_losses`
     and `code_losses` [P, K] are the losses of single targets for logging, without gradient and without z-loss. With a
     `code_share` below 1, losses of codes are those of the sampled positions times the number of positions that each
     stands for, so their sum estimates the sum over all."""
@@ -49,6 +49,12 @@ class MllmOutput(CausalLMOutputWithPast):
     code_count: torch.Tensor | None = None
     text_losses: torch.Tensor | None = None
     code_losses: torch.Tensor | None = None
+
+
+def mean_loss(text_loss: Any, text_count: Any, code_loss: Any, code_count: Any, code_weight: float) -> Any:
+    """The loss of a batch or of a whole update, from sums over text targets and codes: the weighted mean over text
+    targets, of weight 1, and codes, of weight `code_weight`. 0 where there are neither."""
+    return (text_loss + code_weight * code_loss) / (text_count + code_weight * code_count).clamp(min=1e-6)
 
 
 def _check(condition: torch.Tensor, message: Callable[[], str]) -> None:
@@ -137,7 +143,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Read tensors one by one. transformers would map files into memory: weights that change precision would be in
         memory twice, and replacing a file meanwhile would end the process."""
         if state_dict is None and not is_deepspeed_zero3_enabled():
-            state_dict = unread(checkpoint_files)
+            state_dict = lazy_tensors(checkpoint_files)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -205,9 +211,10 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels, returns `logits` of the last `logits_to_keep` positions (0: all; a tensor: those positions).
 
         Images are `codes` (codes_NLK), or `pixel_values` [N, 3, H, W] in [-1, 1], which are encoded. `is_target` [N] is
-        true for images to draw, false for images to read. The code head predicts a random `code_share` of the positions
-        to draw. All other arguments, such as keys and values, go to the backbone. Raises ValueError when images and
-        placeholders disagree, and for codes outside the codebooks."""
+        true for images to draw, false for images to read. A code counts `code_weight` times as much as a text target.
+        The code head predicts a random `code_share` of the positions to draw. All other arguments, such as keys and
+        values, go to the backbone. Raises ValueError when images and placeholders disagree, and for codes outside the
+        codebooks."""
         if pixel_values is not None:
             codes = self.image_tokenizer.encode(pixel_values)
         if inputs_embeds is None:
@@ -234,7 +241,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             code_count = is_target.sum() * codes[0].numel()
         return MllmOutput(
             **result,
-            loss=(text_loss + code_weight * code_loss) / (text_count + code_count).clamp(min=1),
+            loss=mean_loss(text_loss, text_count, code_loss, code_count, code_weight),
             text_loss=text_loss,
             text_count=text_count,
             code_loss=code_loss,

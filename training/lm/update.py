@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mllm import Mllm
+from mllm.model import mean_loss
 from mllm.text.processor import Batch
 
 from ..run.backends import TorchEngine
@@ -23,22 +24,20 @@ Report = dict[str, float]
 
 
 def train_step(engine: TorchEngine, micro_batches: Sequence[Batch], config: TrainConfig) -> Callable[[], Report]:
-    """One update from all micro-batches of all ranks. The loss is a weighted mean over text targets, of weight 1, and
-    codes, of weight `code_weight`. Counts are global, so it does not depend on how samples are split. Returns a
-    function that computes what to log. Raises ValueError, before the update, for a loss or gradient that is not
-    finite."""
+    """One update from all micro-batches of all ranks. The loss is `mean_loss` with global counts, so it does not depend
+    on how samples are split. Returns a function that computes what to log. Raises ValueError, before the update, for a
+    loss or gradient that is not finite."""
     model, device = engine.model, engine.device
     kinds = [kinds_of(batch, model) for batch in micro_batches]
     counts = sum_over_ranks(sum(target_counts(*pair, model) for pair in zip(micro_batches, kinds, strict=True)))
     n_images = sum_over_ranks(torch.tensor(float(sum(len(batch.is_target) for batch in micro_batches)))).clamp(min=1)
-    n_text, n_code = counts[:-1].sum().clamp(min=1).item(), counts[-1].clamp(min=1).item()
-    weight = config.code_weight / (n_text + config.code_weight * n_code)
+    n_text, n_code = counts[:-1].sum().float().to(device), counts[-1].float().to(device)
 
     sums = torch.zeros(len(KINDS) + 1 + model.config.image_tokenizer["num_codebooks"], dtype=torch.double)
     guards = torch.zeros(2, dtype=torch.double)
     for place, batch in enumerate(micro_batches):
         output = engine.forward(**inputs_of(batch, device), code_share=config.code_share)
-        loss = weight / config.code_weight * output.text_loss + weight * output.code_loss
+        loss = mean_loss(output.text_loss, n_text, output.code_loss, n_code, config.code_weight)
         if isinstance(output, TunedOutput):
             loss = loss + output.guard_loss / n_images
             guards += torch.stack([output.guard_loss.detach(), output.squared_error]).double().cpu()
@@ -99,7 +98,7 @@ def make_report(sums: torch.Tensor, counts: torch.Tensor, code_weight: float, gr
     text, code, of_codebooks = sums[: len(KINDS)], sums[len(KINDS)], sums[len(KINDS) + 1 :]
     n_text, n_code = counts[:-1].sum(), counts[-1]
     report = {
-        "loss": (text.sum() + code_weight * code) / (n_text + code_weight * n_code).clamp(min=1),
+        "loss": mean_loss(text.sum(), n_text, code, n_code, code_weight),
         "text_loss": text.sum() / n_text.clamp(min=1),
         "code_loss": code / n_code.clamp(min=1),
     }

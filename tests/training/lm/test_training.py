@@ -13,6 +13,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
 
 from data_recipes.scenes.world import captions, layout, questions
 from mllm import Mllm, generate_images
@@ -200,6 +201,52 @@ def test_the_update_does_not_depend_on_how_samples_are_split(make_tiny_model, co
         gradients.append((report["loss"], report["grad_norm"]))
     assert gradients[1] == pytest.approx(gradients[0], rel=1e-5)
     assert gradients[2] == pytest.approx(gradients[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("code_weight", [0.5, 1.0])
+def test_the_trainer_of_transformers_minimises_the_same_loss(make_tiny_model, tmp_path, code_weight):
+    """A Trainer's loss and step are those of our loop, for a batch with text targets and codes."""
+    model, processor = make_tiny_model()
+    codes_LK = torch.randint(0, 16, (4, 2), generator=torch.Generator().manual_seed(1))
+    chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "a red dog"}]
+    samples = [processor.encode(chat, open_answer=False), processor.encode_drawing("a dog", codes_LK)]
+    batch = processor.collate(samples)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+    options = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=2,
+        max_steps=1,
+        learning_rate=1.0,
+        optim="sgd",
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    inputs = {**inputs_of(batch, torch.device("cpu")), "code_weight": code_weight}
+    trainer = Trainer(model, options, train_dataset=[0, 1], data_collator=lambda rows: inputs)
+    theirs = trainer.train().training_loss
+
+    ours, _ = make_tiny_model()
+    ours.load_state_dict(before, strict=False)
+    freeze(ours, ["backbone", "lm_head", "code_embed", "code_head"])
+    config = TrainConfig(run=_run(tmp_path, "x"), optim=OptimConfig(clip=1e9), code_weight=code_weight)
+    engine = TorchEngine(ours.train(), config, torch.device("cpu"))
+    gradients = {}
+    for name, weight in ours.named_parameters():
+        if weight.requires_grad:
+            weight.register_post_accumulate_grad_hook(lambda weight, name=name: gradients.update({name: weight.grad}))
+    report = train_step(engine, [batch], config)()
+    assert report["loss"] == pytest.approx(theirs, rel=1e-5)
+    for name in ("lm_head.weight", "code_head.layers.0.qkv.weight"):
+        step = before[name] - model.get_parameter(name).detach()
+        assert step.abs().max() > 0
+        torch.testing.assert_close(gradients[name], step, rtol=1e-3, atol=1e-6)
 
 
 def test_the_codes_of_a_share_of_the_positions_stand_for_all(make_tiny_model):
