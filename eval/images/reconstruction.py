@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from data_recipes.images import ImageSource
 from tokenizer import ImageTokenizer
 from tokenizer.perceptual import LPIPS
+from tokenizer.quantizers import code_use, count_codes
 from tokenizer.transform import to_images, to_pixels
 from tokenizer.weights import weights_hash
 
@@ -57,7 +59,9 @@ def evaluate_reconstruction(
         return None
     rows, left_out = gather(files, images.max_bad)
     original, decoded = (summarize(rows.pop(name), tuple(left_out)) for name in ("original", "decoded"))
-    use = code_use(rows.pop("codes"), image_tokenizer.config.codebook_size)
+    codes_NLK = torch.from_numpy(rows.pop("codes"))
+    each = code_use(count_codes(codes_NLK, image_tokenizer.config.codebook_size))
+    use = {name: {"mean": fmean(of), **{str(k): value for k, value in enumerate(of)}} for name, of in each.items()}
     rfid = {f"rfid_{judges.extractor.name.replace('-', '_')}": fid(decoded, original)}
     means = {name: float(values_N.mean(dtype=np.float64)) for name, values_N in rows.items()}
     return Result({**rfid, **means, **use}, original.count, left_out, model_hash)
@@ -98,16 +102,3 @@ def _features(extractor: Extractor, images: Sequence[Image.Image]) -> np.ndarray
 def _lpips(lpips: LPIPS, original: Image.Image, decoded: Image.Image) -> float:
     target_3HW, pixels_3HW = (to_pixels(image, image.width).to(device()) for image in (original, decoded))
     return lpips(pixels_3HW[None], target_3HW[None]).item()
-
-
-def code_use(codes_NLK: np.ndarray, size: int) -> dict[str, dict[str, float]]:
-    """Of each sub-codebook and on average: `usage`, the share of its entries that occur, and `perplexity`, of how they
-    are distributed; it is `size` when all are equally frequent."""
-    usage, perplexity = {}, {}
-    for k, codes_NL in enumerate(np.moveaxis(codes_NLK, -1, 0)):
-        counts_V = np.bincount(codes_NL.ravel(), minlength=size)
-        frequencies = counts_V[counts_V > 0] / counts_V.sum()
-        usage[str(k)] = len(frequencies) / size
-        perplexity[str(k)] = float(np.exp(-(frequencies * np.log(frequencies)).sum()))
-    both = {"usage": usage, "perplexity": perplexity}
-    return {name: {"mean": float(np.mean([*values.values()])), **values} for name, values in both.items()}

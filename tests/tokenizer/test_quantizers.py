@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tokenizer import SIZES, ImageTokenizer
-from tokenizer.quantizers import QUANTIZERS, Quantizer, make_quantizer
+from tokenizer.quantizers import QUANTIZERS, Quantizer, code_use, count_codes, make_quantizer
 from tokenizer.weights import codes_hash
 
 Q, K, V = 8, 2, 16
@@ -128,3 +128,13 @@ def test_images_become_codes_and_pixels_and_weights_are_saved(kind, tmp_path):
 def test_an_unknown_kind_is_named():
     with pytest.raises(ValueError, match="unknown quantizer 'rvq'; known: multi_codebook"):
         ImageTokenizer(replace(SIZES["tiny"], quantizer="rvq"))
+
+
+def test_code_use_by_hand():
+    """The first sub-codebook has one entry of four, the second two, one of them three times as often."""
+    use = code_use(count_codes(torch.tensor([[[3, 0], [3, 0]], [[3, 0], [3, 1]]]), 4))
+    assert use["usage"] == [0.25, 0.5]
+    assert use["perplexity"] == [1, pytest.approx(0.75**-0.75 * 0.25**-0.25)]
+    uniform = code_use(count_codes(torch.arange(16).view(4, 4, 1) % 8, 8))
+    assert uniform == {"usage": [1], "perplexity": [pytest.approx(8)]}
+    assert code_use(torch.zeros(1, 4))["usage"] == [0]

@@ -3,7 +3,7 @@ promises in tests/tokenizer/test_quantizers.py hold it to `Quantizer`."""
 
 from typing import Any
 
-from .base import Quantized, Quantizer, QuantizerOptions, count_codes, look_up
+from .base import Quantized, Quantizer, QuantizerOptions, code_use, count_codes, look_up
 from .fsq import FiniteScalarQuantizer
 from .multi_codebook import MultiCodebookQuantizer
 
@@ -30,6 +30,7 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "QuantizerOptions",
+    "code_use",
     "count_codes",
     "look_up",
     "make_quantizer",

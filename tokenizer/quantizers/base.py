@@ -132,3 +132,14 @@ def count_codes(codes_NLK: torch.Tensor, codebook_size: int) -> torch.Tensor:
     """How often each entry occurs, [K, V], float."""
     codes_MK = codes_NLK.flatten(0, -2)
     return torch.stack([torch.bincount(codes_M, minlength=codebook_size) for codes_M in codes_MK.T]).float()
+
+
+def code_use(counts_KV: torch.Tensor) -> dict[str, list[float]]:
+    """Of each sub-codebook, from the counts of its entries: `usage`, the share of its entries that occur, and
+    `perplexity`, the exponential of the entropy of their frequencies, which is V when all are equally frequent."""
+    counts_KV = counts_KV.double()
+    p_KV = counts_KV / counts_KV.sum(1, keepdim=True).clamp(min=1)
+    return {
+        "usage": (counts_KV > 0).double().mean(1).tolist(),
+        "perplexity": torch.special.entr(p_KV).sum(1).exp().tolist(),
+    }

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from omegaconf import OmegaConf
@@ -20,6 +21,7 @@ from mllm.folders import load_image_tokenizer
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 from tokenizer.image_tokenizer import TrainingOutput
 from tokenizer.psnr import psnr
+from tokenizer.quantizers import code_use, count_codes
 from tokenizer.transform import to_images, to_pixels
 
 from ..run.checkpoint import latest_checkpoint, load_state, save_checkpoint
@@ -39,7 +41,6 @@ from ..run.metrics import Metrics, Problems, Rate, StopSignal, due
 from ..run.optim import freeze, load_optimizer_state, make_optimizer, optimizer_state, schedule, set_lr, trained
 from ..run.recipe import AdversarialConfig, TokenizerTrainConfig
 from .clip_weights import load_clip
-from .codebook_use import CodeCounts
 from .data import ImageBatch, TrainingImages, image_loader
 from .discriminator import (
     DinoDiscriminator,
@@ -166,7 +167,8 @@ class Learner:
         self.network = network.to(device) if network else None
         self.options = config.quantizer_options()
         self.upkeep = self.model.quantizer.upkeep(self.options, sum_over_ranks, from_rank_zero)
-        self.counts = CodeCounts(self.model.config.num_codebooks, self.model.config.codebook_size)
+        sizes = self.model.config
+        self.counts_KV = torch.zeros(sizes.num_codebooks, sizes.codebook_size, device=device)  # since a report
 
     @property
     def evaluated(self) -> ImageTokenizer:
@@ -218,7 +220,7 @@ class Learner:
             pixels_N3HW, ids_NT = batch.pixels_N3HW.to(self.device), batch.ids_NT.to(self.device)
             terms, output = self._backward(step, pixels_N3HW, ids_NT, 1 / len(micro_batches))
             _add(sums, terms)
-            self.counts.add(output.quantized.codes_NLK)
+            self.counts_KV += count_codes(output.quantized.codes_NLK, self.counts_KV.shape[1])
             if self.upkeep:
                 self.upkeep.add(output.quantized)
             pairs.append((pixels_N3HW[: len(output.pixels_N3HW)], output.pixels_N3HW.detach()))
@@ -235,7 +237,10 @@ class Learner:
             shares = sum_over_ranks(torch.stack([value.detach().float().cpu() for value in sums.values()]))
             means = (shares / (world_size() * len(micro_batches))).tolist()
             values = {**dict(zip(sums, means, strict=True)), "grad_norm": grad_norm.item(), **lr}
-            return {**values, **kept, **self.counts.report()}
+            use = code_use(sum_over_ranks(self.counts_KV))
+            self.counts_KV.zero_()
+            each = {f"{name}/{k}": value for name, of in use.items() for k, value in enumerate(of)}
+            return {**values, **kept, **{name: fmean(of) for name, of in use.items()}, **each}
 
         return report
 

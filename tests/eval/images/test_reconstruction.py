@@ -16,7 +16,7 @@ from data_recipes.images import open_images
 from eval.images import image_pieces
 from eval.images.distribution import Extractor, squeeze
 from eval.images.image_pieces import Images
-from eval.images.reconstruction import Judges, code_use, evaluate_reconstruction, load_judges
+from eval.images.reconstruction import Judges, evaluate_reconstruction, load_judges
 from eval.images.similarity import METRICS
 from tests.golden_data import lpips_tensors
 from tokenizer import SIZES, ImageTokenizer
@@ -119,16 +119,6 @@ def test_lpips_is_of_the_rounded_images(image_tokenizer, folder, tmp_path):
     with torch.no_grad():
         expected = LPIPS(tmp_path / "lpips.pth")(x, y).item()
     assert result.scores["lpips_vgg"] == pytest.approx(expected, rel=1e-4) and expected > 0
-
-
-def test_code_use_by_hand():
-    """The first sub-codebook has one entry of four, the second two, one of them three times as often."""
-    use = code_use(np.array([[[3, 0], [3, 0]], [[3, 0], [3, 1]]]), 4)
-    assert use["usage"] == {"mean": 0.375, "0": 0.25, "1": 0.5}
-    assert use["perplexity"]["0"] == 1
-    assert use["perplexity"]["1"] == pytest.approx(0.75**-0.75 * 0.25**-0.25)
-    uniform = code_use(np.arange(16).reshape(4, 4, 1) % 8, 8)
-    assert uniform["usage"]["0"] == 1 and uniform["perplexity"]["0"] == pytest.approx(8)
 
 
 # ---- in pieces

@@ -21,7 +21,6 @@ from tokenizer import ImageTokenizer
 from tokenizer.quantizers import QUANTIZERS
 from tokenizer.quantizers.multi_codebook import MultiCodebookQuantizer
 from training.image_tokenizer.clip_weights import load_clip
-from training.image_tokenizer.codebook_use import CodeCounts
 from training.image_tokenizer.data import TrainingImages
 from training.image_tokenizer.losses import disentangling_loss
 from training.image_tokenizer.train import build_image_tokenizer, train_tokenizer
@@ -247,15 +246,6 @@ def test_disentangling_is_zero_for_orthogonal_and_one_for_equal_slices():
     assert disentangling_loss(torch.tensor([[[1.0, 2, -3, -6]]]), 2) == pytest.approx(1)
     halfway = math.cos(math.radians(60)) ** 2
     assert disentangling_loss(torch.tensor([[[1.0, 0, 0.5, math.sqrt(0.75)]]]), 2) == pytest.approx(halfway)
-
-
-def test_usage_and_perplexity():
-    counts = CodeCounts(2, 4)
-    counts.add(torch.tensor([[[0, 0], [1, 0]], [[2, 0], [3, 0]]]))
-    report = counts.report()
-    assert (report["usage/0"], report["usage/1"], report["usage"]) == (1, 0.25, 0.625)
-    assert report["perplexity/0"] == pytest.approx(4) and report["perplexity/1"] == pytest.approx(1)
-    assert counts.report()["usage"] == 0, "begins anew"
 
 
 @pytest.mark.parametrize("source", ["timm", "open_clip"])
