@@ -33,6 +33,16 @@ def share(items: Sequence) -> Sequence:
     return items[int(os.environ.get("RANK", "0")) :: int(os.environ.get("WORLD_SIZE", "1"))]
 
 
+def spread(items: Sequence, limit: int | None) -> list:
+    """`limit` of the items, evenly over the whole list."""
+    count = min(limit or len(items), len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def in_batches(items: Sequence, size: int) -> list[Sequence]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
 def device() -> torch.device:
     """This process's: a GPU of its own (LOCAL_RANK), where there are any."""
     if not torch.cuda.is_available():

@@ -36,8 +36,8 @@ def choose_images(args: argparse.Namespace, skill: str | None = None) -> Images:
     check_folder(args.out)
     with stop_at_once():
         from data_recipes.images import SCENES, open_images
-        from eval.geneval.drawing import spread
         from eval.images.image_pieces import Images
+        from eval.pieces import spread
 
         data = args.data[0] if len(args.data) == 1 else args.data
         if data == SCENES and args.limit is None:

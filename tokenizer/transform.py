@@ -331,3 +331,14 @@ def to_images(pixels_N3HW: torch.Tensor) -> list[Image.Image]:
     """pixels in [-1, 1] (clamped) -> PIL images."""
     values = pixels_N3HW.detach().float().clamp(-1, 1).add(1.0).mul(127.5).round().to(torch.uint8)
     return [Image.fromarray(v) for v in values.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def in_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Images of one size as one, row by row; a single image as it is."""
+    if len(images) == 1:
+        return images[0]
+    (width, height), columns = images[0].size, min(columns, len(images))
+    grid = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
+    for place, image in enumerate(images):
+        grid.paste(image, (place % columns * width, place // columns * height))
+    return grid

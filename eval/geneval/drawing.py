@@ -5,24 +5,23 @@ What is there and whole is not drawn again, and processes (torchrun) share the r
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from data_recipes.files import read_text, split_lines, whole, write_json, write_whole
+from data_recipes.files import read_text, split_lines, write_json, write_whole
 from mllm import Mllm, Processor, edit_images, generate_images
 from mllm.decode.options import DrawingOptions, EditingOptions
-from mllm.decode.program import start_drawing, start_editing
-from tokenizer.transform import load_image
+from tokenizer.transform import in_grid, load_image
 
-from ..pieces import claim, digest, share, watch
-from .rules import NOT_DRAWN, PNG_KEY, load_records
+from ..drawn_folder import Picture, draw_missing, refusals, save
+from ..pieces import claim, digest, share, spread
+from .rules import NOT_DRAWN, load_records
 
 MAX_SEED = 10**11  # times the 10 million below, it still is a seed of torch
 
@@ -61,18 +60,6 @@ class Settings(DrawingOptions):
     def image_seed(self, record: int, sample: int) -> int:
         """Of one drawn image: the same whatever the batches, and different for every prompt."""
         return self.seed * 10_000_000 + record * 1000 + sample
-
-
-class Picture(NamedTuple):
-    """A file to draw. More than one seed: a grid of so many images. `number` is the prompt's, `record` what GenEval
-    knows about it, `source` the picture that is to be edited."""
-
-    number: int
-    file: str
-    prompt: str
-    seeds: Sequence[int]
-    record: dict | None = None
-    source: Path | None = None
 
 
 # ---- layouts
@@ -148,12 +135,6 @@ PLANS = {
 }
 
 
-def spread(items: Sequence, limit: int | None) -> list:
-    """`limit` of the items, evenly over the whole list."""
-    count = min(limit or len(items), len(items))
-    return [items[i * len(items) // count] for i in range(count)]
-
-
 # ---- drawing
 
 
@@ -196,65 +177,23 @@ def draw(
     mine = [picture for picture in pictures if picture.number in numbers]
     for number, record in {picture.number: picture.record for picture in mine if picture.record}.items():
         write_whole(folder / f"{number:05d}" / "metadata.jsonl", json.dumps(record) + "\n")
-    missing = [one for one in mine if one.file not in refused and not readable(folder / one.file)]
-    at_once = max(1, settings.batch_size // (settings.candidates * len(mine[0].seeds))) if mine else 1
-    for batch in watch(in_batches(missing, at_once), "drawing"):
-        prompts = [picture.prompt for picture in batch for _ in picture.seeds]
-        seeds = [seed for picture in batch for seed in picture.seeds]
-        if batch[0].source:
-            sources = [load_image(picture.source, still=True) for picture in batch]
-            images = iter(edit_images(model, processor, sources, prompts, None, seeds, **settings.editing))
-        else:
-            images = iter(generate_images(model, processor, prompts, seeds, **settings.drawing))
-        for picture in batch:
-            grid = in_grid([next(images) for _ in picture.seeds])
-            save(folder / picture.file, grid, {"prompt": picture.prompt, "seeds": picture.seeds, **note})
+    wanted = [picture for picture in mine if picture.file not in refused]
+
+    def make(
+        prompts: list[str], seeds: list[int], batch: Sequence[Picture], progress: Callable[[int], None]
+    ) -> list[Image.Image]:
+        if not batch[0].source:
+            return generate_images(model, processor, prompts, seeds=seeds, progress=progress, **settings.drawing)
+        sources = [load_image(picture.source, still=True) for picture in batch]
+        return edit_images(model, processor, sources, prompts, None, seeds, progress, **settings.editing)
+
+    def about(picture: Picture) -> dict:
+        return {"prompt": picture.prompt, "seeds": picture.seeds, **note}
+
+    at_once = settings.batch_size // settings.candidates
+    for _ in draw_missing(folder, wanted, at_once, processor.num_positions, make, about):
+        pass
     return refused
-
-
-def refusals(model: Mllm, processor: Processor, pictures: Sequence[Picture], candidates: int) -> dict[str, str]:
-    """{file: reason} of the prompts that are empty, no Unicode, or longer than the model reads, and of pictures that
-    cannot be edited."""
-    refused = {}
-    for picture in pictures:
-        try:
-            if picture.source:
-                start_editing(model, processor, picture.prompt, [load_image(picture.source, still=True)])
-            else:
-                start_drawing(model, processor, picture.prompt, candidates)
-        except ValueError as error:
-            refused[picture.file] = str(error)
-    return refused
-
-
-def readable(file: Path) -> bool:
-    try:
-        load_image(file)
-    except ValueError:
-        return False
-    return True
-
-
-def in_grid(images: Sequence[Image.Image]) -> Image.Image:
-    """Two in a row; a single image as it is."""
-    if len(images) == 1:
-        return images[0]
-    width, height = images[0].size
-    grid = Image.new("RGB", (2 * width, -(-len(images) // 2) * height))
-    for place, image in enumerate(images):
-        grid.paste(image, (place % 2 * width, place // 2 * height))
-    return grid
-
-
-def save(file: Path, image: Image.Image, note: dict) -> None:
-    """As PNG with `note` inside, or, for a name that ends so, as JPEG."""
-    info = PngInfo()
-    info.add_text(PNG_KEY, json.dumps(note))
-    with whole(file) as part:
-        if file.suffix == ".jpeg":
-            image.save(part, "JPEG")  # Pillow's usual quality: the benchmark's own script takes it
-        else:
-            image.save(part, "PNG", pnginfo=info)
 
 
 def save_grids(folder: Path, pictures: Sequence[Picture]) -> None:
@@ -264,8 +203,4 @@ def save_grids(folder: Path, pictures: Sequence[Picture]) -> None:
         grid = files[0].parents[1] / "grid.png"
         if not grid.is_file() and all(file.is_file() for file in files):
             with suppress(ValueError):  # scoring tells of damaged images
-                save(grid, in_grid([load_image(file) for file in files]), {})
-
-
-def in_batches(items: Sequence, size: int) -> list[Sequence]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
+                save(grid, in_grid([load_image(file) for file in files], 2), {})

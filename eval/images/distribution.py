@@ -5,7 +5,6 @@ EfficientNet-Lite0 come with pip; numbers over them compare only with each other
 """
 
 import hashlib
-import io
 import json
 import warnings
 import zipfile
@@ -23,10 +22,10 @@ from data_recipes.files import read_lines, read_text, walk, write_whole
 from tokenizer.transform import load_image, read_note
 from tokenizer.weights import efficientnet_lite0, load_frozen, read_weights
 
-from ..geneval.drawing import in_batches
 from ..geneval.rules import PNG_KEY, SUFFIXES
-from ..pieces import device, digest, work, work_json
+from ..pieces import device, digest, in_batches, work, work_json
 from .clip import Clip
+from .image_pieces import from_bytes, to_bytes
 
 LARGEST = 1e100  # of statistics: products of larger ones are infinite, on which eigenvalues end the process
 PIECE, BATCH = 256, 16  # images in a file of features, and at a time
@@ -127,7 +126,7 @@ def folder_features(files: Sequence[Path], extractor: Extractor, cache: Path) ->
     parts = work(cache, list(pieces), lambda name: extract(pieces[name], extractor), f"features, {extractor.name}")
     if parts is None:
         return None
-    loaded = [np.load(io.BytesIO(part.read_bytes())) for part in parts]
+    loaded = [from_bytes(part.read_bytes()) for part in parts]
     damaged = tuple(str(name) for part in loaded for name in part["damaged"])
     features = [part["features"] for part in loaded if part["features"].size]
     return summarize(np.concatenate(features) if features else np.empty((0, 0)), damaged)
@@ -144,9 +143,7 @@ def extract(files: Sequence[Path], extractor: Extractor) -> bytes:
     with torch.inference_mode():
         batches = [extractor.extract(torch.stack(batch).to(device())).cpu() for batch in in_batches(images, BATCH)]
     features_NF = torch.cat(batches).numpy() if batches else np.empty((0, 0), np.float32)
-    buffer = io.BytesIO()
-    np.savez(buffer, features=features_NF, damaged=np.array(damaged, dtype=str))
-    return buffer.getvalue()
+    return to_bytes({"features": features_NF, "damaged": np.array(damaged, dtype=str)})
 
 
 def squeeze(image: Image.Image, size: int) -> torch.Tensor:
@@ -173,10 +170,8 @@ def check_numbers(what: str, *arrays: np.ndarray) -> None:
 
 def save_statistics(file: Path, features: Features, extractor: Extractor) -> None:
     """An .npz file with mu and sigma, as pytorch-fid's, and the features themselves, which KID and the others need."""
-    buffer = io.BytesIO()
     arrays = {"mu": features.mean_F, "sigma": features.covariance_FF, "features": features.features_NF}
-    np.savez(buffer, **arrays, extractor=np.array(extractor.name))
-    write_whole(file, buffer.getvalue())
+    write_whole(file, to_bytes({**arrays, "extractor": np.array(extractor.name)}))
 
 
 def load_statistics(file: Path, extractor: Extractor) -> Features:
@@ -289,15 +284,12 @@ def read_prompts(folder: Path, file: Path | None) -> dict[Path, str]:
         raise ValueError(f"{file} holds no prompts by file or id: {error!r}") from error
     prompts = {}
     for image in image_files(folder):
-        prompt = known.get(str(image.relative_to(folder)), known.get(image.stem)) if file else embedded_prompt(image)
+        inside = (read_note(image, PNG_KEY) or {}).get("prompt") if not file else None
+        prompt = known.get(str(image.relative_to(folder)), known.get(image.stem, inside))
         if prompt is None:
             raise ValueError(f"no prompt for {image}: give a file that has it with --prompts")
         prompts[image] = prompt
     return prompts
-
-
-def embedded_prompt(image: Path) -> str | None:
-    return (read_note(image, PNG_KEY) or {}).get("prompt")
 
 
 def clip_score(prompts: dict[Path, str], clip: Clip, key: str, cache: Path) -> tuple[float, list[str]] | None:

@@ -16,8 +16,7 @@ from rich.table import Table
 from data_recipes.files import write_json
 from data_recipes.images import ImageSource
 
-from ..geneval.drawing import in_batches
-from ..pieces import digest, flatten
+from ..pieces import digest, flatten, in_batches
 
 PIECE = 64  # images in a file
 LEFT_OUT = "left out"

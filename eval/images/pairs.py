@@ -15,7 +15,7 @@ from rich.text import Text
 from data_recipes.files import whole, write_json
 from tokenizer import ImageTokenizer
 from tokenizer.sizes import STRIDE
-from tokenizer.transform import load_image
+from tokenizer.transform import in_grid, load_image
 from tokenizer.weights import weights_hash
 
 from ..pieces import watch
@@ -95,11 +95,8 @@ def run(image_tokenizer: ImageTokenizer, job: Job, out: Path) -> dict[str, Any]:
         original = original.resize(job.size, Image.Resampling.BICUBIC)
     result = reconstruct(image_tokenizer, original)
     scores = {"psnr": psnr(original, result), "ssim": ssim(original, result)}
-    pair = Image.new("RGB", (2 * original.width, original.height))
-    pair.paste(original, (0, 0))
-    pair.paste(result, (original.width, 0))
     with whole(out / job.file) as part:
-        pair.save(part, "PNG")
+        in_grid([original, result], 2).save(part, "PNG")
     return {"image": str(job.path), "file": job.file, "original_size": job.original_size, "size": job.size, **scores}
 
 

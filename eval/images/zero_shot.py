@@ -21,8 +21,7 @@ from tokenizer import ImageTokenizer, ImageTokenizerConfig
 from tokenizer.transform import to_pixels
 from tokenizer.weights import weights_hash
 
-from ..geneval.drawing import in_batches
-from ..pieces import digest, work
+from ..pieces import digest, in_batches, work
 from .image_pieces import Arrays, Images, Result, Task, from_bytes, gather, image_jobs, to_bytes
 
 CLIP_VOCABULARY = 49408  # entries of OpenAI's, which open_clip brings along; the released UniTok reads it

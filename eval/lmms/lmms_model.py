@@ -28,7 +28,7 @@ from mllm.decode.stream import check_length
 from mllm.text.templates import IGNORED
 from tokenizer.transform import load_image
 
-from ..geneval.drawing import save
+from ..drawn_folder import save
 from ..pieces import device as own_device
 from ..pieces import digest, watch
 

@@ -22,9 +22,10 @@ from data_recipes.scenes.world import BACKGROUNDS, Thing, center, combinations, 
 from mllm import edit_images
 from tokenizer.weights import weights_hash
 
-from ..geneval.drawing import Settings, in_batches, save
+from ..drawn_folder import save
+from ..geneval.drawing import Settings
 from ..geneval.rules import THRESHOLD
-from ..pieces import digest, work_json
+from ..pieces import digest, in_batches, work_json
 from .language import at_place, edit_requests, lies
 
 if TYPE_CHECKING:

@@ -33,13 +33,15 @@ from data_recipes.scenes.world import (
     questions,
 )
 from mllm import Mllm, Processor, generate_images, generate_text, generate_texts
+from tokenizer.quantizers import code_use, count_codes
 from tokenizer.weights import weights_hash
 
-from ..geneval.drawing import Picture, Settings, draw, geneval_pictures, in_batches, spread
+from ..drawn_folder import Picture
+from ..geneval.drawing import Settings, draw, geneval_pictures
 from ..geneval.rules import Prompt, judge_images, judge_prompt, load_records, summary
 from ..images.similarity import psnr
 from ..images.zero_shot import reads, text_reader
-from ..pieces import claim, digest, finish, flatten, work_json
+from ..pieces import claim, digest, finish, flatten, in_batches, spread, work_json
 from .detector import Detector
 from .editing import judge_edits
 
@@ -228,16 +230,15 @@ def measure_tokenizer(subject: Subject, settings: Settings, out: Path) -> dict[s
     whose text tokenizer is not the one that this branch was trained with, such as a pretrained backbone's."""
     names_CE = class_features(subject)
     pieces = by_scenes(
-        out / "pieces" / "tokenizer", settings, lambda seeds: reconstructed(subject, seeds, names_CE), "tokenizer"
+        out / "pieces" / "image_tokenizer", settings, lambda seeds: reconstructed(subject, seeds, names_CE), "tokenizer"
     )
     if pieces is None:
         return None
-    used = [set().union(*entries) for entries in zip(*(piece["used"] for piece in pieces), strict=True)]
-    size = subject.model.image_tokenizer.config.codebook_size
+    usage = code_use(sum(torch.tensor(piece["counts"]) for piece in pieces))["usage"]
     found = [value for piece in pieces for value in piece["zero_shot"]]
     return {
         "psnr": mean([value for piece in pieces for value in piece["psnr"]]),
-        "usage": {str(k): len(entries) / size for k, entries in enumerate(used)},
+        "usage": {str(k): share for k, share in enumerate(usage)},
         **({"zero_shot": mean(found)} if found else {}),
     }
 
@@ -255,13 +256,13 @@ def class_features(subject: Subject) -> torch.Tensor | None:
 
 @torch.inference_mode()
 def reconstructed(subject: Subject, seeds: range, names_CE: torch.Tensor | None) -> dict[str, list]:
-    """{"psnr" of each scene, "used": entries of each sub-codebook, "zero_shot": is the class found}."""
+    """{"psnr" of each scene, "counts" of the codes of each sub-codebook, "zero_shot": is the class found}."""
     image_tokenizer, world = subject.model.image_tokenizer, subject.world
     images = [world.render(world.scene(seed, "held_out")) for seed in seeds]
     codes_NLK = image_tokenizer.encode(images)
     return {
         "psnr": list(map(psnr, images, image_tokenizer.decode(codes_NLK))),
-        "used": [column.unique().tolist() for column in codes_NLK.flatten(0, 1).unbind(1)],
+        "counts": count_codes(codes_NLK, image_tokenizer.config.codebook_size).int().tolist(),
         "zero_shot": [] if names_CE is None else classified(subject, seeds, names_CE),
     }
 

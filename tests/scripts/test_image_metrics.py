@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eval.geneval.drawing import save
+from eval.drawn_folder import save
 from eval.results import find_files, results_page
 from scripts.image_metrics import main
 from tests.tiny_networks import save_clip

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from mllm import Processor, generate_images
 from mllm.decode.run import generate_texts
-from tokenizer.transform import load_image
+from tokenizer.transform import in_grid, load_image
 
 from ..run.backends import TorchEngine
 from ..run.metrics import Metrics
@@ -27,11 +25,7 @@ def conversations(prompts: Sequence[PromptConfig]) -> list[list[dict]]:
 
 
 def show_samples(
-    engine: TorchEngine,
-    processor: Processor,
-    prompts: Sequence[PromptConfig],
-    metrics: Metrics | None,
-    step: int,
+    engine: TorchEngine, processor: Processor, prompts: Sequence[PromptConfig], metrics: Metrics | None, step: int
 ) -> None:
     """Draw and answer the recipe's prompts, with the same seeds each time. Rank 0, which has `metrics`, logs a strip of
     drawings and a list of answers. All ranks must call it."""
@@ -41,7 +35,7 @@ def show_samples(
         model, tokenizer_trains = engine.model.eval(), engine.image_tokenizer.training
         draw = [prompt.draw for prompt in prompts if prompt.draw is not None]
         if draw:
-            metrics.picture(step, "drawings", side_by_side(generate_images(model, processor, draw)))
+            metrics.picture(step, "drawings", in_grid(generate_images(model, processor, draw), len(draw)))
         questions, chats = [prompt.ask for prompt in prompts if prompt.ask is not None], conversations(prompts)
         answers = generate_texts(model, processor, chats, max_new_tokens=ANSWER)
         if answers:
@@ -49,13 +43,3 @@ def show_samples(
             metrics.texts(step, "answers", [f"{question} -> {answer}" for question, answer in pairs])
         model.train()
         engine.image_tokenizer.train(tokenizer_trains)
-
-
-def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures side by side, as one."""
-    strip = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)))
-    left = 0
-    for image in images:
-        strip.paste(image, (left, 0))
-        left += image.width
-    return strip

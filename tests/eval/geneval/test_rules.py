@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eval.geneval.drawing import save
+from eval.drawn_folder import save
 from eval.geneval.page import failures_page
 from eval.geneval.rules import judge, read_drawings, relative_position, report, score_folder, summary
 from eval.pieces import digest

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from eval.geneval.drawing import save
+from eval.drawn_folder import save
 from eval.images import distribution
 from eval.images.clip import Clip
 from eval.images.distribution import (

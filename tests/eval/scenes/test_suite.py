@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from data_recipes.scenes.world import CLASSES, COLORS, QUESTIONS, World
+from eval import drawn_folder
 from eval.geneval import drawing
 from eval.scenes import suite as scenes
 from eval.scenes.detector import Detector, DetectorConfig
@@ -141,7 +142,7 @@ def test_only_missing_drawings_are_drawn_and_alone_they_are_the_same(subject, tm
 
 
 def test_prompts_that_cannot_be_drawn_count_as_wrong(subject, tmp_path, monkeypatch):
-    refuse = drawing.start_drawing
+    refuse = drawn_folder.start_drawing
 
     def refuse_one(model, processor, prompt, candidates):
         if prompt == refused:
@@ -149,7 +150,7 @@ def test_prompts_that_cannot_be_drawn_count_as_wrong(subject, tmp_path, monkeypa
         return refuse(model, processor, prompt, candidates)
 
     refused = next(record["prompt"] for record in scenes.load_records(scenes.GENEVAL) if scenes.expressible(record))
-    monkeypatch.setattr(drawing, "start_drawing", refuse_one)
+    monkeypatch.setattr(drawn_folder, "start_drawing", refuse_one)
     evaluate_scenes(subject, SMALL, tmp_path, ["drawing"])
     rows = read_rows(tmp_path / "results.jsonl")
     assert [row["reason"] for row in rows if row["prompt"] == refused] == ["not drawn: cannot be drawn"] * 2
