@@ -14,7 +14,7 @@ from ..text.processor import MllmProcessor
 from ..text.templates import Sample
 from .options import CODE_CONTEXTS
 from .program import Draw, Feed, Keep, Track, Want, Write
-from .sampling import NONE, NotFinite, Picker, may_ask
+from .sampling import NONE, NotFinite, Picker, sync_is_free
 from .stream import Stream
 
 Row = tuple[Track, int]  # a track, and 0, or which of its unconditional rows this is
@@ -30,8 +30,8 @@ class Cohort(NamedTuple):
 class Batch:
     """One row for each track, and unconditional rows for each track that draws with guidance.
 
-    `kernels` is a way of `fast.pick_kernels`. After a step that raised, make a new batch; the `tracks` may begin again
-    there.
+    `kernels` is a backend of `fast.pick_kernels`. After a step that raised, make a new batch; the `tracks` may begin
+    again there.
     """
 
     def __init__(self, model: MllmForConditionalGeneration, processor: MllmProcessor, kernels: str = "auto"):
@@ -123,7 +123,7 @@ class Batch:
                 rows += [place[track, number] for number in range(1, 1 + len(want.cfg_scales)) for track in tracks]
                 pick = Picker(want.cfg_scales, generators, self.num_codebooks, want.sampling)
                 codes_BK = self.kernels.draw(self._hidden(rows), pick)
-                if may_ask(codes_BK.device) and int(codes_BK.min()) == NONE:
+                if sync_is_free(codes_BK.device) and int(codes_BK.min()) == NONE:
                     for track, codes_K in zip(tracks, codes_BK, strict=False):
                         if int(codes_K.min()) == NONE:
                             track.fail(NotFinite())

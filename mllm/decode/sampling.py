@@ -4,16 +4,13 @@ Shapes: B sequences, V entries, K sub-codebooks. Under guidance there are more r
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from .options import Sampling
 
-Pick = Callable[[torch.Tensor, int], torch.Tensor]
-"""(logits_BV, k) -> ids_B: guidance and sampling live in here, heads never hear of them."""
-
-AS_THE_MODEL = Sampling(temperature=1.0)
+UNCHANGED = Sampling(temperature=1.0)  # the probabilities of the model
 NONE = -1  # in place of an id, where there is nothing to choose from
 LEAST_TOP_P = torch.finfo(torch.float32).tiny  # what is smaller would be 0 in float32, and drop the most likely, too
 
@@ -58,21 +55,22 @@ def sample(
     one of its logits is NaN or +inf, or if all are -inf (which forbids an entry); see `check_chosen`.
 
     On a CPU nothing is sorted. The entry with the largest sum of logit and noise is a draw from all entries. If the
-    filters drop that entry, they also drop all with smaller logits, so `search` looks among those with larger ones.
+    filters drop that entry, they also drop all with smaller logits, so `sample_by_search` looks among those with larger
+    ones.
     """
     logits_BV, top_p = logits_BV.float() / (temperature or 1.0), max(top_p, LEAST_TOP_P)
     usable_B = logits_BV.amax(-1).isfinite()  # of NaN and any number, the larger is NaN
     if temperature == 0:
         ids_B = logits_BV.argmax(-1)
-    elif (top_k == 0 and top_p == 1.0) or not may_ask(logits_BV.device):
-        ids_B = sample_unasked(logits_BV, noise_BV, top_k, top_p)
+    elif (top_k == 0 and top_p == 1.0) or not sync_is_free(logits_BV.device):
+        ids_B = sample_by_sorting(logits_BV, noise_BV, top_k, top_p)
     else:
         # With NaN the search would never end.
-        ids_B = search(logits_BV.masked_fill(~usable_B[:, None], 0), noise_BV, top_k, top_p)
+        ids_B = sample_by_search(logits_BV.masked_fill(~usable_B[:, None], 0), noise_BV, top_k, top_p)
     return ids_B.masked_fill(~usable_B, NONE)
 
 
-def search(logits_BV: torch.Tensor, noise_BV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+def sample_by_search(logits_BV: torch.Tensor, noise_BV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
     """`sample` with filters, without sorting. Its loop reads values, for which a GPU would have to be waited for."""
     noisy_BV = logits_BV + noise_BV
     p_BV = filter_logits(logits_BV, top_k).softmax(-1) if top_p < 1.0 else None
@@ -88,12 +86,12 @@ def search(logits_BV: torch.Tensor, noise_BV: torch.Tensor, top_k: int, top_p: f
         noisy_BV = noisy_BV.masked_fill(outside_B1 & ~above_BV, float("-inf"))
 
 
-def sample_unasked(logits_BV: torch.Tensor, noise_BV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-    """The same ids as `search`, by sorting, so that no value is read on the way."""
+def sample_by_sorting(logits_BV: torch.Tensor, noise_BV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """The same ids as `sample_by_search`, by sorting, so that no value is read on the way."""
     return (filter_logits(logits_BV, top_k, top_p) + noise_BV).argmax(-1)
 
 
-def may_ask(device: torch.device) -> bool:
+def sync_is_free(device: torch.device) -> bool:
     """Whether reading a value is free. On a GPU it waits until all launched work is done."""
     return device.type == "cpu"
 
@@ -121,7 +119,7 @@ class Picker:
         cfg_scales: tuple[float, ...],
         generators: Sequence[torch.Generator],
         num_codebooks: int = 1,
-        sampling: Sampling = AS_THE_MODEL,
+        sampling: Sampling = UNCHANGED,
     ):
         self.cfg_scales, self.generators, self.num_codebooks = cfg_scales, generators, num_codebooks
         self.sampling = sampling

@@ -12,6 +12,7 @@ import torch
 from transformers import Cache, DynamicCache
 
 from ..fast import Kernels, pick_kernels
+from ..fast.eager import put
 from ..model import CACHE, MllmForConditionalGeneration
 from ..text.processor import MllmProcessor
 from ..text.templates import Sample
@@ -21,13 +22,13 @@ class KeyValues(Cache):
     """Keys and values of all layers. Row b is filled up to its own length; `mask_ST`, added to scores, hides the rest.
 
     Memory doubles when a row reaches its end. As a `Cache` of transformers, it takes one position of every row from any
-    backbone. With `whole`, a step sees all allocated columns, not only those in use. Then its shapes and addresses stay
-    the same until `layout` becomes another object.
+    backbone. With `fixed_shapes`, a step sees all allocated columns, not only those in use. Then its shapes and
+    addresses stay the same until `layout` becomes another object.
     """
 
-    def __init__(self, like: DynamicCache, whole: bool = False):
+    def __init__(self, like: DynamicCache, fixed_shapes: bool = False):
         super().__init__(layers=[])
-        self.whole = whole
+        self.fixed_shapes = fixed_shapes
         parts = [(layer.keys, layer.values) for layer in like.layers]
         self.memory = [[x.new_zeros(0, 0, x.shape[1], x.shape[3]) for x in pair] for pair in parts]  # each [S, T, H, d]
         self.mask_ST = parts[0][0].new_zeros(0, 0)
@@ -58,20 +59,12 @@ class KeyValues(Cache):
         self._locate()
 
     def open(self) -> None:
-        """Open a new column in every row, for `put` to fill."""
+        """Open a new column in every row, for a step to fill."""
         if max(self.lengths) == self.mask_ST.shape[1]:
             self._reserve(len(self.lengths), 2 * max(self.lengths))
             self._locate()
         self.mask_ST.view(-1).index_fill_(0, self.flat_B, 0)
         self.lengths = [length + 1 for length in self.lengths]
-
-    def put(self, layer: int, k_BHd: torch.Tensor, v_BHd: torch.Tensor) -> list[torch.Tensor]:
-        """Store keys and values of the new column. Returns those of every row up to it (with `whole`: of all columns),
-        each [B, H, T, d]."""
-        B, T = len(self.lengths), self._columns()
-        for mine, new_BHd in zip(self.memory[layer], (k_BHd, v_BHd), strict=True):
-            mine.flatten(0, 1).index_copy_(0, self.flat_B, new_BHd)
-        return [mine[:B, :T].transpose(1, 2) for mine in self.memory[layer]]
 
     def close(self) -> None:
         """To be called when all layers have filled the new column."""
@@ -80,20 +73,22 @@ class KeyValues(Cache):
 
     def mask(self) -> torch.Tensor:
         """The mask for one query in each row, [B, 1, 1, T]."""
-        return self.mask_ST[: len(self.lengths), None, None, : self._columns()]
+        return self.mask_ST[: len(self.lengths), None, None, : self.columns]
 
     def full(self) -> bool:
         """Whether no row has a column to hide, so that no mask is needed."""
-        return not self.whole and min(self.lengths) == max(self.lengths)
+        return not self.fixed_shapes and min(self.lengths) == max(self.lengths)
 
     def update(self, k_BH1d: torch.Tensor, v_BH1d: torch.Tensor, layer_idx: int, *_, **__) -> list[torch.Tensor]:
-        return self.put(layer_idx, k_BH1d[:, :, 0], v_BH1d[:, :, 0])
+        return put(self.memory[layer_idx], self.flat_B, self.columns, k_BH1d[:, :, 0], v_BH1d[:, :, 0])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self.lengths) - 1
 
-    def _columns(self) -> int:
-        return self.mask_ST.shape[1] if self.whole else max(self.lengths)
+    @property
+    def columns(self) -> int:
+        """Those that a step sees: in use, the new one included, or, with `fixed_shapes`, all."""
+        return self.mask_ST.shape[1] if self.fixed_shapes else max(self.lengths)
 
     def _locate(self) -> None:
         """Compute where each row's next column is: `places_B` within the row, `flat_B` in all memory, row after row."""

@@ -14,7 +14,7 @@ from torch import nn
 from . import cpu, cuda
 from .eager import LLAMA_LIKE, step_any, step_llama
 
-WAYS = ("auto", "eager", "transformers")
+BACKENDS = ("auto", "eager", "transformers")
 
 
 class Kernels(NamedTuple):
@@ -23,7 +23,7 @@ class Kernels(NamedTuple):
     `step(x_BD, cache)` -> h_BD runs the backbone and puts keys and values of every row into `cache` (`KeyValues`).
     `draw(h_BD, picker)` -> codes_BK runs the code head. `embed(codes_NK, cache)` -> x_ND embeds a position of each
     image; `cache` is a dict, empty at first, or None to embed each position alone. With `fixed_shapes`, `step` needs
-    the same memory at every call (`KeyValues.whole`)."""
+    the same memory at every call (`KeyValues.fixed_shapes`)."""
 
     step: Callable[[torch.Tensor, Any], torch.Tensor]
     draw: Callable[[torch.Tensor, Any], torch.Tensor]
@@ -31,18 +31,18 @@ class Kernels(NamedTuple):
     fixed_shapes: bool = False
 
 
-def pick_kernels(model: nn.Module, way: str = "auto") -> Kernels:
-    """Kernels for a model as it is now: its weights, device, hooks and adapters. "auto" is the fastest way, "eager"
+def pick_kernels(model: nn.Module, backend: str = "auto") -> Kernels:
+    """Kernels for a model as it is now: its weights, device, hooks and adapters. "auto" is the fastest, "eager"
     runs operation by operation, and "transformers" does so with the backbone's own forward. Raises ValueError for
     others."""
-    if way not in WAYS:
-        raise ValueError(f"unknown kernels {way!r}; known: {', '.join(WAYS)}")
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown kernels {backend!r}; known: {', '.join(BACKENDS)}")
     backbone, head, embedding = model.backbone, model.code_head, model.code_embed
     eager_step = step_llama if model.config.text_config.model_type in LLAMA_LIKE else step_any
-    if way == "transformers":
+    if backend == "transformers":
         eager_step = step_any
     eager = Kernels(partial(eager_step, backbone), head.sample, partial(_embed, embedding))
-    if way != "auto":
+    if backend != "auto":
         return eager
     step = draw = embed = recorded = None
     if eager_step is step_llama:

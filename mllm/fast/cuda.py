@@ -2,8 +2,8 @@
 are recorded once and launched together.
 
 A recording keeps the shapes, the memory addresses and the Python numbers of its moment. So recorded code never reads a
-value from the device (`sampling.may_ask`) and has the same shapes at every step (`KeyValues.whole`). A new recording is
-made when memory moves, or when rows come or go.
+value from the device (`sampling.sync_is_free`) and has the same shapes at every step (`KeyValues.fixed_shapes`). A new
+recording is made when memory moves, or when rows come or go.
 Shapes: B sequences, D width, V entries, K sub-codebooks.
 """
 

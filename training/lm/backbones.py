@@ -53,7 +53,7 @@ def text_config(pretrained: Pretrained) -> dict:
 
 
 @torch.no_grad()
-def take_over(model: Mllm, pretrained: Pretrained) -> None:
+def copy_weights(model: Mllm, pretrained: Pretrained) -> None:
     """Copy backbone and output layer. Embeddings of new tokens are sampled to be like the others', with a fixed seed.
     Their output rows are the mean of the others'."""
     source = pretrained.model

@@ -18,9 +18,9 @@ from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 from ..run.optim import freeze
 from ..run.recipe import ModelConfig
 from ..run.values import Interval
-from .backbones import Pretrained, load_pretrained, take_over, text_config
+from .backbones import Pretrained, copy_weights, load_pretrained, text_config
 from .lora import add_lora, load_adapter, merged, train_adapters
-from .tune import TunedMllm, settle
+from .tune import TunedMllm, copy_codebooks
 from .words import WordsMllm
 
 NEW = "new:"  # before the size of an image tokenizer
@@ -67,7 +67,7 @@ def choose_trained(model: Mllm, config: ModelConfig) -> None:
 def weights_to_save(weights: Mapping[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
     """The state dict of a plain model, as every command loads it, from that of one in training."""
     plain = merged(weights, config.lora) if config.lora else dict(weights)
-    return settle(plain) if config.tune else plain
+    return copy_codebooks(plain) if config.tune else plain
 
 
 def _kind(config: ModelConfig) -> type[Mllm]:
@@ -99,13 +99,13 @@ def _assemble(config: ModelConfig) -> Start:
     processor = Processor(
         text_tokenizer, sizes.num_positions, sizes.image_size, template, sizes.resize_ratio, sizes.interpolation
     )
-    with naming_model():
+    with naming_bad_sizes():
         model = _kind(config)(_model_config(config, processor, sizes, pretrained))
     model.image_tokenizer = image_tokenizer
     _share_codebooks(model)
     loaded = () if config.image_tokenizer.startswith(NEW) else ("image_tokenizer",)
     if pretrained:
-        take_over(model, pretrained)
+        copy_weights(model, pretrained)
         loaded += ("backbone", "lm_head")
     return Start(model, processor, loaded)
 
@@ -168,7 +168,7 @@ def check_sizes(name: str, sizes: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def naming_model() -> Iterator[None]:
+def naming_bad_sizes() -> Iterator[None]:
     """Sizes that make no model, of whatever part, end in one ValueError."""
     try:
         yield

@@ -71,7 +71,7 @@ def guard_means(guard_loss: torch.Tensor, squared_error: torch.Tensor) -> dict[s
     return {"guard": guard_loss.item(), "psnr": psnr(squared_error, 2).item()}
 
 
-def settle(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def copy_codebooks(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights to save: an embedding that reads codebook vectors has the image tokenizer's, as they are now."""
     copies = [name for name in state if name.startswith(COPY)]
     return {**state, **{name: state[ORIGINAL + name.removeprefix(COPY)].clone() for name in copies}}

@@ -8,7 +8,7 @@ from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
 from mllm.decode.options import Sampling
 from mllm.decode.rerank import best
 from mllm.decode.run import generate_texts
-from mllm.decode.sampling import NONE, NotFinite, Picker, sample_unasked
+from mllm.decode.sampling import NONE, NotFinite, Picker, sample_by_sorting
 from mllm.fast import cpu
 
 NAN, INF = float("nan"), float("inf")
@@ -89,7 +89,7 @@ def test_a_search_and_a_sort_choose_the_same():
     for top_k, top_p in [(0, 0.5), (3, 1.0), (5, 0.9), (0, 1e-300), (0, 1 - 1e-7)]:
         picker = Picker((), [], sampling=Sampling(temperature=1.0, top_k=top_k, top_p=top_p))
         top_p = max(top_p, torch.finfo(torch.float32).tiny)
-        assert torch.equal(picker.choose(logits_BV, 0, noise_BV), sample_unasked(logits_BV, noise_BV, top_k, top_p))
+        assert torch.equal(picker.choose(logits_BV, 0, noise_BV), sample_by_sorting(logits_BV, noise_BV, top_k, top_p))
 
 
 @pytest.mark.parametrize("kind", [(e, h) for e in CODE_EMBEDDINGS for h in CODE_HEADS], ids="-".join)

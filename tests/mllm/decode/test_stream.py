@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from mllm import Mllm
 from mllm.decode.stream import Stream
-from mllm.fast import WAYS, pick_kernels
+from mllm.fast import BACKENDS, pick_kernels
 from mllm.fast.eager import LLAMA_LIKE
 
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
@@ -56,7 +56,7 @@ def _uncached(model, sample, x_TD: torch.Tensor) -> torch.Tensor:
     return model.backbone(inputs_embeds=torch.cat([prompt_BTD, x_TD[None]], 1)).last_hidden_state[0, -1]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", BACKENDS)
 def test_steps_are_one_uncached_pass(model_and_processor, way):
     model, processor = model_and_processor
     samples, inputs = _samples(processor), _inputs(3)

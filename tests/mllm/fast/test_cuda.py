@@ -11,7 +11,7 @@ from mllm.decode import sampling
 from mllm.decode.engine import Engine
 from mllm.decode.program import Chat, Drawing
 from mllm.decode.run import sample_codes
-from mllm.decode.sampling import gumbel, sample, sample_unasked
+from mllm.decode.sampling import gumbel, sample, sample_by_sorting
 from mllm.decode.stream import Stream
 from mllm.fast import cpu, cuda, pick_kernels
 
@@ -87,7 +87,7 @@ def recordings(monkeypatch) -> list:
     monkeypatch.setattr(cuda, "recordable", lambda module: True)
     monkeypatch.setattr(cuda, "record", record)
     monkeypatch.setattr(cuda, "WARM_UP", 0)
-    monkeypatch.setattr(sampling, "may_ask", lambda device: False)
+    monkeypatch.setattr(sampling, "sync_is_free", lambda device: False)
     return made
 
 
@@ -188,5 +188,5 @@ def test_sampling_that_asks_for_nothing_is_the_same(top_k, top_p):
     generator = torch.Generator().manual_seed(0)
     logits_BV = 3 * torch.randn(500, 64, generator=generator)
     noise_BV = gumbel([generator] * 500, 64, torch.device("cpu"))
-    unasked = sample_unasked(logits_BV / 0.8, noise_BV, top_k, top_p)
+    unasked = sample_by_sorting(logits_BV / 0.8, noise_BV, top_k, top_p)
     assert torch.equal(unasked, sample(logits_BV, noise_BV, 0.8, top_k, top_p))

@@ -16,7 +16,7 @@ from training.data.mixture import Mixture
 from training.data.scene_samples import extract_codes
 from training.lm.build import build_model, choose_trained
 from training.lm.train import train as run
-from training.lm.tune import TunedMllm, settle
+from training.lm.tune import TunedMllm, copy_codebooks
 from training.run.optim import make_optimizer
 from training.run.recipe import (
     MixConfig,
@@ -137,7 +137,7 @@ def test_frozen_stays_frozen_and_the_checkpoint_loads_everywhere(tuned, tmp_path
     after = model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith(tuple(trainable)) for name in moved)
-    model.save_pretrained(tmp_path / "saved", state_dict=settle(after))
+    model.save_pretrained(tmp_path / "saved", state_dict=copy_codebooks(after))
     processor.save_pretrained(tmp_path / "saved")
     loaded = Mllm.from_pretrained(tmp_path / "saved")
     assert type(loaded) is Mllm
