@@ -5,7 +5,7 @@ standard library: commands read it before they import torch.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 CODE_CONTEXTS = ("exact", "published")
@@ -38,8 +38,8 @@ class Sampling:
 
     @property
     def sampling(self) -> "Sampling":
-        """These three options alone, also when `self` is of a subclass."""
-        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        """These options alone, also when `self` is of a subclass."""
+        return Sampling(**{one.name: getattr(self, one.name) for one in fields(Sampling)})
 
 
 @dataclass(frozen=True, kw_only=True)

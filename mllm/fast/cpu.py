@@ -17,7 +17,8 @@ import subprocess
 import warnings
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_double, c_float, c_int, c_int64, c_void_p, pointer
-from functools import cache
+from dataclasses import fields
+from functools import cache, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -32,7 +33,7 @@ from .quantize import Int4Linear, Int8Linear, int4_block
 SOURCE = Path(__file__).with_name("step.cpp")
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared"]
 FLOAT32, BFLOAT16, INT8, INT4_BY_32, INT4_BY_64, BFLOAT16_ROWS = range(6)  # kinds of a Matrix
-TAKEN = {(torch.float32, "cpu"), (torch.bfloat16, "cpu")}  # dtype and device of weights that step.cpp can read
+SUPPORTED = {(torch.float32, "cpu"), (torch.bfloat16, "cpu")}  # dtype and device of weights that step.cpp can read
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # rotary kinds whose angles do not depend on sequence length
 
 
@@ -336,9 +337,20 @@ def backbone(module: nn.Module) -> CompiledBackbone | None:
     return _compiled(module, CompiledBackbone, [module.layers, module.norm])
 
 
-def head(module: nn.Module) -> CompiledHead | None:
-    """The C++ `sample` of a `DepthHead`. None for other heads, and in the cases of `backbone`."""
-    return _compiled(module, CompiledHead, [module]) if isinstance(module, DepthHead) else None
+def head(module: nn.Module) -> Callable[[torch.Tensor, Any], torch.Tensor] | None:
+    """The C++ `sample` of a `DepthHead`, or its own for sampling that step.cpp does not know. None for other heads, and
+    in the cases of `backbone`."""
+    compiled = _compiled(module, CompiledHead, [module]) if isinstance(module, DepthHead) else None
+    if compiled is None:
+        return None
+    return lambda h_BD, pick: (compiled if is_mirrored(pick.sampling) else module.sample)(h_BD, pick)
+
+
+@lru_cache
+def is_mirrored(sampling: Any) -> bool:
+    """Whether step.cpp has all options that are not at their defaults."""
+    known = {name for name, _ in Sampling._fields_}
+    return all(getattr(sampling, one.name) == one.default for one in fields(sampling) if one.name not in known)
 
 
 def embedding(module: nn.Module) -> CompiledEmbedding | None:
@@ -349,9 +361,9 @@ def embedding(module: nn.Module) -> CompiledEmbedding | None:
 def _compiled(module: nn.Module, make: Callable[[nn.Module], Packed], parts: Sequence[nn.Module]) -> Any:
     weights = [weight for part in parts for weight in part.parameters()]
     kinds = {(weight.dtype, weight.device.type) for weight in weights}
-    if torch.is_autocast_enabled("cpu") or len(kinds) > 1 or not kinds <= TAKEN:
+    if torch.is_autocast_enabled("cpu") or len(kinds) > 1 or not kinds <= SUPPORTED:
         return None
-    if any(changed(inner) for part in parts for inner in part.modules()) or library() is None:
+    if any(is_modified(inner) for part in parts for inner in part.modules()) or library() is None:
         return None
     weights += [buffer for part in parts for buffer in part.buffers()]
     version = [(weight.data_ptr(), weight._version) for weight in weights]  # training changes them in place
@@ -361,7 +373,7 @@ def _compiled(module: nn.Module, make: Callable[[nn.Module], Packed], parts: Seq
     return found[1]
 
 
-def changed(module: nn.Module) -> bool:
+def is_modified(module: nn.Module) -> bool:
     """Whether a module has hooks, or is a linear layer other than torch's own, such as an adapter's."""
     strange = hasattr(module, "in_features") and type(module) is not nn.Linear
     return bool(strange or module._forward_hooks or module._forward_pre_hooks)

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -52,6 +53,23 @@ def test_codes_are_those_of_the_eager_step(make_tiny_model, make, code_embedding
     model, processor = make(make_tiny_model, code_embedding)
     for options in OPTIONS:
         assert torch.equal(_draw(model, processor, **options), _draw(model, processor, kernels="eager", **options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithMinP(Sampling):
+    """An option that step.cpp does not know."""
+
+    min_p: float = 0.0
+
+
+def test_options_that_it_does_not_know_run_eagerly(tiny_model, monkeypatch):
+    model, _ = tiny_model
+    h_BD, eager, ran = torch.randn(2, 32), model.code_head.sample, []
+    monkeypatch.setattr(model.code_head, "sample", lambda *given: ran.append(given) or eager(*given))
+    for min_p in (0.0, 0.2):
+        draw = cpu.head(model.code_head)
+        codes_BK = draw(h_BD, Picker(1.0, [torch.Generator()] * 2, 2, WithMinP(temperature=1.0, min_p=min_p)))
+        assert codes_BK.shape == (2, 2) and len(ran) == (min_p > 0)
 
 
 def test_structures_that_differ_are_found(monkeypatch):
