@@ -5,19 +5,19 @@ python -m scripts.bench decode --shape unitok-base --batch 4  # codes to images
 python -m scripts.bench generate --shape w320 --batch 1 8 --positions 32  # prompts to codes, with guidance
 python -m scripts.bench answer --model scenes --tokens 64  # an image and a question to text
 python -m scripts.bench step --shape w576 --tokens 16  # a position, weights of each form
+python -m scripts.bench kernels --batch 1 8  # a position, by C++ and inductor, against eager; 5 minutes
 python -m scripts.bench prefill --shape 7b-layers --tokens 256  # a prompt of --tokens
 python -m scripts.bench load --shape w576 --form int8  # files to weights, and memory
 python -m scripts.bench train --shape scenes --batch 32  # an update of an image tokenizer
 python -m scripts.bench update --shape scenes --batch 8  # an update of a language model
 python -m scripts.bench threads --shape scenes --batch 8 --repeats 3  # numbers of threads, allocators
 
-encode, decode and generate run against the loops of the reference implementation, answer and step against transformers,
-quantized steps against the fastest that are not, prefill against matrices of this machine, load against reading files,
-train against a plain float32 loop, update with each thing that makes it fast or small against doing without, threads as
-a command chooses them against others. --shape takes random weights (w320: a width of 320). Both ways must first give
-the same result; then they are timed in turns. Figures come from the median time, spread is (slowest - fastest) /
-median. A ratio above 1: ours is better. "of memory bandwidth" and "of matrix throughput": the fraction of what this
-machine does in the same run.
+encode, decode and generate run against the reference's loops, answer and step against transformers, quantized steps
+against the fastest that are not, prefill against matrices of this machine, load against reading files, train against a
+plain float32 loop, update with each thing that makes it fast or small against doing without, threads as a command
+chooses them against others. --shape: random weights (w320: a width of 320). Both ways must first give the same result,
+then are timed in turns: the median counts, spread is (slowest - fastest) / median. A ratio above 1: ours is better.
+"of memory bandwidth", "of matrix throughput": the fraction of what the machine does in the same run.
 """
 
 import argparse
@@ -25,27 +25,28 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from eval.bench import BACKBONES, BENCHES, Options, run_bench
+from eval.bench import BACKBONES, BENCHES, KERNEL_SHAPES, Options, run_bench
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._load import QUANTIZATIONS
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    add, subject = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
+    add, subject = parser.add_argument, parser.add_mutually_exclusive_group()
     add("command", choices=BENCHES, help="what to time")
     subject.add_argument("--model", help="a model's name or folder")
-    sizes = "encode, decode, train: an image tokenizer's, as unitok-base or scenes; update, threads: scenes"
-    subject.add_argument("--shape", help=f"{sizes}; others: {', '.join(BACKBONES)}")
+    sizes = "encode, decode, train: an image tokenizer's, as unitok-base or scenes; update, threads: scenes; kernels:"
+    subject.add_argument("--shape", help=f"{sizes} {', '.join(KERNEL_SHAPES)}; others: {', '.join(BACKBONES)}")
     add("--batch", type=int, nargs="+", default=[1], help="images at a time, one or more numbers (default: 1)")
     add("--repeats", type=int, default=5, help="timed runs of each way (default: %(default)s)")
     add("--tokens", type=int, default=64, help="length of an answer or prompt, or steps (default: %(default)s)")
     add("--positions", type=int, help="generate: only so many positions of each image (default: all)")
-    forms = ("float32", "bfloat16", *QUANTIZATIONS)
-    add("--form", choices=forms, help="load: of the language model's weights (default: float32)")
+    add("--form", choices=("float32", "bfloat16", *QUANTIZATIONS), help="load: of the weights (default: float32)")
     add("--plot", type=Path, metavar="FILE", help="draw the ratios into this PNG")
     add("--json", action="store_true", help="print one JSON object in place of the table")
     args = parser.parse_args(argv)
+    if args.model if args.command == "kernels" else not (args.model or args.shape):
+        raise ValueError("kernels takes no --model" if args.model else f"{args.command} needs a --model or a --shape")
     numbers = [(name, getattr(args, name)) for name in ("repeats", "tokens", "positions")]
     for name, value in numbers + [("batch", size) for size in args.batch]:
         if value is not None and value < 1:
@@ -59,14 +60,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     with stop_at_once():
-        from rich.console import Console
-
         from eval.bench.figures import plot, print_table, report
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
-    figures = []
-    for batch in args.batch:
-        with Console(stderr=True).status(f"{args.command}, batch {batch}"):
-            figures += run_bench(args.command, options, batch)
+    figures = run_bench(args.command, options, args.batch)
     if args.plot:
         plot(figures, f"{args.command}, {args.model or args.shape}", args.plot)
     if args.json:

@@ -3,6 +3,7 @@
 This module imports nothing of them, so that a command line knows the names at once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -14,6 +15,7 @@ BENCHES = {
     "generate": "generation",
     "answer": "generation",
     "step": "steps",
+    "kernels": "kernels",
     "prefill": "steps",
     "load": "loading",
     "train": "image_tokenizer_update",
@@ -23,6 +25,22 @@ BENCHES = {
 # Widths of the language model: (width, layers); "7b-layers" is two of a 7B model's, to fit anywhere.
 BACKBONES = {"tiny": (64, 2), "w320": (320, 6), "w576": (576, 30), "w2048": (2048, 16)}
 BACKBONES |= {"7b-layers": (4096, 2), "7b": (4096, 32)}
+# What `kernels` times: a backbone, a code head, or both. UniTok's head is a quarter as wide as the released one.
+KERNEL_SHAPES = {
+    "scenes": {
+        **{"dim": 256, "layers": 8, "heads": 4, "kv_heads": 4, "hidden": 768},
+        "head": {"codebooks": 8, "entries": 256, "layers": 2, "width": 192, "heads": 4, "hidden": 512},
+    },
+    "smollm2-135m": {"dim": 576, "layers": 30, "heads": 9, "kv_heads": 3, "hidden": 1536},
+    "unitok-head": {
+        "dim": 1024,
+        "head": {"codebooks": 8, "entries": 4096, "layers": 3, "heads": 8, "hidden": 2752, "shared_output": True},
+    },
+    "tiny": {
+        **{"dim": 64, "layers": 2, "heads": 2, "kv_heads": 1, "hidden": 64, "head_dim": 32},
+        "head": {"codebooks": 2, "entries": 16, "layers": 1, "heads": 1},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +55,17 @@ class Options:
     form: str | None = None
 
 
-def run_bench(command: str, options: Options, batch: int) -> list[Any]:
-    """-> the `Figure`s of one batch size. Raises ValueError where both ways differ, or for an unknown shape."""
-    module = import_module(f".{BENCHES[command]}", __name__)
-    return getattr(module, f"bench_{command}")(options, batch)
+def run_bench(command: str, options: Options, batches: Sequence[int]) -> list[Any]:
+    """The `Figure`s of all batch sizes, with a line of progress on standard error if that is a terminal. Raises
+    ValueError where both ways differ, and for an unknown shape."""
+    from rich.console import Console
+
+    bench = getattr(import_module(f".{BENCHES[command]}", __name__), f"bench_{command}")
+    figures = []
+    with Console(stderr=True).status(command) as status:
+        for batch in batches:
+            status.update(f"{command}, batch {batch}")
+            for figure in bench(options, batch):
+                figures.append(figure)
+                status.update(f"{figure.name}: done")
+    return figures

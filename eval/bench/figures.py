@@ -1,7 +1,8 @@
 """The same result of both ways, then the time of each in turns; and the figures as a table and a plot."""
 
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -84,6 +85,17 @@ def seconds(run: Callable) -> float:
 
 def spread(times: Sequence[float]) -> float:
     return (max(times) - min(times)) / median(times)
+
+
+def last_line(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    """Of a command's output, with this `environment` alone (None: ours). Raises ValueError, with its line of errors,
+    when it fails."""
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if run.returncode:
+        lines = run.stderr.strip().splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        raise ValueError((errors or lines or [f"{command[-1]} ended with status {run.returncode}"])[-1])
+    return run.stdout.strip().splitlines()[-1]
 
 
 # ---- what is printed

@@ -1,7 +1,6 @@
 """How long loading a model takes and how much memory, in a process of its own: its peak would hide in another's."""
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from training.run.metrics import peak_memory
 
 from ..models import load_model
 from . import Options
-from .figures import Figure, spread
+from .figures import Figure, last_line, spread
 from .models import new_model
 
 
@@ -71,13 +70,7 @@ def measure_load(folder: str, first: str, form: str) -> dict[str, float]:
     and `held_gb` of it at the end, `weights_gb` in that `form` ("float32", "bfloat16", or a kind of quantization), and
     `read_seconds` of only reading the files, afterwards. A small model, the `first` that is loaded, takes what comes
     once in a process, most of it pages of the libraries' programs: `once_gb`."""
-    run = subprocess.run(
-        [sys.executable, "-m", __name__, folder, first, form], capture_output=True, text=True, check=False
-    )
-    if run.returncode:
-        told = run.stderr.strip() or f"loading {folder} ended with status {run.returncode}"
-        raise ValueError(told.splitlines()[-1])
-    return json.loads(run.stdout)
+    return json.loads(last_line([sys.executable, "-m", __name__, folder, first, form]))
 
 
 def main(folder: str, first: str, form: str) -> None:

@@ -67,15 +67,6 @@ def new_model(shape: str) -> tuple[Mllm, Processor]:
     return model.to(device()), processor
 
 
-def smallest() -> tuple[Mllm, Processor]:
-    """A model that is loaded for what comes with it."""
-    processor = Processor(Processor.from_pretrained("scenes").tokenizer)
-    text = {"vocab_size": len(processor.tokenizer), "hidden_size": 64, "intermediate_size": 64}
-    text |= {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
-    sizes, head = SIZES["tiny"].to_dict(), {"layers": 1, "heads": 1}
-    return Mllm(MllmConfig(text_config=text, image_tokenizer=sizes, code_head_args=head)), processor
-
-
 def known(shapes: dict[str, Any], name: str) -> Any:
     if name not in shapes:
         raise ValueError(f"unknown --shape {name!r}; known for this command: {', '.join(shapes)}")

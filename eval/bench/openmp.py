@@ -1,9 +1,7 @@
 """The same work with every number of threads, way of waiting and allocator: each in a process of its own, as all three
 are settled when it starts."""
 
-import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from mllm import generate_images
 from ..models import load_image_tokenizer, load_model
 from ..threads import choose_threads, cores
 from . import Options
-from .figures import Figure, spread
+from .figures import Figure, last_line, spread
 from .updates import Updates
 
 WAYS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -68,18 +66,9 @@ def measure(batch: int, repeats: int) -> dict[str, dict[str, list[float]]]:
         for setting, environment in settings().items():
             clean = {name: value for name, value in os.environ.items() if name not in WAYS}
             for work in WORKS:
-                told = _run([work, str(batch), str(repeats)], {**clean, **environment})
-                rates[work].setdefault(setting, []).append(told)
+                command = [sys.executable, "-m", __name__, work, str(batch), str(repeats)]
+                rates[work].setdefault(setting, []).append(float(last_line(command, {**clean, **environment})))
     return rates
-
-
-def _run(words: list[str], environment: dict[str, str]) -> float:
-    command = [sys.executable, "-m", __name__, *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        told = done.stderr.strip() or f"{' '.join(words)} ended with status {done.returncode}"
-        raise ValueError(told.splitlines()[-1])
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 # ---- in a process of its own
@@ -113,7 +102,7 @@ def main(work: str, batch: str, repeats: str) -> None:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    print(json.dumps(amount / median(times)))
+    print(amount / median(times))
 
 
 if __name__ == "__main__":

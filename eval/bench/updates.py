@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from training.run.metrics import peak_memory
 from training.run.recipe import MixConfig, TrainConfig, load_config
 
 from . import Options
-from .figures import Figure, compare
+from .figures import Figure, compare, last_line
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE, RANKS_RECIPE = ROOT / "training" / "stages" / "mixed.yaml", ROOT / "data_recipes" / "debug.yaml"
@@ -187,7 +186,7 @@ def logits_everywhere():
 def measure_logits(batch: int) -> dict[str, float]:
     """GB that an update needs at most with logits `at_labels` and `everywhere`."""
     return {
-        how: float(told([sys.executable, "-m", __name__, how, str(batch)], GIVES_BACK))
+        how: float(last_line([sys.executable, "-m", __name__, how, str(batch)], {**os.environ, **GIVES_BACK}))
         for how in ("at_labels", "everywhere")
     }
 
@@ -219,7 +218,8 @@ def logged(
         fixed = [f"run.folder={folder}", f"run.steps={steps}", f"run.save_every={steps}", "run.sample_every=0"]
         batch = [f"run.global_batch_size={samples}", f"run.batch_size={samples // ranks}"]
         model = f"model.backbone={{{sizes}, num_hidden_layers: {layers}}}"
-        told([*command, "-m", "scripts.train", str(RANKS_RECIPE), *fixed, *batch, model, *words], environment)
+        command += ["-m", "scripts.train", str(RANKS_RECIPE), *fixed, *batch, model, *words]
+        last_line(command, {**os.environ, **environment})
         return [json.loads(line) for line in (Path(folder) / "debug" / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -230,17 +230,6 @@ def check_losses(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
         for ours, expected in zip(runs[way], runs[first], strict=True):
             if abs(ours["loss"] - expected["loss"]) > 1e-4 * expected["loss"]:
                 raise ValueError(f"{way}: not the loss of {first} at step {ours['step']}")
-
-
-def told(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """The last line of a command's output. Raises ValueError with its last line of errors."""
-    env = {**os.environ, **environment}
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=env)
-    if run.returncode:
-        lines = run.stderr.strip().splitlines()
-        errors = [line for line in lines if line.startswith("error: ")]
-        raise ValueError((errors or lines or [f"{command[-1]} ended with status {run.returncode}"])[-1])
-    return run.stdout.strip().splitlines()[-1]
 
 
 if __name__ == "__main__":

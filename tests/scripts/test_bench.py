@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from eval.bench import BENCHES, generation, image_tokenizer_update, images, reference, steps, updates
+from eval.bench import BENCHES, Options, generation, image_tokenizer_update, images, kernels, reference, steps, updates
 from eval.bench import figures as timing
 from eval.bench.figures import NEAR_TIE, check_codes, check_pixels, compare
 from eval.bench.models import get_image_tokenizer, new_model
@@ -83,6 +83,24 @@ def test_steps_of_all_forms_of_the_weights(figures):
     read = [rates[f"{name}, of memory bandwidth"]["value"] / rates[name]["value"] for name in names]
     # Of float32 that is exact in bfloat16, only keys and values are longer.
     assert read[0] > read[1] > read[2] > read[3]
+
+
+def test_kernels_are_compared_before_they_are_timed(figures, monkeypatch):
+    """Small ones, and without inductor, whose compiler takes long."""
+    monkeypatch.setattr(torch, "compile", lambda function=None, **_: function or (lambda function: function))
+    monkeypatch.setattr(kernels, "SECONDS", 0.0)
+    told = figures("kernels", "--shape", "tiny", "--batch", 2)
+    forms = {
+        "backbone": ["float32", "exact", "bfloat16", "int8", "int4"],
+        "code head": ["float32", "exact", "bfloat16"],
+    }
+    names = [
+        f"tiny, {part}, {form}, batch 2, {way}" for part in forms for form in forms[part] for way in ("C++", "inductor")
+    ]
+    assert [figure["name"] for figure in told["figures"]] == [x for x in names if "exact, batch 2, ind" not in x]
+    monkeypatch.setattr(kernels.cpu, "backbone", lambda backbone: lambda x_BD, cache: torch.zeros_like(x_BD))
+    with pytest.raises(ValueError, match="float32, batch 1: not timed, as C\\+\\+ and eager give different results"):
+        list(kernels.bench_kernels(Options(shape="tiny"), 1))
 
 
 def test_prefill(figures):
@@ -249,8 +267,10 @@ def test_the_reference_draws_from_what_our_filter_keeps():
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["encode"], "one of the arguments --model --shape is required"),
+        (["encode"], "encode needs a --model or a --shape"),
         (["encode", "--shape", "tiny", "--model", "scenes"], "not allowed with argument"),
+        (["kernels", "--model", "scenes"], "kernels takes no --model"),
+        (["kernels", "--shape", "huge"], "known for this command: scenes, smollm2-135m, unitok-head, tiny"),
         (["fly", "--shape", "tiny"], "invalid choice: 'fly'"),
         (["encode", "--shape", "huge"], "unknown --shape 'huge'; known for this command: unitok-large, unitok-base,"),
         (["generate", "--shape", "unitok-large"], "known for this command: tiny, w320, w576, w2048, 7b-layers, 7b"),
@@ -277,7 +297,7 @@ def test_a_model_without_a_depth_head(refused, make_tiny_model, tmp_path):
 
 
 def test_every_command_is_tested():
-    assert {*COMMANDS, "answer", "step", "prefill", "load", "train", "update", "threads"} == set(BENCHES)
+    assert {*COMMANDS, "answer", "step", "kernels", "prefill", "load", "train", "update", "threads"} == set(BENCHES)
 
 
 def test_an_image_tokenizer_that_the_reference_does_not_know_is_refused():
