@@ -123,7 +123,7 @@ def compare_heads(name: str, head: nn.Module, batch: int, form: str, options: Op
     width = (head.enter.in_features if isinstance(head.enter, nn.Linear) else head.norm.weight.shape[0],)
     random = torch.Generator().manual_seed(0)
     h_BD = torch.randn(2 * batch, *width, generator=random).to(head.norm.weight.dtype)
-    pick = Picker(GUIDANCE, [torch.Generator()] * batch, head.num_codebooks, Sampling(temperature=0.5))
+    pick = Picker((GUIDANCE,), [torch.Generator()] * batch, head.num_codebooks, Sampling(temperature=0.5))
     ways = {}
     if draw := cpu.head(head):
         ways["C++"] = lambda: draw(h_BD, pick)

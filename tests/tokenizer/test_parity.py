@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import pytest
@@ -58,16 +59,30 @@ def _params(*kinds: bool) -> list:
     ]
 
 
+@lru_cache(maxsize=1)  # one after the other: they are large
+def converted(name: str) -> tuple[ImageTokenizer, dict[str, torch.Tensor]]:
+    """The reference's weights as ours, and the tensors that only the reference has."""
+    config = replace(CASES[name][0])
+    layout = unitok.unitok_layout(config)
+    weights = {name: filled(name, shape) for name, shape in unitok.reference_shapes(layout).items()}
+    model = ImageTokenizer(config)
+    model.load_state_dict(unitok.to_ours(layout, weights))
+    return model, {name: weights[name] for entry in layout.values() for name in entry.dropped}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory():
+    yield
+    converted.cache_clear()
+
+
 @pytest.fixture(scope="module", params=_params(False, True))
 def case(request) -> Case:
     name, causal = request.param
-    config, seed, batch = CASES[name]
-    config = replace(config, causal=causal)
-    layout = unitok.unitok_layout(config)
-    weights = {name: filled(name, shape) for name, shape in unitok.reference_shapes(layout).items()}
-    model = ImageTokenizer(config).eval()
-    model.load_state_dict(unitok.to_ours(layout, weights))
-    dropped = {name: weights[name] for entry in layout.values() for name in entry.dropped}
+    _, seed, batch = CASES[name]
+    model, dropped = converted(name)
+    model.config.causal = model.quant_proj.causal = model.post_quant_proj.causal = causal
+    model.eval().zero_grad()
     stored = golden(f"{name}/causal/" if causal else f"{name}/")
     return Case(model, dropped, make_images(seed, batch), make_texts(seed + 1, batch), stored)
 

@@ -68,7 +68,7 @@ def test_options_that_it_does_not_know_run_eagerly(tiny_model, monkeypatch):
     monkeypatch.setattr(model.code_head, "sample", lambda *given: ran.append(given) or eager(*given))
     for min_p in (0.0, 0.2):
         draw = cpu.head(model.code_head)
-        codes_BK = draw(h_BD, Picker(1.0, [torch.Generator()] * 2, 2, WithMinP(temperature=1.0, min_p=min_p)))
+        codes_BK = draw(h_BD, Picker((), [torch.Generator()] * 2, 2, WithMinP(temperature=1.0, min_p=min_p)))
         assert codes_BK.shape == (2, 2) and len(ran) == (min_p > 0)
 
 

@@ -1,5 +1,6 @@
 """A run's folder: one process at a time, one model, the newest whole checkpoint; and a run ends, whatever happens."""
 
+import json
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ from training.image_tokenizer.train import train_tokenizer
 from training.lm.train import train
 from training.run.checkpoint import check_checkpoint, checkpoints, latest_checkpoint, save_checkpoint
 from training.run.folder import LOCK, changes, locked
-from training.run.recipe import AdversarialConfig, TrainConfig, load_config, save_config
+from training.run.recipe import AdversarialConfig, TokenizerTrainConfig, TrainConfig, load_config, save_config
 
 RECIPE = ROOT / "data_recipes" / "debug.yaml"
 WORDS = ["run.steps=2", "run.save_every=1", "run.sample_every=0", "run.keep=9"]
@@ -38,6 +39,14 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     train(debug(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained_tokenizer(tmp_path_factory, text_folder) -> TokenizerTrainConfig:  # noqa: F811
+    """The recipe of a run of one step that is there."""
+    config = _tokenizer_config(tmp_path_factory.mktemp("tokenizers"), text_folder, "run", steps=1, save_every=1)
+    train_tokenizer(config)
+    return config
 
 
 def wait_for(condition, process) -> None:
@@ -75,8 +84,14 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before(trained, tmp_path, na
         train(debug(tmp_path, "run.steps=3"))
     assert f"cannot read {file}: it is damaged; remove {file.parents[name.count('/')]}, and" in str(error.value)
     assert str(error.value).endswith("the run goes on from step_000001")
+
+
+def test_without_its_damaged_checkpoint_a_run_goes_on_from_the_one_before(trained, tmp_path):
+    subprocess.run(["cp", "-r", trained / "debug", tmp_path], check=True)
     subprocess.run(["rm", "-r", tmp_path / "debug" / "step_000002"], check=True)
     assert train(debug(tmp_path, "run.steps=3")).parent.name == "step_000003"
+    steps = [json.loads(row)["step"] for row in (tmp_path / "debug" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
 
 
 def test_without_one_before_the_run_begins_anew(tmp_path):
@@ -163,11 +178,9 @@ def test_checkpoints_of_another_kind_of_run_are_refused(trained, text_folder):  
         ({"adversarial": AdversarialConfig(weight=0.1)}, "adversarial.weight was 0.0, is 0.1"),
     ],
 )
-def test_another_image_tokenizer_does_not_go_on(tmp_path, text_folder, change, named):  # noqa: F811
-    config = _tokenizer_config(tmp_path, text_folder, "run", steps=1, save_every=1)
-    train_tokenizer(config)
+def test_another_image_tokenizer_does_not_go_on(trained_tokenizer, change, named):
     with pytest.raises(ValueError, match=re.escape(named)):
-        train_tokenizer(replace(config, **change))
+        train_tokenizer(replace(trained_tokenizer, **change))
 
 
 def test_a_changed_rate_is_used_from_there_on(tmp_path, text_folder):  # noqa: F811

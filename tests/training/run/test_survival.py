@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -75,10 +76,19 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, kills, steps):
     assert sorted(path.name for path in run.glob("*step_*")) == [f"step_{steps - 2:06d}", f"step_{steps:06d}"]
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
-    words = ["run.steps=4", "run.save_every=2", "optim.final_lr=1"]
-    assert run_training(command(tmp_path, "whole", *words), tmp_path / "log") == [0]
-    argv = command(tmp_path, "full", *words)
+FOUR = ["run.steps=4", "run.save_every=2", "optim.final_lr=1"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run of four steps that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run_training(command(folder, "whole", *FOUR), folder / "log") == [0]
+    return folder / "whole"
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, whole):
+    argv = command(tmp_path, "full", *FOUR)
     assert run_training([*argv, "run.steps=2"], tmp_path / "log") == [0]
     assert run_training(argv, tmp_path / "full_log", largest_file=100_000) == [2]
     run, told = tmp_path / "full", (tmp_path / "full_log").read_text().splitlines()
@@ -87,14 +97,13 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     assert f"cannot write checkpoint {run / 'step_000004'}" in errors[0] and "step_000002 stays" in errors[0]
     assert [path.name for path in run.glob("*step_*")] == ["step_000002"]
     assert run_training(argv, tmp_path / "log") == [0]
-    same(run, tmp_path / "whole")
+    same(run, whole)
 
 
-def test_a_row_that_was_cut_off_is_written_again(tmp_path):
-    argv, run = command(tmp_path, "cut", "run.steps=4", "run.save_every=2"), tmp_path / "cut"
-    assert run_training(argv, tmp_path / "log") == [0]
-    expected = rows(run)
-    metrics = run / "metrics.jsonl"
+def test_a_row_that_was_cut_off_is_written_again(tmp_path, whole):
+    argv, run = command(tmp_path, "cut", *FOUR), tmp_path / "cut"
+    shutil.copytree(whole, run)
+    expected, metrics = rows(run), run / "metrics.jsonl"
     for path in run.glob("step_000004/*.pt"):
         path.unlink()  # as if the last checkpoint had not been reached
     metrics.write_text(metrics.read_text()[:-40])
