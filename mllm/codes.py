@@ -30,10 +30,7 @@ class CodeTables(nn.Module):
         self.tables = nn.Embedding(image_tokenizer.num_codebooks * self.codebook_size, dim)
 
     def forward(
-        self,
-        codes_NLK: torch.Tensor,
-        cache: dict | None = None,
-        quantized: Quantized | None = None,
+        self, codes_NLK: torch.Tensor, cache: dict | None = None, quantized: Quantized | None = None
     ) -> torch.Tensor:
         offsets = torch.arange(codes_NLK.shape[-1], device=codes_NLK.device) * self.codebook_size
         embeds_NLD = self.tables(codes_NLK + offsets).sum(-2)
@@ -54,10 +51,7 @@ class PlacedTables(CodeTables):
         self.places = nn.Embedding(image_tokenizer.num_positions, dim)
 
     def forward(
-        self,
-        codes_NLK: torch.Tensor,
-        cache: dict | None = None,
-        quantized: Quantized | None = None,
+        self, codes_NLK: torch.Tensor, cache: dict | None = None, quantized: Quantized | None = None
     ) -> torch.Tensor:
         start = 0 if cache is None else cache.get("seen", 0)
         end = start + codes_NLK.shape[1]
@@ -84,10 +78,7 @@ class CodebookEmbedding(nn.Module):
         )
 
     def forward(
-        self,
-        codes_NLK: torch.Tensor,
-        cache: dict | None = None,
-        quantized: Quantized | None = None,
+        self, codes_NLK: torch.Tensor, cache: dict | None = None, quantized: Quantized | None = None
     ) -> torch.Tensor:
         if quantized is not None:
             return self._project(quantized.features_NLQ, None)

@@ -72,11 +72,7 @@ class ImageTokenizerConfig:
             )
         if len(self.conv_widths) != len(self.conv_depths):
             raise ValueError(f"conv_widths {self.conv_widths} and conv_depths {self.conv_depths} differ in length")
-        for whole, part in (
-            ("width", "heads"),
-            ("code_width", "num_codebooks"),
-            ("text_width", "text_heads"),
-        ):
+        for whole, part in (("width", "heads"), ("code_width", "num_codebooks"), ("text_width", "text_heads")):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
 

@@ -59,11 +59,8 @@ def _first_and_last(folder: Path) -> list[Path]:
     """Of each kind of file."""
     files = sorted(folder.glob("[!.]*"), key=lambda file: (len(file.stem), file.stem))  # ..._999999, ..._1000000
     kinds = dict.fromkeys(file.stem.rpartition("_")[0] for file in files)
-    return [kept for kind in kinds for kept in _ends([file for file in files if file.stem.rpartition("_")[0] == kind])]
-
-
-def _ends(files: list[Path]) -> list[Path]:
-    return files if len(files) == 1 else [files[0], files[-1]]
+    of_kinds = [[file for file in files if file.stem.rpartition("_")[0] == kind] for kind in kinds]
+    return [file for of_kind in of_kinds for file in dict.fromkeys((of_kind[0], of_kind[-1]))]
 
 
 def _figure(file: Path, page: Path) -> str:
