@@ -108,21 +108,24 @@ class Batch:
         values: dict[Track, int | torch.Tensor] = {}
         for want, tracks in groups.items():
             generators, rows = [track.generator for track in tracks], [place[track, 0] for track in tracks]
+            scored, logps = any(track.scored for track in tracks), ()
             if isinstance(want, Feed):
                 values |= dict.fromkeys(tracks, want.id)
             elif isinstance(want, Keep):
                 values |= dict.fromkeys(tracks, want.codes_K)
             elif isinstance(want, Write):
-                pick = Picker((), generators, sampling=want.sampling)
+                pick = Picker((), generators, sampling=want.sampling, scored=scored)
                 ids = pick(self.model.text_logits(self._hidden(rows)), 0).tolist()
+                logps = pick.logps[0] if scored else ()
                 for track, id in zip(tracks, ids, strict=True):
                     if id == NONE:
                         track.fail(NotFinite())
                 values |= zip(tracks, ids, strict=True)
             else:
                 rows += [place[track, number] for number in range(1, 1 + len(want.cfg_scales)) for track in tracks]
-                pick = Picker(want.cfg_scales, generators, self.num_codebooks, want.sampling)
+                pick = Picker(want.cfg_scales, generators, self.num_codebooks, want.sampling, scored)
                 codes_BK = self.kernels.draw(self._hidden(rows), pick)
+                logps = torch.stack(pick.logps, 1) if scored else ()
                 if sync_is_free(codes_BK.device) and int(codes_BK.min()) == NONE:
                     for track, codes_K in zip(tracks, codes_BK, strict=False):
                         if int(codes_K.min()) == NONE:
@@ -130,6 +133,9 @@ class Batch:
                 values |= zip(tracks, codes_BK[: len(tracks)], strict=True)
             if isinstance(want, Draw | Keep) and (begun := [one for one in tracks if not one.codes and not one.error]):
                 self._begin(begun)
+            for track, chosen in zip(tracks, logps, strict=False):  # nothing is scored where nobody wants it
+                if track.scored:
+                    track.logps.append(chosen)
         return values
 
     def _hidden(self, rows: list[int]) -> torch.Tensor:

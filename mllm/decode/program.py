@@ -150,7 +150,8 @@ class Track:
     `steps(track)` makes the generator of the steps. `generator` makes the noise for sampling. `room` is the expected
     number of new positions. `options` are given for a track that draws; `codes` are its codes so far, each [K].
     `unconditional` are the prompts of its further rows under guidance. `result` is what the steps return, `error` the
-    exception that ended them. `put` is called with each piece given to `tell`.
+    exception that ended them. `put` is called with each piece given to `tell`. With `scored`, `logps` has the
+    log-probabilities of each id chosen, [], and of each position drawn, [K], as `Picker` defines them.
     """
 
     def __init__(
@@ -162,9 +163,10 @@ class Track:
         options: DrawingOptions | None = None,
         put: Callable[[Piece], Any] = lambda piece: None,
         unconditional: Sequence[Sample] = (),
+        scored: bool = False,
     ):
         self.sample, self.generator, self.room, self.options = sample, generator, room, options
-        self.unconditional = unconditional
+        self.unconditional, self.scored = unconditional, scored
         self._make, self._put, self._noise, self._told = steps, put, generator.get_state(), 0
         self.begin()
 
@@ -174,6 +176,7 @@ class Track:
         self.generator.set_state(self._noise)
         self.tokens, self._pieces, self.result, self.error = 0, 0, None, None
         self.codes: list[torch.Tensor] = []
+        self.logps: list[torch.Tensor] = []
         self._steps = self._make(self)
         self.want: Want | None = next(self._steps)
 

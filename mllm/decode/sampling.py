@@ -112,7 +112,10 @@ class Picker:
     """Classifier-free guidance (arXiv 2207.12598), logits = u + scale * (c - u), then sampling. With two scales, the
     rows are [c; i; u], and logits = u + second * (i - u) + first * (c - i) (arXiv 2211.09800). A call returns the ids
     of the conditional rows, then the same ids for each of the others; without scales there are no others. The noise of
-    all sub-codes of a position is drawn at the first of them. step.cpp does the same in C++."""
+    all sub-codes of a position is drawn at the first of them. step.cpp does the same in C++.
+
+    With `scored`, `logps` gets the log-probabilities of the ids of each sub-code, [B]: under guidance and at the
+    temperature, before top-k and top-p."""
 
     def __init__(
         self,
@@ -120,9 +123,11 @@ class Picker:
         generators: Sequence[torch.Generator],
         num_codebooks: int = 1,
         sampling: Sampling = UNCHANGED,
+        scored: bool = False,
     ):
         self.cfg_scales, self.generators, self.num_codebooks = cfg_scales, generators, num_codebooks
-        self.sampling = sampling
+        self.sampling, self.scored = sampling, scored
+        self.logps: list[torch.Tensor] = []
         self.noise_BN: torch.Tensor | None = None
 
     def draw_noise(self, entries: int, device: torch.device) -> torch.Tensor | None:
@@ -145,4 +150,7 @@ class Picker:
         noise_BV = None if noise_BN is None else noise_BN[:, k * V : (k + 1) * V]
         how = self.sampling
         ids_B = sample(logits_BV, noise_BV, how.temperature, how.top_k, how.top_p)
+        if self.scored:
+            scores_BV = (logits_BV.float() / (how.temperature or 1.0)).log_softmax(-1)
+            self.logps.append(scores_BV.gather(-1, ids_B.clamp(min=0)[:, None])[:, 0])
         return ids_B.repeat(1 + len(self.cfg_scales))

@@ -265,13 +265,17 @@ class CompiledHead(Packed):
         return Layer(norm1, *q_k_v, self.matrix(layer.out), norm2, *gate_up, self.matrix(layer.down))
 
     def __call__(self, h_BD: torch.Tensor, pick: Any) -> torch.Tensor:
-        """-> codes_BK, with the options and the noise of a `Picker`."""
+        """-> codes_BK, with the options and the noise of a `Picker`, which gets their log-probabilities if it wants."""
         h_BD, codes_BK = h_BD.float().contiguous(), torch.empty(len(h_BD), self.K, dtype=torch.long)
         noise = pick.draw_noise(self.V, h_BD.device)
         scales = (c_double * 2)(*pick.cfg_scales), len(pick.cfg_scales)
         how = Sampling(pick.sampling.temperature, pick.sampling.top_p, *scales, pick.sampling.top_k)
-        h, into, noise_at = (c_void_p(None if x is None else x.data_ptr()) for x in (h_BD, codes_BK, noise))
-        library().draw(pointer(self.head), h, c_int64(len(h_BD)), noise_at, pointer(how), into, threads())
+        logps_BK = torch.empty(len(h_BD) // (1 + len(pick.cfg_scales)), self.K) if pick.scored else None
+        tensors = h_BD, noise, codes_BK, logps_BK
+        h, noise_at, into, logps = (c_void_p(None if x is None else x.data_ptr()) for x in tensors)
+        library().draw(pointer(self.head), h, c_int64(len(h_BD)), noise_at, pointer(how), into, logps, threads())
+        if pick.scored:
+            pick.logps += logps_BK.unbind(1)
         return codes_BK
 
 

@@ -97,7 +97,10 @@ class RecordedHead:
         self.recorded: OrderedDict[tuple, Recorded] = OrderedDict()
 
     def __call__(self, h_BD: torch.Tensor, pick: Any) -> torch.Tensor:
-        """-> codes_BK, chosen by a `Picker`."""
+        """-> codes_BK, chosen by a `Picker`. One that wants their log-probabilities is not recorded: a recording gives
+        codes alone."""
+        if pick.scored:
+            return self.head.sample(h_BD, pick)
         noise_BN = pick.draw_noise(self.codebook_size, h_BD.device)
         key = len(h_BD), pick.cfg_scales, pick.sampling
         recorded = self.recorded.pop(key, None) or Recorded(self._sampling(pick))

@@ -710,6 +710,15 @@ int64_t choose(std::vector<float>& logits, const float* noise, const Sampling& h
     }
 }
 
+// The log-probability of an entry of logits that `choose` has divided by the temperature.
+float log_probability(std::vector<float>& logits, int64_t id) {
+    float most = logits[largest(logits)], chosen = logits[id], total = 0;
+    exponentials(logits.data(), logits.size(), most);
+#pragma omp simd reduction(+ : total)
+    for (size_t i = 0; i < logits.size(); ++i) total += logits[i];
+    return chosen - most - std::log(total);
+}
+
 }  // namespace
 
 // half: whether memory (keys and values) is bfloat16.
@@ -728,8 +737,9 @@ extern "C" void feed(const Body* body, float* x, float* h, int64_t rows, const i
 
 // h [rows, dim of the backbone] -> codes [rows, codebooks]. noise: [images, codebooks, entries]. With guidance, rows are
 // [cond; uncond] or [cond; below; uncond], and all parts get the same codes. Rows of unusable logits have codes NONE.
+// logps, where they are wanted: [images, codebooks].
 extern "C" void draw(const Head* head, const float* h, int64_t rows, const float* noise, const Sampling* sampling,
-                     int64_t* codes, int threads) {
+                     int64_t* codes, float* logps, int threads) {
     const Body& body = head->body;
     int64_t K = head->codebooks, V = head->entries, images = rows / (1 + sampling->num_scales);
     Scratch scratch(body, rows, head->enter.in);
@@ -760,6 +770,7 @@ extern "C" void draw(const Head* head, const float* h, int64_t rows, const float
                     }
                 }
                 int64_t id = choose(guided, noise ? noise + (r * K + k) * V : nullptr, *sampling);
+                if (logps) logps[r * K + k] = id == NONE ? NAN : log_probability(guided, id);
                 for (int64_t row = r; row < rows; row += images) {
                     codes[row * K + k] = id;
                     places[row] = k + 1;

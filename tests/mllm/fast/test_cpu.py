@@ -189,6 +189,28 @@ def test_heads_and_embeddings_in_bfloat16_are_those_of_the_same_numbers_in_float
         torch.testing.assert_close(embeds_ND.float(), expected_ND, atol=1e-3, rtol=1e-2)
 
 
+@pytest.mark.parametrize("scales", [(), (3.0,)])
+@pytest.mark.parametrize("options", [{"temperature": 0.7}, {"temperature": 1.0, "top_k": 3, "top_p": 0.9}, {}], ids=str)
+@torch.no_grad()
+def test_log_probabilities_of_codes_are_those_of_their_logits(make_tiny_model, scales, options):
+    head = make_tiny_model()[0].code_head
+    h_BD = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    rows = 3 if scales else 6
+    fast, eager = (
+        Picker(scales, [torch.Generator().manual_seed(row) for row in range(rows)], 2, Sampling(**options), scored=True)
+        for _ in range(2)
+    )
+    codes_BK = cpu.head(head)(h_BD, fast)
+    assert torch.equal(codes_BK, head.sample(h_BD, eager)) and len(fast.logps) == len(eager.logps) == 2
+    logits_BKV = head(h_BD, codes_BK)
+    if scales:
+        logits_BKV = logits_BKV[rows:].lerp(logits_BKV[:rows], *scales)
+    logps_BKV = (logits_BKV / options.get("temperature", 1.0)).log_softmax(-1)
+    expected_BK = logps_BKV.gather(-1, codes_BK[:rows, :, None])[..., 0]
+    for found in (fast, eager):
+        torch.testing.assert_close(torch.stack(found.logps, 1), expected_BK, atol=1e-5, rtol=1e-5)
+
+
 def test_the_head_may_have_a_width_of_its_own_and_one_output(make_tiny_model):
     model, processor = make_tiny_model()
     sizes = {"width": 16, "heads": 2, "layers": 2, "shared_output": True}
