@@ -415,6 +415,23 @@ def geneval_prompt(scene: Scene) -> str:
     return f"a photo of {a(first)} {link} {a(noun(scene.things[1], with_color))}"
 
 
+def geneval_record(scene: Scene) -> dict:
+    """What `geneval_prompt` asks for, as a line of GenEval's evaluation_metadata.jsonl."""
+    first, *others = scene.things
+    color = {"color": first.color} if scene.skill in COLOR_SKILLS else {}
+    include = [{"class": first.name, "count": 1, **color}]
+    record = {"tag": scene.skill, "include": include, "prompt": geneval_prompt(scene)}
+    if scene.skill == "counting":
+        include[0]["count"] = len(scene.things)
+        record["exclude"] = [{"class": first.name, "count": len(scene.things) + 1}]
+    elif others:
+        color = {"color": others[0].color} if scene.skill in COLOR_SKILLS else {}
+        include.append({"class": others[0].name, "count": 1, **color})
+    if scene.skill == "position":  # GenEval lists the reference first
+        record["include"] = [include[1], {**include[0], "position": [relation(*scene.things), 0]}]
+    return record
+
+
 def phrases(scene: Scene, with_color: bool) -> list[str]:
     """Ways to name what the scene shows."""
     words = [noun(thing, with_color) for thing in scene.things]

@@ -31,20 +31,26 @@ def judge(metadata: dict, detections: list[dict]) -> tuple[bool, str]:
     `metadata` is a line of GenEval's evaluation_metadata.jsonl; a detection is
     {"cls", "box": [x1, y1, x2, y2], "score", "color"}. `reason` names every failed clause, "" when none did.
     """
+    failed = failures(metadata, detections)
+    return not failed, "; ".join(failed)
+
+
+def failures(metadata: dict, detections: list[dict]) -> list[str]:
+    """Why each clause that failed did so, as for `judge`."""
     objects = _confident_objects(detections, COUNTING_THRESHOLD if metadata["tag"] == "counting" else THRESHOLD)
-    failures = []
+    failed = []
     matched: list[list[dict] | None] = []  # by include clause; None: it failed, so nothing can be placed against it
     for clause in metadata.get("include", []):
         found = objects.get(clause["class"], [])[: clause["count"]]
         failure = _clause_failure(clause, found, matched)
         matched.append(None if failure else found)
         if failure:
-            failures.append(failure)
+            failed.append(failure)
     for clause in metadata.get("exclude", []):
         found = objects.get(clause["class"], [])
         if len(found) >= clause["count"]:
-            failures.append(f"expected fewer than {clause['count']} {clause['class']}, found {len(found)}")
-    return not failures, "; ".join(failures)
+            failed.append(f"expected fewer than {clause['count']} {clause['class']}, found {len(found)}")
+    return failed
 
 
 def summary(rows: Iterable[dict]) -> dict[str, float]:

@@ -34,12 +34,14 @@ class Start(NamedTuple):
     loaded: tuple[str, ...]
 
 
-def build_model(config: ModelConfig, checkpoint: Path | None = None) -> Start:
+def build_model(config: ModelConfig, checkpoint: Path | None = None, plain: type[Mllm] = Mllm) -> Start:
     """A new model from its parts, or the one at `init_from`, whose image tokenizer `image_tokenizer` replaces, or the
-    one of a checkpoint; as a TunedMllm for `tune`, and with adapters for `lora`. Those of a checkpoint stand beside
-    the weights that they began with, not beside the merged ones."""
+    one of a checkpoint; as a TunedMllm for `tune`, as a WordsMllm for `words`, else of the class `plain`, and with
+    adapters for `lora`. Those of a checkpoint stand beside the weights that they began with, not beside the merged
+    ones."""
+    kind = TunedMllm if config.tune else WordsMllm if config.words else plain
     folder = checkpoint / "model" if checkpoint and not config.lora else config.init_from
-    start = _load(folder, config, folder != config.init_from) if folder else _assemble(config)
+    start = _load(kind, folder, config, folder != config.init_from) if folder else _assemble(kind, config)
     if config.tune:
         start.model.guard(config.tune)
     if config.lora:
@@ -70,12 +72,8 @@ def weights_to_save(weights: Mapping[str, torch.Tensor], config: ModelConfig) ->
     return copy_codebooks(plain) if config.tune else plain
 
 
-def _kind(config: ModelConfig) -> type[Mllm]:
-    return TunedMllm if config.tune else WordsMllm if config.words else Mllm
-
-
-def _load(folder: str | Path, config: ModelConfig, is_checkpoint: bool) -> Start:
-    model = _kind(config).from_pretrained(folder)
+def _load(kind: type[Mllm], folder: str | Path, config: ModelConfig, is_checkpoint: bool) -> Start:
+    model = kind.from_pretrained(folder)
     if config.image_tokenizer and not is_checkpoint:
         model.image_tokenizer = _image_tokenizer(config.image_tokenizer)
         _share_codebooks(model)
@@ -86,7 +84,7 @@ def _load(folder: str | Path, config: ModelConfig, is_checkpoint: bool) -> Start
     return Start(model, Processor.from_pretrained(folder), ("",))
 
 
-def _assemble(config: ModelConfig) -> Start:
+def _assemble(kind: type[Mllm], config: ModelConfig) -> Start:
     pretrained = load_pretrained(config.backbone) if isinstance(config.backbone, str) else None
     if not config.image_tokenizer or bool(config.text_tokenizer) == bool(pretrained):
         raise ValueError(
@@ -100,7 +98,7 @@ def _assemble(config: ModelConfig) -> Start:
         text_tokenizer, sizes.num_positions, sizes.image_size, template, sizes.resize_ratio, sizes.interpolation
     )
     with naming_bad_sizes():
-        model = _kind(config)(_model_config(config, processor, sizes, pretrained))
+        model = kind(_model_config(config, processor, sizes, pretrained))
     model.image_tokenizer = image_tokenizer
     _share_codebooks(model)
     loaded = () if config.image_tokenizer.startswith(NEW) else ("image_tokenizer",)

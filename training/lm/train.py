@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -57,7 +58,8 @@ def run_updates(config: TrainConfig, device: torch.device, checkpoint: Path | No
     talk(parameter_lines(model, loaded), mixture.notes, source_lines(mixture), preview_lines(mixture))
     speed = Speed(model, device, world)
     engine = start_engine(model, config, device)
-    first, seen = restore(engine, checkpoint) if checkpoint else (0, 0)
+    done = restore(engine, checkpoint) if checkpoint else {"step": 0, "seen": 0}
+    first, seen = done["step"], done["seen"]
     steps, micro = config.run.steps, (config.run.batch_size, config.run.accumulate)
     data = MixtureUpdates(mixture, *micro, rank, world, max(0, steps - first), seen)
     metrics = Metrics(config, first) if rank == 0 else None
@@ -78,7 +80,7 @@ def run_updates(config: TrainConfig, device: torch.device, checkpoint: Path | No
             if config.prompts and config.run.sample_every and due(step, config.run.sample_every, steps):
                 show_samples(engine, processor, config.prompts, metrics, step)
             if last or step % config.run.save_every == 0:
-                save(engine, processor, step, seen)
+                save(engine, processor, step, {"seen": seen})
             if last:
                 break
     if metrics:
@@ -138,10 +140,11 @@ def batches_of(update: Update, processor: Processor, engine: TorchEngine) -> lis
     ]
 
 
-def save(engine: TorchEngine, processor: Processor, step: int, seen: int) -> None:
-    """Write a checkpoint. All ranks take part, since each may hold a part of it."""
+def save(engine: TorchEngine, processor: Processor, step: int, done: dict[str, float]) -> None:
+    """Write a checkpoint, with what `restore` gives back as `done`. All ranks take part, since each may hold a part of
+    it."""
     run, config, weights = engine.config.run, engine.config.model, engine.weights()
-    state = {"optimizer": engine.optimizer_state(), "seen": seen}
+    state = {"optimizer": engine.optimizer_state(), **done}
 
     def save_model(folder: Path) -> None:
         engine.model.save_pretrained(folder, state_dict=weights_to_save(weights, config))
@@ -154,9 +157,9 @@ def save(engine: TorchEngine, processor: Processor, step: int, seen: int) -> Non
         save_checkpoint(run.path, step, save_model, state, run.keep)
 
 
-def restore(engine: TorchEngine, checkpoint: Path) -> tuple[int, int]:
-    """Load the optimizer's state of a checkpoint, whose weights the model has already. Returns (steps done, samples
-    seen)."""
+def restore(engine: TorchEngine, checkpoint: Path) -> dict[str, Any]:
+    """Load the optimizer's state of a checkpoint, whose weights the model has already. Returns what else it holds: the
+    "step", and what was `done` until then."""
     state = load_state(checkpoint)
-    engine.load_optimizer_state(state["optimizer"])
-    return state["step"], state["seen"]
+    engine.load_optimizer_state(state.pop("optimizer"))
+    return state

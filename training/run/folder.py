@@ -15,7 +15,7 @@ import torch
 
 from .checkpoint import check_checkpoint, latest_checkpoint
 from .distributed import from_rank_zero, is_rank_zero
-from .recipe import TokenizerTrainConfig, TrainConfig, load_config
+from .recipe import RlConfig, TokenizerTrainConfig, TrainConfig, load_config
 from .values import leaves
 
 LOCK, RECIPE = "run.lock", "config.yaml"
@@ -24,6 +24,7 @@ TAKEN = (errno.EACCES, errno.EAGAIN)
 # What the weights and the optimizer's state of a checkpoint are of: these keys stay as they are, with all below them.
 FIXED = {
     TrainConfig: ("model", "optim.muon"),
+    RlConfig: ("model", "optim.muon"),
     TokenizerTrainConfig: (
         *("size", "model", "init_from", "init_clip", "text_tokenizer", "trainable", "optim.muon"),
         *("adversarial.dino", "adversarial.optim.muon"),

@@ -10,6 +10,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from mllm.decode.options import DrawingOptions
 from tokenizer import SIZES
 from tokenizer.quantizers import QuantizerOptions, quantizer_kind
 
@@ -346,6 +347,109 @@ class TrainConfig(Section):
             raise ValueError("recipe, run.compile: not with deepspeed.stage 3, whose weights come and go in between")
         if self.model.words and (self.model.lora or self.model.tune or self.model.trainable != ["code_embed"]):
             raise ValueError("recipe, model.words: give model.trainable: [code_embed], and no lora or tune")
+
+
+@dataclass
+class PromptSourceConfig(Section):
+    """Prompts of the `scenes` world, of a `file` (one a line; or .jsonl, objects with "prompt" and, for rewards that
+    read them, GenEval's other fields), or of the text-to-image samples in `shards`: one of the three."""
+
+    scenes: ScenesConfig | None = None
+    file: str | None = None
+    shards: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if sum(map(bool, (self.scenes, self.file, self.shards))) > 1:
+            raise ValueError("recipe, draw: give one of scenes, file and shards")
+
+
+@dataclass
+class RewardConfig(Section):
+    """A part of the reward, `weight` times in the sum (0: only logged). `kind` is a key of `REWARDS`; by default, it is
+    the part's name. `at`: the Python function as "module:function", or the address of a server, which has so many
+    `seconds` for the drawings of a prompt in all `tries` together."""
+
+    kind: str | None = None
+    weight: float = within("[0, inf)", 1.0)
+    at: str | None = None
+    seconds: float = within("(0, 600]", 30.0)
+    tries: int = within("[1, inf)", 3)
+
+
+@dataclass
+class GrpoConfig(Section):
+    """See training/rl/methods/grpo.py. Each step makes so many `passes` over its drawings. `kl` is the weight of the
+    divergence from the start (0: none, and no second model). Ids and codes whose log-probabilities in generation and in
+    training differ by more than `mismatch` nats are left out. `weights` are keys of `WEIGHTS`."""
+
+    passes: int = within("[1, inf)", 1)
+    clip: float = within("(0, 1)", 0.2)
+    kl: float = within("[0, inf)", 0.02)
+    mismatch: float = within("(0, inf]", 1.0)
+    weights: list[str] = field(default_factory=list)
+
+
+@dataclass
+class DpoConfig(Section):
+    """`beta` weighs how far the log-probability of a whole drawing is from that of the start."""
+
+    beta: float = within("(0, inf)", 0.02)
+
+
+@dataclass
+class QuestionsConfig(Section):
+    """Questions that watch over understanding: the first `count` about held-out `scenes`, or of `shards`, asked every
+    `every` steps. The run stops when the share of exact answers has fallen by more than `fall` since its start."""
+
+    scenes: ScenesConfig | None = None
+    shards: list[str] = field(default_factory=list)
+    count: int = within("[1, inf)", 100)
+    every: int = within("[1, inf)", 50)
+    fall: float = within("[0, 1]", 0.03)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if bool(self.scenes) == bool(self.shards):
+            raise ValueError("recipe, questions: give scenes or shards")
+
+
+@dataclass
+class RlConfig(TrainConfig):
+    """A run of `scripts.train_rl`: `method` is a key of `METHODS`. A step draws a `group` of images for each of its
+    prompts, at `temperature` and with guidance of `cfg_scale`; `run.batch_size` counts prompts. The text of plans
+    learns, too, unless `plans` is false. `data` is optional here: an ordinary update with its samples follows each
+    step, against forgetting. More than `max_bad` prompts without use, or `patience` steps in a row without a signal,
+    stop the run."""
+
+    method: str = "grpo"
+    draw: PromptSourceConfig = field(default_factory=PromptSourceConfig)
+    group: int = within("[2, inf)", 8)
+    temperature: float = within("[0.001, inf)", 1.0)
+    cfg_scale: float = within("[1, inf)", 1.0)
+    plans: bool = True
+    rewards: dict[str, RewardConfig] = field(default_factory=dict)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    dpo: DpoConfig = field(default_factory=DpoConfig)
+    questions: QuestionsConfig | None = None
+    max_bad: int = within("[0, inf)", 100)
+    patience: int = within("[1, inf)", 20)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.model.init_from:
+            raise ValueError("recipe, model.init_from: say which model learns from its drawings")
+        if self.model.tune or self.model.words:
+            raise ValueError("recipe, model: tune and words do not go with learning from drawings")
+        if not (self.draw.scenes or self.draw.file or self.draw.shards):
+            raise ValueError("recipe, draw: give prompts: scenes, file or shards")
+        if not any(reward.weight for reward in self.rewards.values()):
+            raise ValueError("recipe, rewards: none has a weight")
+
+    @property
+    def drawing(self) -> DrawingOptions:
+        """How the groups are drawn: from all entries, or log-probabilities would not be those of a choice."""
+        return DrawingOptions(temperature=self.temperature, cfg_scale=self.cfg_scale)
 
 
 def load_config(kind: type[ConfigType], path: str | Path, overrides: Sequence[str] = ()) -> ConfigType:
