@@ -135,7 +135,7 @@ def test_python_examples_import_what_exists(name):
                 assert not missing, f"{name} imports {', '.join(missing)} of {line.module}, which has no such name"
 
 
-RECIPES = {"train": recipe.TrainConfig, "train_tokenizer": recipe.TokenizerTrainConfig}
+RECIPES = {"train": recipe.TrainConfig, "train_tokenizer": recipe.TokenizerTrainConfig, "train_rl": recipe.RlConfig}
 
 
 @pytest.mark.parametrize("name", NAMES)

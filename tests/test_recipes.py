@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from training.image_tokenizer.train import model_config_of
-from training.run.recipe import AblationConfig, TokenizerTrainConfig, TrainConfig, load_config
+from training.run.recipe import AblationConfig, RlConfig, TokenizerTrainConfig, TrainConfig, load_config
 from training.run.values import ALLOWED, Interval
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +23,9 @@ RECIPES = sorted(
 
 def load(recipe: str, *overrides: str) -> TokenizerTrainConfig | TrainConfig:
     """The recipe as the class that its file name stands for."""
-    kind = TokenizerTrainConfig if Path(recipe).name.startswith(("tokenizer", "decoder")) else TrainConfig
+    name = Path(recipe).name
+    kind = TokenizerTrainConfig if name.startswith(("tokenizer", "decoder")) else TrainConfig
+    kind = RlConfig if name.startswith("rl_") else kind
     return load_config(kind, ROOT / recipe, overrides)
 
 
@@ -151,6 +153,26 @@ def test_numbers_of_the_language_model_have_the_whole_key(override, named):
         load("training/stages/mixed.yaml", override)
 
 
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("group=1", "group: 1 is below 2"),
+        ("temperature=0", "temperature: 0.0 is below 0.001"),
+        ("grpo.clip=1", "grpo.clip: 1.0 is outside"),
+        ("rewards.rules.weight=-1", "rewards.rules.weight: -1.0 is below 0"),
+        ("rewards.rules.weight=0", "rewards: none has a weight"),
+        ("model.init_from=null", "model.init_from: say which model"),
+        ("model.tune={l1: 1}", "model: tune and words do not go with"),
+        ("draw.scenes=null", "draw: give prompts"),
+        ("draw.file=prompts.txt", "draw: give one of scenes, file and shards"),
+        ("questions.scenes=null", "questions: give scenes or shards"),
+    ],
+)
+def test_what_makes_no_reinforcement_learning_is_refused(override, named):
+    with pytest.raises(ValueError, match=f"^recipe, {re.escape(named)}"):
+        load("training/stages/rl_grpo.yaml", override)
+
+
 def test_every_number_of_every_recipe_has_a_range():
     seen: set[type] = set()
 
@@ -170,7 +192,7 @@ def test_every_number_of_every_recipe_has_a_range():
             yield one
             yield from flat(one)
 
-    for kind in (TrainConfig, TokenizerTrainConfig, AblationConfig):
+    for kind in (TrainConfig, TokenizerTrainConfig, AblationConfig, RlConfig):
         look(kind)
     assert len(seen) > 15
 
