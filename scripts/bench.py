@@ -10,14 +10,15 @@ python -m scripts.bench prefill --shape 7b-layers --tokens 256  # a prompt of --
 python -m scripts.bench load --shape w576 --form int8  # files to weights, and memory
 python -m scripts.bench train --shape scenes --batch 32  # an update of an image tokenizer
 python -m scripts.bench update --shape scenes --batch 8  # an update of a language model
+python -m scripts.bench rl --model scenes --batch 1  # a step of learning from drawings, of --batch prompts
 python -m scripts.bench threads --shape scenes --batch 8 --repeats 3  # numbers of threads, allocators
 
 encode, decode and generate run against the reference's loops, answer and step against transformers, quantized steps
-against the fastest that are not, prefill against matrices of this machine, load against reading files, train against a
-plain float32 loop, update with each thing that makes it fast or small against doing without, threads as a command
-chooses them against others. --shape: random weights (w320: a width of 320). Both ways must first give the same result,
-then are timed in turns: the median counts, spread is (slowest - fastest) / median. A ratio above 1: ours is better.
-"of memory bandwidth", "of matrix throughput": the fraction of what the machine does in the same run.
+against the fastest that are not, prefill against matrices of this machine, load against files, train against a plain
+float32 loop, update with what makes it fast or small against doing without, rl against drawing by passes of training,
+threads as a command chooses them against others. --shape: random weights (w320: 320 wide). Both ways must first give
+the same result; then they take turns. Figures are of median times, spread is (slowest - fastest) / median. A ratio
+above 1: ours is better. "of memory bandwidth" and "of matrix throughput": the fraction of what this machine does.
 """
 
 import argparse

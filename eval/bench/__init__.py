@@ -20,6 +20,7 @@ BENCHES = {
     "load": "loading",
     "train": "image_tokenizer_update",
     "update": "updates",
+    "rl": "rl",
     "threads": "openmp",
 }
 # Widths of the language model: (width, layers); "7b-layers" is two of a 7B model's, to fit anywhere.

@@ -68,6 +68,14 @@ def test_a_model_in_place_of_a_shape(figures, tiny_folder, command):
     assert told["settings"]["model"] == str(tiny_folder) and len(told["figures"]) == (4 if command == "generate" else 2)
 
 
+def test_a_step_of_learning_from_drawings(figures, tiny_folder):
+    told = figures("rl", "--model", tiny_folder, "--batch", 2)
+    units = ["drawings/s", "drawings/s", "of the step"]
+    assert [figure["unit"] for figure in told["figures"]] == units
+    shares = told["figures"][2]
+    assert 0 < shares["value"] < 1 and 0 < shares["baseline"] < 1
+
+
 def test_answer(figures, tiny_folder):
     for subject in (("--shape", "tiny"), ("--model", tiny_folder)):
         told = figures("answer", *subject, "--batch", 2, "--tokens", 5)
