@@ -55,7 +55,7 @@ def bench_rl(options: Options, batch: int) -> list[Figure]:
     def plain() -> torch.Tensor:
         samples = [sample for _, sample in asked for _ in range(GROUP)]
         generators = [torch.Generator().manual_seed(seed) for of_prompt in seeds for seed in of_prompt]
-        return draw_by_passes(model.eval(), processor, samples, Picker(1.0, generators, codebooks))
+        return draw_by_passes(model.eval(), processor, samples, Picker((), generators, codebooks))
 
     def update(groups: list[Group]) -> Callable[[], object]:
         for group in groups:

@@ -12,7 +12,7 @@ from PIL import Image
 from mllm import Mllm, Processor
 from mllm.decode.batch import Batch
 from mllm.decode.options import DrawingOptions
-from mllm.decode.program import Steps, Track, draw_steps, plan_steps
+from mllm.decode.program import Steps, Track, draw_steps, plan_steps, unconditional
 from mllm.decode.run import run_tracks
 from mllm.text.templates import IGNORED, Sample
 
@@ -92,13 +92,14 @@ def draw_groups(
     """As many drawings of each prompt as it has seeds. A drawing depends on its prompt and seed, not on the others. The
     model is in `eval` mode, and its weights are whole. Raises ValueError for weights that are damaged."""
     L, room = processor.num_positions, model.config.plan_length + processor.num_positions
+    rest = unconditional(processor, options)
 
     def steps(track: Track) -> Steps:
         plan = yield from plan_steps(model, processor, options)
         return plan, (yield from draw_steps(L, options))
 
     tracks = [
-        Track(start, steps, torch.Generator().manual_seed(one), room, options, scored=True)
+        Track(start, steps, torch.Generator().manual_seed(one), room, options, unconditional=rest, scored=True)
         for (_, start), of_prompt in zip(asked, seeds, strict=True)
         for one in of_prompt
     ]

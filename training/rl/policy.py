@@ -55,9 +55,10 @@ class PolicyMllm(Mllm):
         text_logps = -F.cross_entropy(text_logits, labels[:, 1:][chosen_BT], reduction="none")
         codes_PK = codes.flatten(0, 1)
         logits_PKV = self.code_head(h_BTD[slots_BT], codes_PK).float()
-        if options.cfg_scale != 1:
+        if options.cfg_scales:
             L = codes.shape[1]
-            scales_L = torch.tensor([options.cfg_scale_at(place, L) for place in range(L)], device=logits_PKV.device)
+            scales = [options.cfg_scales_at(place, L) or (1.0,) for place in range(L)]
+            scales_L = torch.tensor([scale for (scale,) in scales], device=logits_PKV.device)
             cond, uncond = logits_PKV.unflatten(0, (-1, L)).chunk(2)
             logits_PKV = torch.lerp(uncond, cond, scales_L[:, None, None]).flatten(0, 1)
         logits_PKV = logits_PKV / options.temperature
@@ -79,8 +80,8 @@ class Scored:
         self, drawings: Sequence[Drawing], processor: Processor, options: DrawingOptions, device: torch.device
     ):
         samples = [drawing.sample for drawing in drawings]
-        if options.cfg_scale != 1:
-            samples += [unconditional(processor, drawing) for drawing in drawings]
+        if options.cfg_scales:
+            samples += [without_prompt(processor, drawing) for drawing in drawings]
         inputs = inputs_of(processor.collate(samples, multiple=PADDED_TO), device)
         self.inputs = {name: inputs[name] for name in ("input_ids", "codes", "labels", "is_target")}
         self.inputs["options"] = options
@@ -107,7 +108,7 @@ def frozen_pass(start: PolicyMllm | None, batch: Scored, engine: TorchEngine) ->
         return start(**batch.inputs)
 
 
-def unconditional(processor: Processor, drawing: Drawing) -> Sample:
+def without_prompt(processor: Processor, drawing: Drawing) -> Sample:
     """The same image after no prompt and no plan, as guidance reads it."""
     sample = processor.encode_drawing(None)
     sample.add([processor.image_id] * processor.num_positions)
