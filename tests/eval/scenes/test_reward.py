@@ -1,6 +1,6 @@
 """The rules of GenEval as a reward: what a scene shows fulfils what its prompt asks for, and each clause counts."""
 
-from data_recipes.scenes.world import World, expressible, geneval_prompt, geneval_record
+from data_recipes.scenes.world import GENEVAL, World, expressible, geneval_prompt, geneval_record
 from eval.geneval.rules import judge, load_records
 from eval.scenes import reward
 from eval.scenes.detector import Detector
@@ -26,8 +26,6 @@ def test_a_scene_fulfils_its_own_record_and_not_that_of_others():
 
 
 def test_a_record_is_written_as_genevals():
-    from data_recipes.scenes.world import GENEVAL
-
     for record in [record for record in load_records(GENEVAL) if expressible(record)][::7]:
         assert geneval_record(WORLD.scene_of(record, 0)) == record
 

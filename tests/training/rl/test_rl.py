@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from data_recipes.scenes.world import combinations, is_held_out
 from mllm.decode.options import DrawingOptions
 from mllm.decode.rerank import fit, reread
+from mllm.decode.run import generate_texts
 from mllm.text.templates import IGNORED
 from training.rl.drawings import Group, draw_groups, drawing_seed, finished
 from training.rl.methods import METHODS
@@ -322,7 +323,6 @@ def test_a_toy_reward_rises(folder, method, options):
     config = make_config(folder, method=method, group=8, run={"steps": 8}, code_weight=1.0, **options)
     train_rl(config, {"share": share})
     rewards = [row["reward/share"] for row in rows(config)]
-    print(method, rewards)
     assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.1
     last = rows(config)[-1]
     assert {"entropy/0", "entropy/1", "no_signal", "plan_length", "drawings_per_s", "share_of_drawing"} <= last.keys()
@@ -354,6 +354,11 @@ def test_resuming_is_invisible(folder, method):
     for name, weight in weights["whole"][0].items():
         assert torch.equal(weight, weights["parts"][0][name])
         assert name.startswith("image_tokenizer") == torch.equal(weight, start[name])
+
+
+def test_an_unknown_method_is_named(folder):
+    with pytest.raises(ValueError, match="recipe, method: unknown 'ppo'; known: grpo, rejection, dpo"):
+        train_rl(make_config(folder, method="ppo"), {"share": share})
 
 
 def test_a_run_without_a_signal_stops_with_one_line(folder):
@@ -398,8 +403,6 @@ def test_questions_are_of_held_out_scenes_and_exact(make_policy):
     engine = TorchEngine(model, make_config(), torch.device("cpu"))
     asked = Questions(QuestionsConfig(scenes=SHAPES, count=3), engine, processor)
     assert len(asked.mine) == 3 and asked.mine[0][0][0]["content"][0]["image"].shape == (4, 2)
-    from mllm.decode.run import generate_texts
-
     said = generate_texts(model, processor, [chat for chat, _ in asked.mine], max_new_tokens=48)
     asked.mine = [(chat, text.strip()) for (chat, _), text in zip(asked.mine, said, strict=True)]
     assert asked.ask(engine) == 1.0
