@@ -127,6 +127,15 @@ def claim(folder: Path, identity: dict, about: dict | None = None) -> None:
         raise ValueError(f"{folder} holds another run ({'; '.join(changed)}): choose another --out or remove it")
 
 
+def write_rows(file: Path, rows: Iterable[dict]) -> None:
+    """As lines of JSON."""
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
 def flatten(name: str, scores: dict | float) -> Iterator[tuple[str, float]]:
     """Every number, with a dotted name."""
     if not isinstance(scores, dict):

@@ -20,7 +20,7 @@ from scripts.draw_benchmark import add_benchmark_options, settings_of
 
 # torch and transformers are imported inside functions: --help should not wait for them.
 if TYPE_CHECKING:
-    from eval.scenes.suite import Subject
+    from eval.scenes.subject import Subject
 
 DETECTOR = Path(__file__).resolve().parent.parent / "checkpoints/scenes/detector"
 
@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     settings = settings_of(args, args.images_per_prompt)
     with stop_at_once():
         from eval.scenes.detector import Detector
-        from eval.scenes.suite import Subject, evaluate_scenes
+        from eval.scenes.subject import Subject
+        from eval.scenes.suite import evaluate_scenes
         from eval.scenes.tables import print_report
 
         detector = Detector.from_pretrained(args.detector)

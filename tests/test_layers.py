@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
@@ -92,6 +93,23 @@ def test_imports_are_declared(package):
     }
     wrong = [f"{where}: {name}" for where, name in imports(package) if name not in allowed]
     assert not wrong, f"not in the groups {names} of pyproject.toml: {wrong}"
+
+
+def test_imports_make_no_circle():
+    """Those inside functions, and those for types, included."""
+    files = [path.relative_to(ROOT) for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
+    names = {".".join(file.with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+    graph = {name: set() for name in names}
+    for name, file in names.items():
+        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+            if isinstance(node, ast.Import):
+                graph[name] |= {one.name for one in node.names} & names.keys()
+            elif isinstance(node, ast.ImportFrom):
+                above = ".".join(file.parts[: len(file.parts) - node.level]) if node.level else ""
+                start = ".".join(filter(None, (above, node.module)))
+                found = [f"{start}.{one.name}" for one in node.names]
+                graph[name] |= {one if one in names else start for one in found} & names.keys() - {name}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_the_scenes_world_needs_only_numpy_and_pillow():

@@ -5,12 +5,10 @@ other thing that it is there, in its colour, at its place (IoU 0.5 and more), an
 the same. Where an instruction leaves open where a thing goes, later instructions of a chain find it where it went.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +23,9 @@ from tokenizer.weights import weights_hash
 from ..drawn_folder import save
 from ..geneval.drawing import Settings
 from ..geneval.rules import THRESHOLD
-from ..pieces import digest, in_batches, work_json
+from ..pieces import digest, in_batches, mean, work_json, write_rows
 from .language import at_place, edit_requests, lies
-
-if TYPE_CHECKING:
-    from .suite import Subject
+from .subject import Subject
 
 SINGLES, CHAINS = 300, 100  # of one instruction, and of three, when no limit is given
 SAME_PLACE = 0.5  # IoU
@@ -167,7 +163,6 @@ def judge_edits(subject: Subject, settings: Settings, out: Path) -> dict[str, An
         judged.append(work_json(out / "pieces" / folder, pieces, measure, "editing"))
     if None in judged:
         return None
-    from .suite import mean, write_rows
 
     single, chain = ([row for piece in pieces for row in piece] for pieces in judged)
     write_rows(out / "editing.jsonl", [*single, *chain])

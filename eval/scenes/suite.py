@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from data_recipes.files import write_json, write_whole
+from data_recipes.files import write_json
 from data_recipes.scenes.world import (
     CLASSES,
     FORMS,
@@ -32,7 +32,7 @@ from data_recipes.scenes.world import (
     held_out,
     questions,
 )
-from mllm import Mllm, Processor, generate_images, generate_text, generate_texts
+from mllm import generate_images, generate_text, generate_texts
 from tokenizer.quantizers import code_use, count_codes
 from tokenizer.weights import weights_hash
 
@@ -41,25 +41,12 @@ from ..geneval.drawing import Settings, draw, geneval_pictures
 from ..geneval.rules import Prompt, judge_images, judge_prompt, load_records, summary
 from ..images.similarity import psnr
 from ..images.zero_shot import reads, text_reader
-from ..pieces import claim, digest, finish, flatten, in_batches, spread, work_json
-from .detector import Detector
+from ..pieces import claim, digest, finish, flatten, in_batches, mean, spread, work_json, write_rows
 from .editing import judge_edits
+from .subject import Subject
 
 SCENES = 600  # for questions and for the tokenizer, when no limit is given
 SPEED_PROMPT, SPEED_QUESTION = "a photo of a red car", "what is this?"
-
-
-class Subject(NamedTuple):
-    """What is evaluated (`name` is what scripts.chat is called with), and the judge of its drawings."""
-
-    name: str
-    model: Mllm
-    processor: Processor
-    detector: Detector
-
-    @property
-    def world(self) -> World:
-        return World(size=self.model.image_tokenizer.config.image_size)
 
 
 def evaluate_scenes(subject: Subject, settings: Settings, out: Path, parts: Sequence[str] | None = None) -> dict | None:
@@ -101,14 +88,6 @@ def by_scenes(folder: Path, settings: Settings, measure: Callable[[range], Any],
     """What `measure` says of the scenes of each batch of seeds; None while other processes are still at theirs."""
     batches = in_batches(scene_seeds(settings), settings.batch_size)
     return work_json(folder, {f"{seeds[0]}-{seeds[-1]}.json": seeds for seeds in batches}, measure, label)
-
-
-def write_rows(file: Path, rows: Iterable[dict]) -> None:
-    write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 # ---- questions
