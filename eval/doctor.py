@@ -1,32 +1,20 @@
-"""Is a model healthy here? Small checks of what every use of it relies on.
+"""Is a model healthy here? First what is installed, then the model.
 
-Shapes: B = 1 sequence, T positions, D width, L positions an image, K sub-codebooks, V entries.
+torch, transformers and what stands on them are imported inside functions: they may be missing, too old or broken.
 """
 
-import json
 import os
 import platform
 import resource
+import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from packaging.requirements import Requirement
-from PIL import Image, ImageDraw
 
-from mllm import Mllm, Processor, generate_images, generate_texts
-from mllm.decode.options import Sampling
-from mllm.decode.sampling import Picker
-from mllm.decode.stream import Stream
-from mllm.fast import pick_kernels
-from mllm.folders import find_model
-
-from .images.similarity import psnr
-
-PROMPT, QUESTION = "a photo of a red car", "what is this?"
-TOLERANCE = 1e-3  # of hidden states, relative to the largest; float32 leaves 1e-5
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 
 
@@ -36,25 +24,21 @@ class Check(NamedTuple):
     detail: str
 
 
-class Patient(NamedTuple):
-    name: str
-    model: Mllm
-    processor: Processor
-
-
-def examine(name: str, load: Callable[[str], tuple[Mllm, Processor]]) -> Iterator[Check]:
-    """The installed versions, then a model: load it and try it. Without a model there is nothing to try."""
+def examine(name: str, load: Callable[[str], tuple[Any, Any]]) -> Iterator[Check]:
+    """What is installed, then the model that `load(name)` gives, with its processor. Where one cannot be had, there is
+    nothing more to try."""
     yield attempt("versions", versions)
     try:
-        patient = Patient(name, *load(name))
-    except Exception as error:  # whatever a broken model leads to
+        loaded = load(name)
+        from .model_checks import CHECKS, Patient
+    except Exception as error:  # whatever a broken package or model leads to
         yield Check("loads", False, one_line(error))
         return
     for title, run in CHECKS.items():
-        yield attempt(title, run, patient)
+        yield attempt(title, run, Patient(name, *loaded))
 
 
-def attempt(title: str, run: Callable[..., str], *args: Patient) -> Check:
+def attempt(title: str, run: Callable[..., str], *args: Any) -> Check:
     """Run a check; if it raises, the error becomes its finding."""
     try:
         return Check(title, True, run(*args))
@@ -63,186 +47,67 @@ def attempt(title: str, run: Callable[..., str], *args: Patient) -> Check:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def loads(patient: Patient) -> str:
-    parameters = sum(parameter.numel() for parameter in patient.model.parameters())
-    return f"{parameters / 1e6:.1f} million parameters on {patient.model.device}"
-
-
-def weights(patient: Patient) -> str:
-    """Finite, and where the folder has results, those that were measured."""
-    bad = [name for name, tensor in patient.model.state_dict().items() if not tensor.isfinite().all()]
-    if bad:
-        raise ValueError(f"{len(bad)} tensors hold numbers that are not finite, e.g. {bad[0]}")
-    found, results = patient.model.weights_hash(), Path(find_model(patient.name)) / "results.json"
-    if not results.is_file():
-        return f"{found}, no results to compare it with"
-    measured = json.loads(results.read_text())["model_hash"]
-    if measured != found:
-        raise ValueError(f"hash {found}, but {results} was measured with {measured}")
-    return f"{found}, as in {results}"
-
-
-def reconstructs(patient: Patient) -> str:
-    """An image to codes and back. Its PSNR depends on the training, so it is printed, not judged."""
-    image_tokenizer = patient.model.image_tokenizer
-    image, config = sample_image(image_tokenizer.config.image_size), image_tokenizer.config
-    codes_NLK = image_tokenizer.encode([image, image])
-    if codes_NLK.shape[1:] != (config.num_positions, config.num_codebooks):
-        raise ValueError(f"codes of shape {tuple(codes_NLK.shape[1:])}")
-    if not torch.equal(codes_NLK[0], image_tokenizer.encode([image])[0]):
-        raise ValueError("an image has other codes alone than in a batch")
-    return f"PSNR {psnr(image, image_tokenizer.decode(codes_NLK)[0]):.1f} dB"
-
-
-def answers(patient: Patient) -> str:
-    return repr(generate_texts(patient.model, patient.processor, [question(patient)], max_new_tokens=16)[0])
-
-
-def question(patient: Patient) -> list[dict]:
-    image = sample_image(patient.model.image_tokenizer.config.image_size)
-    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]
-
-
-def draws(patient: Patient) -> str:
-    """The same image alone and in a batch."""
-    alone = generate_images(patient.model, patient.processor, [PROMPT], seeds=[0])[0]
-    batch = generate_images(patient.model, patient.processor, ["a cat", PROMPT], seeds=[1, 0])
-    if alone.tobytes() != batch[1].tobytes():
-        raise ValueError("a seed gives another image in a batch than alone")
-    return f"{alone.width} x {alone.height} pixels"
-
-
-@torch.no_grad()
-def forwards(patient: Patient) -> str:
-    """A question about an image through transformers' `forward`, without labels."""
-    _, model, processor = patient
-    batch = processor.collate([processor.encode(question(patient))], model.image_tokenizer)
-    logits_BTS = model(input_ids=batch.input_ids.to(model.device), codes=batch.codes.to(model.device)).logits
-    if not logits_BTS.isfinite().all():
-        raise ValueError("logits that are not finite")
-    return f"logits of shape {tuple(logits_BTS.shape)}"
-
-
-@torch.no_grad()
-def generates(patient: Patient) -> str:
-    """transformers' `generate`: each id must be the likeliest one by `forward` without a cache."""
-    _, model, processor = patient
-    chat = [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
-    ids_BT = processor.collate([processor.encode(chat)]).input_ids.to(model.device)
-    start = ids_BT.shape[1]
-    ids_T = model.generate(ids_BT, max_new_tokens=8, do_sample=False, pad_token_id=processor.pad_id)[0]
-    drawn = (ids_T[start:] == processor.boi_id).nonzero()  # from where on ids need codes
-    new_T = ids_T[start : start + int(drawn[0, 0]) if len(drawn) else None]
-    logits_TS = model(input_ids=ids_T[None, : start + len(new_T)]).logits[0, start - 1 : -1].float()
-    short_T = logits_TS.amax(-1) - logits_TS.gather(-1, new_T[:, None])[:, 0]
-    if (short_T > TOLERANCE * logits_TS.abs().max()).any():
-        raise ValueError(f"of the ids {new_T.tolist()}, some are not the likeliest by forward")
-    return f"{len(new_T)} ids agree with forward"
-
-
-def prefills(patient: Patient) -> str:
-    steps_LD, whole_LD, _, _ = draw_both_ways(patient)
-    difference = ((steps_LD - whole_LD).abs().max() / whole_LD.abs().max()).item()
-    if not difference < TOLERANCE:
-        raise ValueError(f"hidden states differ by {difference:.1e} of the largest")
-    return f"hidden states differ by {difference:.1e} of the largest"
-
-
-def caches(patient: Patient) -> str:
-    """Greedy codes with the cache are the likeliest without it. Rounding may swap two that are nearly equal."""
-    _, _, codes_LK, logits_LKV = draw_both_ways(patient)
-    short_LK = logits_LKV.amax(-1) - logits_LKV.gather(-1, codes_LK[..., None])[..., 0]
-    wrong = int((short_LK > TOLERANCE * logits_LKV.abs().max()).sum())
-    if wrong:
-        raise ValueError(f"{wrong} of {codes_LK.numel()} codes are not the likeliest in one pass without cache")
-    return f"{codes_LK.numel()} codes agree"
-
-
-@torch.no_grad()
-def draw_both_ways(patient: Patient) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A greedy drawing with the cache, step by step, and the same sequence in one pass without. -> hidden states_LD
-    before each position from both, the codes_LK, and the logits_LKV of the one pass."""
-    _, model, processor = patient
-    kernels, cache, states, codes = pick_kernels(model), {}, [], []
-    stream = Stream(model, [processor.encode_drawing(PROMPT)], processor, kernels)
-    while True:
-        states.append(stream.h_BD[0])
-        codes.append(kernels.draw(stream.h_BD, Picker((), [], sampling=Sampling(temperature=0.0))))
-        if len(codes) == processor.num_positions:
-            break
-        stream.feed(kernels.embed(codes[-1], cache))
-    codes_LK = torch.cat(codes)
-    batch = processor.collate([processor.encode_drawing(PROMPT, codes_LK)])
-    ids_BT = batch.input_ids.to(model.device)
-    h_TD = model.backbone(inputs_embeds=model.embed(ids_BT, codes_LK[None])).last_hidden_state[0]
-    whole_LD = h_TD[:-1][ids_BT[0, 1:] == processor.image_id]
-    return torch.stack(states), whole_LD, codes_LK, model.code_head(whole_LD, codes_LK)
-
-
-def sample_image(size: int) -> Image.Image:
-    """A red disc on a light ground."""
-    image = Image.new("RGB", (size, size), "#dde")
-    ImageDraw.Draw(image).ellipse((size // 4, size // 4, 3 * size // 4, 3 * size // 4), fill="#c22")
-    return image
-
-
-CHECKS = {
-    "loads": loads,
-    "weights": weights,
-    "reconstructs an image": reconstructs,
-    "answers a question": answers,
-    "draws": draws,
-    "forward": forwards,
-    "generate": generates,
-    "prefill equals step by step": prefills,
-    "cached equals uncached": caches,
-}
-
-
-# ---- around the model
+    """What an error says; with its kind, unless it was written for the user."""
+    told = " ".join(str(error).split())
+    return told if told and isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {told}"
 
 
 def environment() -> dict[str, str]:
-    """Versions, device and memory, for people to read."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    """Versions, memory and, if torch can be imported, the device: for people to read."""
+    packages = ", ".join(f"{name} {installed(name) or 'missing'}" for name in ("torch", "transformers"))
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    return {
+    facts = {
         "versions": f"Python {platform.python_version()}, {packages}",
-        "device": f"{gpu}, {torch.get_num_threads()} threads",
         "memory": f"{used:.1f} GB used at most, {total:.1f} GB in this machine",
     }
+    with suppress(Exception):  # a check has told it
+        import torch
+
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+        facts["device"] = f"{gpu}, {torch.get_num_threads()} threads"
+    return facts
+
+
+# ---- what is installed
 
 
 def versions() -> str:
-    """What is installed fits the ranges of requirements.txt, and how much of it is what requirements.lock has."""
-    wrong = [
-        f"{requirement.name} {installed(requirement)}, which must be {requirement.specifier} ({reason})"
-        for requirement, reason in requirements().items()
-        if installed(requirement) and not fits(requirement)
-    ]
+    """How much of what is installed is as in requirements.lock. Raises ValueError when a package is out of its range
+    in requirements.txt, or is missing and no model runs without it."""
+    wrong, needed = [], needed_to_run()
+    for requirement, reason in requirements().items():
+        found = installed(requirement.name)
+        if found and not fits(requirement):
+            wrong.append(f"{requirement.name} {found}, which must be {requirement.specifier} ({reason})")
+        elif not found and requirement.name in needed:
+            wrong.append(f"{requirement.name} is not installed ({reason})")
     if wrong:
         raise ValueError(f"{'; '.join(wrong)}: pip install -c requirements.lock PACKAGE installs the tested version")
-    locked = [one for one in lock() if installed(one)]
+    locked = [one for one in lock() if installed(one.name)]
     others = [one for one in locked if not fits(one)]
     return f"{len(locked) - len(others)} of {len(locked)} packages as in requirements.lock" + "".join(
-        f", {one.name} {installed(one)} {one.specifier}" for one in others
+        f", {one.name} {installed(one.name)} instead of {str(one.specifier).removeprefix('==')}" for one in others
     )
 
 
 def missing() -> dict[str, str]:
     """{what is not installed: what for}, of requirements.txt."""
-    return {str(requirement): reason for requirement, reason in requirements().items() if not installed(requirement)}
+    return {
+        str(requirement): reason for requirement, reason in requirements().items() if not installed(requirement.name)
+    }
 
 
 def requirements() -> dict[Requirement, str]:
     """{requirement: what for}."""
     lines = (line.partition("  # ") for line in REQUIREMENTS.read_text().splitlines())
     return {Requirement(wanted): reason for wanted, mark, reason in lines if mark}
+
+
+def needed_to_run() -> set[str]:
+    """Names of the packages that belong to no group."""
+    project = tomllib.loads(REQUIREMENTS.with_name("pyproject.toml").read_text())["project"]
+    return {Requirement(line).name for line in project["dependencies"]}
 
 
 def lock() -> list[Requirement]:
@@ -252,12 +117,12 @@ def lock() -> list[Requirement]:
     return [one for one in pinned if one.marker is None or one.marker.evaluate()]
 
 
-def installed(requirement: Requirement) -> str | None:
+def installed(name: str) -> str | None:
     try:
-        return version(requirement.name)
+        return version(name)
     except PackageNotFoundError:
         return None
 
 
 def fits(requirement: Requirement) -> bool:
-    return requirement.specifier.contains(installed(requirement), prereleases=True)
+    return requirement.specifier.contains(installed(requirement.name), prereleases=True)

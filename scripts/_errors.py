@@ -10,7 +10,10 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
@@ -25,12 +28,20 @@ def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {one_line(error)}\n")  # at once: ranks share a terminal
-        status = 2
+        status = _refuse(one_line(error))
+    except ModuleNotFoundError as error:
+        if (ROOT / (error.name or "").partition(".")[0]).exists():
+            raise  # a mistake of ours
+        status = _refuse(f"{error.name} is not installed: `make dev` installs what all commands need")
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
         status = 128 + (stop.args[0] if stop.args else signal.SIGINT)
     sys.exit(status)
+
+
+def _refuse(told: str) -> int:
+    sys.stderr.write(f"error: {told}\n")  # at once: ranks share a terminal
+    return 2
 
 
 def _stop(number: int, _frame: Any) -> NoReturn:

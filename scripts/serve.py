@@ -48,13 +48,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     key = read_key(args.api_key_file)
     with stop_at_once():
-        try:
-            from mllm.serve.limits import Limits
-            from mllm.serve.run import listen, run_server
-        except ModuleNotFoundError as error:
-            raise ValueError(f'{error.name} is not installed: pip install -e ".[serve]"') from error
         from data_recipes.scenes.world import SKILLS, World
         from mllm.decode.engine import Engine
+        from mllm.serve.limits import Limits
+        from mllm.serve.run import listen, run_server
     world = World()
     examples = [world.render(world.scene(7, "held_out", skill)) for skill in SKILLS]
     most = {"body": int(args.max_body_mb * 2**20), "pixels": args.max_pixels, "prompt": args.max_prompt}

@@ -2,16 +2,22 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
 from packaging.utils import canonicalize_name
 
-from eval import doctor
-from eval.doctor import CHECKS, Patient, caches, environment, examine, lock, missing, prefills, requirements, weights
+from eval import doctor, model_checks
+from eval.doctor import environment, examine, lock, missing, requirements
+from eval.model_checks import CHECKS, Patient, caches, prefills, weights
 from mllm import Mllm, Processor
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("head", CODE_HEADS)
@@ -31,6 +37,15 @@ def test_a_model_that_does_not_load_ends_the_examination():
         raise ValueError("cannot load\nmodel")
 
     assert list(examine("nothing", load))[1:] == [("loads", False, "cannot load model")]
+
+
+def test_a_package_that_cannot_be_imported_is_one_line():
+    """As if transformers were of another age."""
+    code = "import sys; sys.modules['transformers'] = None; from scripts.doctor import main; sys.exit(main([]))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr == ""
+    assert "FAIL loads: ModuleNotFoundError: No module named 'transformers" in ended.stdout
+    assert "scenes is not healthy" in ended.stdout
 
 
 def test_numbers_that_are_not_finite_are_found(make_tiny_model):
@@ -55,12 +70,12 @@ def test_weights_other_than_the_measured_ones_are_found(tiny_model, tiny_folder,
 
 def test_a_cache_that_forgets_is_found(tiny_model, monkeypatch):
     patient = Patient("tiny", *tiny_model)
-    feed = doctor.Stream.feed
+    feed = model_checks.Stream.feed
 
     def feed_zeros(self, x_BD):
         feed(self, torch.zeros_like(x_BD))
 
-    monkeypatch.setattr(doctor.Stream, "feed", feed_zeros)
+    monkeypatch.setattr(model_checks.Stream, "feed", feed_zeros)
     with pytest.raises(ValueError, match="hidden states differ"):
         prefills(patient)
     with pytest.raises(ValueError, match="codes are not the likeliest"):
@@ -94,10 +109,11 @@ def test_the_environment_is_told():
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """written(ranges, lock): these lines for those of the project."""
+    """written(ranges, lock, needed): these lines for those of the project."""
 
-    def write(ranges: str, lock: str = "") -> None:
+    def write(ranges: str, lock: str = "", needed: tuple[str, ...] = ()) -> None:
         monkeypatch.setattr(doctor, "REQUIREMENTS", tmp_path / "requirements.txt")
+        (tmp_path / "pyproject.toml").write_text(f"[project]\ndependencies = {list(needed)}\n")
         (tmp_path / "requirements.txt").write_text(ranges)
         (tmp_path / "requirements.lock").write_text(lock)
 
@@ -113,11 +129,19 @@ def test_a_package_out_of_its_range_is_named_with_the_reason(written):
     assert missing() == {"no-such-package>=1": "nothing"}
 
 
+def test_a_package_without_which_no_model_runs_is_missed(written):
+    written("no-such-package>=1  # tensors\nnor-this>=1  # curves\n", needed=("no-such-package>=1",))
+    check = next(examine("nothing", None))
+    assert not check.healthy and "no-such-package is not installed (tensors)" in check.detail
+    assert "nor-this" not in check.detail and len(missing()) == 2
+
+
 def test_what_is_not_as_in_the_lock_is_told(written):
     here = version("numpy")
     written("", f"# by a tool\nnumpy=={here}  # via us\npillow==0.1\nsix==1 ; sys_platform == 'none'\nno-such==1\n")
     check = next(examine("nothing", None))
-    assert check == ("versions", True, f"1 of 2 packages as in requirements.lock, pillow {version('pillow')} ==0.1")
+    told = f"1 of 2 packages as in requirements.lock, pillow {version('pillow')} instead of 0.1"
+    assert check == ("versions", True, told)
 
 
 def test_our_own_lists_are_read():

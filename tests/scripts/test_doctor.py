@@ -4,7 +4,7 @@ import shutil
 
 from safetensors.torch import load_file, save_file
 
-from eval.doctor import CHECKS
+from eval.model_checks import CHECKS
 from scripts.doctor import main
 
 

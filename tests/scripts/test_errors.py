@@ -76,6 +76,17 @@ def test_a_mistake_of_ours_keeps_its_traceback():
         cli(raises(KeyError("ours")), [])
 
 
+def test_a_package_that_is_not_installed_is_one_line(run):
+    error = ModuleNotFoundError("No module named 'omegaconf'", name="omegaconf.errors")
+    assert run(raises(error)) == (
+        2,
+        "",
+        "error: omegaconf.errors is not installed: `make dev` installs what all commands need\n",
+    )
+    with pytest.raises(ModuleNotFoundError):
+        cli(raises(ModuleNotFoundError("No module named 'mllm.nothing'", name="mllm.nothing")), [])
+
+
 def test_wrong_options_are_one_line(refused):
     def main(argv):
         parser = Parser("doc")
