@@ -5,6 +5,8 @@ import threading
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from transformers import (
     AutoModel,
@@ -179,6 +181,23 @@ def test_gradients_of_a_trainer_do_not_depend_on_accumulation(make_tiny_model, t
     assert updates[0].abs().max() > 0
     for update in updates[1:]:
         torch.testing.assert_close(update, updates[0], atol=1e-6, rtol=1e-3)
+
+
+# Adapters of PEFT
+
+
+def test_peft_adapts_all_linear_layers_of_the_language_model(make_tiny_model):
+    """As docs/use.md has it. Each adapter gets a gradient, which data-parallel training needs."""
+    model, processor = make_tiny_model()
+    linear = {name: part for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    expected = {name for name in linear if not name.startswith("image_tokenizer.") and name != "lm_head"}
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", exclude_modules="image_tokenizer.*"))
+    assert {name for name, part in model.named_modules() if isinstance(part, BaseTunerLayer)} == expected
+    batch = processor.collate([processor.encode_drawing("a dog", torch.randint(0, 16, (4, 2)))])
+    adapted(**vars(batch)).loss.backward()
+    trained = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert len(trained) == 2 * len(expected)
+    assert [name for name, weight in trained.items() if weight.grad is None] == []
 
 
 # Outputs
