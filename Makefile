@@ -32,8 +32,8 @@ test: $(DEV)
 test-slow: $(DEV)
 	@$(VENV)/bin/python -m pytest -m slow
 
-# The newest versions that the ranges of pyproject.toml admit, and the oldest: of our own requirements, what these need
-# themselves is new. Each in an environment of its own.
+# The newest versions that the ranges of pyproject.toml and the machine's own constraints of pip admit, and the oldest: of
+# our own requirements, what these need themselves is new. Each in an environment of its own; set-up tells what it took.
 test-newest:
 	$(call install,.venv-newest,--upgrade --upgrade-strategy eager,$(ALL))
 	@.venv-newest/bin/python -m pytest
@@ -83,5 +83,6 @@ define install
 	$(1)/bin/pip install $(2) --no-build-isolation -e ".$(if $(3),[$(3)])" && \
 	$(if $(3),$(1)/bin/pip install $(2) --no-deps lmms-eval,true); } > $(1)/install.log 2>&1 || { \
 	grep '^ERROR' $(1)/install.log || tail -n 3 $(1)/install.log; echo "error: set-up failed; see $(1)/install.log"; exit 2; } >&2
-@echo "installed; to run the commands of the README: source $(1)/bin/activate"
+@$(1)/bin/python -c "from eval.doctor import attempt, versions; print('installed:', attempt('', versions).detail)"
+@echo "to run the commands of the README: source $(1)/bin/activate"
 endef
