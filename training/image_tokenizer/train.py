@@ -25,7 +25,7 @@ from tokenizer.quantizers import code_use, count_codes
 from tokenizer.transform import to_images, to_pixels
 
 from ..run.checkpoint import latest_checkpoint, load_state, save_checkpoint
-from ..run.device import autocast, pick_device, short_attention
+from ..run.device import allocator_lines, autocast, pick_device, short_attention
 from ..run.distributed import (
     barrier,
     from_rank_zero,
@@ -108,7 +108,7 @@ def run_updates(config: TokenizerTrainConfig, device: torch.device, checkpoint: 
     metrics = Metrics(config, step) if rank == 0 else None
     problems, clock = Problems(config.data.max_bad), Rate()
     if rank == 0:
-        for note in data.images.notes:
+        for note in [*data.images.notes, *allocator_lines(device)]:
             print(note, flush=True)
         problems.add(data.images.damages)
         fixed_N3HW = first_pixels(data)

@@ -16,7 +16,7 @@ from mllm.text.processor import Batch
 from ..data.mixture import Mixture, MixtureUpdates, Update
 from ..run.backends import TorchEngine, loading_in_parts, start_engine, start_engine_ranks
 from ..run.checkpoint import latest_checkpoint, load_state, save_checkpoint
-from ..run.device import pick_device
+from ..run.device import allocator_lines, pick_device
 from ..run.distributed import barrier, is_rank_zero, rank_and_world, stop_ranks, sum_over_ranks
 from ..run.folder import only_run
 from ..run.metrics import Metrics, Problems, Speed, StopSignal, due, ignore_stop_signals
@@ -55,7 +55,8 @@ def run_updates(config: TrainConfig, device: torch.device, checkpoint: Path | No
     tuned, words = config.model.tune is not None, config.model.words
     mixture = Mixture(config.data, processor, model.image_tokenizer, config.run.seed, tuned, words)
     conversations(config.prompts)  # an image that is not there stops the run here, not at its first samples
-    talk(parameter_lines(model, loaded), mixture.notes, source_lines(mixture), preview_lines(mixture))
+    told = parameter_lines(model, loaded), mixture.notes, source_lines(mixture), preview_lines(mixture)
+    talk(*told, allocator_lines(device))
     speed = Speed(model, device, world)
     engine = start_engine(model, config, device)
     done = restore(engine, checkpoint) if checkpoint else {"step": 0, "seen": 0}
