@@ -11,14 +11,15 @@ python -m scripts.bench load --shape w576 --form int8  # files to weights, and m
 python -m scripts.bench train --shape scenes --batch 32  # an update of an image tokenizer
 python -m scripts.bench update --shape scenes --batch 8  # an update of a language model
 python -m scripts.bench rl --model scenes --batch 1  # a step of learning from drawings, of --batch prompts
-python -m scripts.bench threads --shape scenes --batch 8 --repeats 3  # numbers of threads, allocators
+python -m scripts.bench threads  # numbers of threads, allocators
 
 encode, decode and generate run against the reference's loops, answer and step against transformers, quantized steps
 against the fastest that are not, prefill against matrices of this machine, load against files, train against a plain
 float32 loop, update with what makes it fast or small against doing without, rl against drawing by passes of training,
 threads as a command chooses them against others. --shape: random weights (w320: 320 wide). Both ways must first give
-the same result; then they take turns. Figures are of median times, spread is (slowest - fastest) / median. A ratio
-above 1: ours is better. "of memory bandwidth" and "of matrix throughput": the fraction of what this machine does.
+the same result; then they take turns. Figures are of median times (threads: of the fastest), spread is (slowest -
+fastest) / median. A ratio above 1: ours is better. "of memory bandwidth" and "of matrix throughput": the fraction of
+what this machine does.
 """
 
 import argparse
@@ -46,8 +47,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--plot", type=Path, metavar="FILE", help="draw the ratios into this PNG")
     add("--json", action="store_true", help="print one JSON object in place of the table")
     args = parser.parse_args(argv)
-    if args.model if args.command == "kernels" else not (args.model or args.shape):
-        raise ValueError("kernels takes no --model" if args.model else f"{args.command} needs a --model or a --shape")
+    if args.model if args.command in ("kernels", "update", "threads") else not (args.model or args.shape):
+        wrong = "takes no --model" if args.model else "needs a --model or a --shape"
+        raise ValueError(f"{args.command} {wrong}")
     numbers = [(name, getattr(args, name)) for name in ("repeats", "tokens", "positions")]
     for name, value in numbers + [("batch", size) for size in args.batch]:
         if value is not None and value < 1:

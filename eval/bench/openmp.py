@@ -1,17 +1,18 @@
-"""The same work with every number of threads, way of waiting and allocator: each in a process of its own, as all three
-are settled when it starts."""
+"""The same work with other numbers of threads, ways of waiting and allocators: each in a process of its own, as all
+three are settled when it starts."""
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from ctypes.util import find_library
 from math import ceil
-from statistics import median
 
 import torch
 
 from mllm import generate_images
+from training.run.device import JEMALLOC
 
 from ..models import load_image_tokenizer, load_model
 from ..threads import choose_threads, cores
@@ -20,21 +21,27 @@ from .figures import Figure, last_line, spread
 from .updates import Updates
 
 WAYS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-# Large tensors stay with the process when they are freed, and are there for the next update.
-JEMALLOC = {"MALLOC_CONF": "oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1"}
+WAITING = {
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "OpenMP's own waiting": {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"},
+}
 KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 ROUNDS = 2
+SAMPLES = 4  # of an update
+ENOUGH = 3.0  # seconds of a work in a process; so all settings take some three minutes on two cores
 
 
 def bench_threads(options: Options, batch: int) -> list[Figure]:
-    if options.shape != "scenes":
-        raise ValueError("threads is of the model of scenes: give --shape scenes")
+    """`batch` images are drawn and encoded at a time. Rates are of the fastest run: other programs only slow one."""
+    if options.shape not in (None, "scenes"):
+        raise ValueError(f"--shape {options.shape}: threads is of the model of scenes alone")
     figures: list[Figure] = []
     for work, rates in measure(batch, options.repeats).items():
         name, unit = work.split(", ")
         (_, own), *others = rates.items()
-        for setting, other in others:
-            mine, theirs = median(own), median(other)
+        best, fastest = max(others, key=lambda other: max(other[1]))
+        for setting, other in [*others, (f"the best, {best}", fastest)]:
+            mine, theirs = max(own), max(other)
             figures.append(Figure(f"{name}: {setting}", mine, unit, theirs, mine / theirs, spread(own), spread(other)))
     return figures
 
@@ -43,39 +50,37 @@ def settings() -> dict[str, dict[str, str]]:
     """Name -> environment; the first is what a command settles by itself."""
     chosen = {name: value for name, value in os.environ.items() if name not in WAYS}
     choose_threads(chosen)
-    found = {"by itself": {name: chosen[name] for name in WAYS if name in chosen}}
-    for threads in sorted({1, ceil(cores())}):
-        for name, waiting in (
-            ("passive", {"OMP_WAIT_POLICY": "PASSIVE"}),
-            ("OpenMP's own waiting", {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}),
-        ):
-            found[f"{threads} thread{'s' * (threads > 1)}, {name}"] = {"OMP_NUM_THREADS": str(threads), **waiting}
-    own = found["by itself"]
+    own = {name: chosen[name] for name in WAYS if name in chosen}
+    found = {"by itself": own, "1 thread": {"OMP_NUM_THREADS": "1"}}  # which waits for nobody
+    if (threads := ceil(cores())) > 1:
+        for name, waiting in WAITING.items():
+            found[f"{threads} threads, {name}"] = {"OMP_NUM_THREADS": str(threads), **waiting}
     found["by itself, glibc keeps memory"] = {**own, **KEEPING}
-    for allocator, options in (("jemalloc", JEMALLOC), ("tcmalloc", {}), ("mimalloc", {})):
-        library = find_library(allocator)
-        if library:
-            found[f"by itself, {allocator}"] = {**own, "LD_PRELOAD": library, **options}
+    if find_library("jemalloc"):
+        found["by itself, jemalloc"] = {**own, **JEMALLOC}
     return found
 
 
 def measure(batch: int, repeats: int) -> dict[str, dict[str, list[float]]]:
     """{work: {setting: rates}}. Settings take turns, so that all share whatever else the machine does."""
     rates: dict[str, dict[str, list[float]]] = {work: {} for work in WORKS}
-    for _ in range(ROUNDS):
-        for setting, environment in settings().items():
-            clean = {name: value for name, value in os.environ.items() if name not in WAYS}
-            for work in WORKS:
-                command = [sys.executable, "-m", __name__, work, str(batch), str(repeats)]
-                rates[work].setdefault(setting, []).append(float(last_line(command, {**clean, **environment})))
+    clean = {name: value for name, value in os.environ.items() if name not in WAYS}
+    command = [sys.executable, "-m", __name__, str(batch), str(repeats)]
+    turns = [*settings().items()] * ROUNDS
+    for number, (setting, environment) in enumerate(turns, start=1):
+        told = json.loads(last_line(command, {**clean, **environment}))
+        for work, found in told.items():
+            rates[work].setdefault(setting, []).extend(found)
+        line = "; ".join(f"{max(found):.4g} {work.split()[-1]} ({work.split(',')[0]})" for work, found in told.items())
+        print(f"{number} of {len(turns)}, {setting}: {line}", file=sys.stderr, flush=True)
     return rates
 
 
 # ---- in a process of its own
 
 
-def training(batch: int) -> tuple[Callable, float]:
-    updates = Updates(batch, "run.threads=0")
+def training(_: int) -> tuple[Callable, float]:
+    updates = Updates(SAMPLES, "run.threads=0", "run.accumulate=1")
     return updates.update, updates.tokens()
 
 
@@ -94,15 +99,18 @@ def encoding(batch: int) -> tuple[Callable, float]:
 WORKS = {"update, tokens/s": training, "drawing, images/s": drawing, "encoding, images/s": encoding}
 
 
-def main(work: str, batch: str, repeats: str) -> None:
-    run, amount = WORKS[work](int(batch))
-    run()  # to warm up
-    times = []
-    for _ in range(int(repeats)):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    print(amount / median(times))
+def main(batch: str, repeats: str) -> None:
+    rates = {}
+    for work, make in WORKS.items():
+        run, amount = make(int(batch))
+        run()  # to warm up
+        times = []
+        while len(times) < int(repeats) and sum(times) < ENOUGH:
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        rates[work] = [amount / seconds for seconds in times]
+    print(json.dumps(rates))
 
 
 if __name__ == "__main__":

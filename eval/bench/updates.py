@@ -101,8 +101,8 @@ def sequences(processor, model: Mllm, mix: MixConfig, count: int, images: str) -
 
 
 def bench_update(options: Options, batch: int) -> list[Figure]:
-    if options.shape != "scenes":
-        raise ValueError("update is of a new model as large as that of scenes: give --shape scenes")
+    if options.shape not in (None, "scenes"):
+        raise ValueError(f"--shape {options.shape}: update is of a new model as large as that of scenes alone")
     figures: list[Figure] = []
     for make in pairs(batch):
         pair = make()
