@@ -1,6 +1,5 @@
 """How a command ends: well, with a line on what was wrong (status 2), or stopped: by Ctrl-C (130) or SIGTERM (143)."""
 
-import argparse
 import atexit
 import gc
 import os
@@ -8,12 +7,10 @@ import signal
 import sys
 import unicodedata
 import warnings
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
@@ -27,21 +24,13 @@ def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
     except BrokenPipeError:  # whoever read our output has left, as in `... | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except (ValueError, OSError) as error:
-        status = _refuse(one_line(error))
-    except ModuleNotFoundError as error:
-        if (ROOT / (error.name or "").partition(".")[0]).exists():
-            raise  # a mistake of ours
-        status = _refuse(f"{error.name} is not installed: `make dev` installs what all commands need")
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        sys.stderr.write(f"error: {one_line(error)}\n")  # at once: ranks share a terminal
+        status = 2
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
         status = 128 + (stop.args[0] if stop.args else signal.SIGINT)
     sys.exit(status)
-
-
-def _refuse(told: str) -> int:
-    sys.stderr.write(f"error: {told}\n")  # at once: ranks share a terminal
-    return 2
 
 
 def _stop(number: int, _frame: Any) -> NoReturn:
@@ -49,10 +38,12 @@ def _stop(number: int, _frame: Any) -> NoReturn:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message without line breaks; for the system's errors, the file and what is wrong with it."""
+    """An error's message without line breaks; for errors of the system or of an import, what it was about."""
     told = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         told = f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        told = f"{error.name.partition('.')[0]} is not installed: `make dev` installs what all commands need"
     return plain(" ".join(told.split())) or type(error).__name__
 
 
@@ -61,12 +52,11 @@ def plain(text: str) -> str:
     return "".join(letter for letter in text if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cs"))
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(ArgumentParser):
     """argparse with a script's docstring as help, and errors like all others: one line, no usage above it."""
 
     def __init__(self, doc: str, prog: str | None = None):
-        raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, description=doc, formatter_class=raw, allow_abbrev=False)
+        super().__init__(prog, description=doc, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see --help)")
@@ -81,11 +71,10 @@ def stop_at_once() -> Iterator[None]:
         os.write(2, b"stopped\n")
         os._exit(130)
 
-    before, collects = signal.signal(signal.SIGINT, stop), gc.isenabled()
+    before, resume = signal.signal(signal.SIGINT, stop), gc.enable if gc.isenabled() else gc.disable
     gc.disable()
     try:
         yield
     finally:
-        if collects:
-            gc.enable()
+        resume()
         signal.signal(signal.SIGINT, before)
