@@ -3,8 +3,8 @@
 python -m scripts.doctor --model scenes
 
 Compares what is installed with the ranges of requirements.txt and with requirements.lock, too, and tells device and
-memory. The exit status is 0 when the model is healthy and no package is out of its range, else 1; what is not
-installed, and for what, is told and does not count.
+memory. The exit status is 0 when the model is healthy and no package is out of its range, else 1. A package that is
+not installed is told with its purpose, and counts if no model runs without it.
 """
 
 from __future__ import annotations
