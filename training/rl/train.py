@@ -18,7 +18,7 @@ from ..lm.train import batches_of, prepare, restore, save, talk
 from ..lm.update import train_step
 from ..run.backends import TorchEngine, loading_in_parts, start_engine, start_engine_ranks
 from ..run.checkpoint import latest_checkpoint
-from ..run.device import pick_device
+from ..run.device import allocator_lines, pick_device
 from ..run.distributed import barrier, rank_and_world, stop_ranks
 from ..run.folder import only_run
 from ..run.metrics import Metrics, Problems, StopSignal, due, peak_memory
@@ -63,7 +63,7 @@ def run_steps(
     judge = Judge(config.rewards, rewards, model, processor)
     ordinary = ordinary_updates(config, model, processor) if config.data.sources else None
     conversations(config.prompts)
-    talk(parameter_lines(model, loaded), [f"prompts: {prompts.source.note}"])
+    talk(parameter_lines(model, loaded), [f"prompts: {prompts.source.note}"], allocator_lines(device))
     engine = start_engine(model, config, device)
     questions = Questions(config.questions, engine, processor) if config.questions else None
     done = restore(engine, checkpoint) if checkpoint else {"step": 0, "seen": 0, "idle": 0, "understanding": None}
