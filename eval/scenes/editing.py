@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from data_recipes.scenes.language.edits import Edit
-from data_recipes.scenes.world import BACKGROUNDS, Thing, center, combinations, is_held_out
+from data_recipes.scenes.world import Background, Thing, center, combinations, is_held_out, paint
 from mllm import edit_images
 from tokenizer.weights import weights_hash
 
@@ -29,6 +29,7 @@ from .subject import Subject
 
 SINGLES, CHAINS = 300, 100  # of one instruction, and of three, when no limit is given
 SAME_PLACE = 0.5  # IoU
+SAME_GROUND, NEW_GROUND = 25, 40  # in RGB; two backgrounds of different names are 28 apart and more
 STAY = ("recolor", "replace", "swap")  # kinds after which it is known where each changed thing is
 
 Boxes = dict[Thing, Sequence[float]]  # where things are in a picture
@@ -50,15 +51,16 @@ def verdict(edit: Edit, boxes: Boxes, detections: Sequence[Mapping[str, Any]], p
     for thing in fewer[:1]:
         places = [boxes[other] for other in edit.before.things if other.name == thing.name]
         kept &= all(max(_iou(one["box"], box) for box in places) >= SAME_PLACE for one in _like(thing, found))
-    name = edit.before.background.name
-    if edit.kind != "background" and name:
-        kept &= ground(picture, _all_boxes(edit, boxes, found)) == name
+    if edit.kind != "background":
+        kept &= off_ground(picture, edit.before.background, _all_boxes(edit, boxes, found)) <= SAME_GROUND
     return {"done": done, "kept": kept, "both": done and kept}
 
 
 def _is_done(edit: Edit, boxes: Boxes, found: Sequence[Mapping], picture: Image.Image) -> bool:
     if edit.kind == "background":
-        return ground(picture, _all_boxes(edit, boxes, found)) == edit.after.background.name
+        places = _all_boxes(edit, boxes, found)
+        before, after = (off_ground(picture, one.background, places) for one in (edit.before, edit.after))
+        return after < before and after <= NEW_GROUND
     counted = {(thing.name, color) for thing in [*_made(edit), *_gone(edit)] for color in (None, thing.color)}
     for name, color in counted:
         wanted = [thing for thing in edit.after.things if thing.name == name and color in (None, thing.color)]
@@ -86,14 +88,15 @@ def follow(edit: Edit, boxes: Boxes, detections: Sequence[Mapping[str, Any]]) ->
     return after
 
 
-def ground(picture: Image.Image, boxes: Sequence[Sequence[float]]) -> str:
-    """The name of the colour that most of a picture has outside of these boxes."""
-    pixels = np.asarray(picture.convert("RGB"))
-    free = np.ones(pixels.shape[:2], bool)
+def off_ground(picture: Image.Image, background: Background, boxes: Sequence[Sequence[float]]) -> float:
+    """How far, in RGB, a picture outside of these boxes is from a background: the median distance of a pixel."""
+    free = np.ones((picture.height, picture.width), bool)
     for x1, y1, x2, y2 in boxes:
         free[max(0, int(y1) - 2) : int(y2) + 3, max(0, int(x1) - 2) : int(x2) + 3] = False
-    color = np.median(pixels[free] if free.any() else pixels.reshape(-1, 3), 0)
-    return min(BACKGROUNDS, key=lambda name: float(((color - BACKGROUNDS[name]) ** 2).sum()))
+    if not free.any():
+        free[:] = True
+    found, true = (np.asarray(one, np.float32) for one in (picture.convert("RGB"), paint(background, picture.width)))
+    return float(np.median(np.linalg.norm(found - true, axis=-1)[free]))
 
 
 def _made(edit: Edit) -> list[Thing]:
