@@ -330,6 +330,13 @@ def threads() -> c_int:
 _made: WeakKeyDictionary[nn.Module, tuple[Any, Packed]] = WeakKeyDictionary()
 
 
+def forget(model: nn.Module) -> None:
+    """Drop what was prepared of a model's parts. To be called where weights are taken away, and not changed in place:
+    it would keep their memory, and others that come to the same place would be taken for them."""
+    for module in model.modules():
+        _made.pop(module, None)
+
+
 def backbone(module: nn.Module) -> CompiledBackbone | None:
     """The C++ step of a backbone. None if the eager step must run: with adapters, hooks or autocast, other precisions
     or devices, no compiler, or 4-bit weights in a layout of torch that step.cpp does not know."""

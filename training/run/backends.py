@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from mllm import Mllm
+from mllm.fast.cpu import forget
 
 from .device import autocast
 from .distributed import is_rank_zero, start_ranks, sum_gradients
@@ -121,6 +122,8 @@ class ZeroEngine(TorchEngine):
             inside, self.model.image_tokenizer = self.model.image_tokenizer, self.image_tokenizer
             yield
             self.model.image_tokenizer = inside
+            if self.stage == 3:
+                forget(self.model)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -154,7 +154,10 @@ def test_changed_quantized_weights_are_noticed(make_tiny_model):
     before = cpu.backbone(quantize(model, "int8").backbone)
     assert cpu.backbone(model.backbone) is before
     next(module for module in model.backbone.modules() if isinstance(module, Int8Linear)).weight_OI.zero_()
-    assert cpu.backbone(model.backbone) is not before
+    after = cpu.backbone(model.backbone)
+    assert after is not before
+    cpu.forget(model)
+    assert cpu.backbone(model.backbone) is not after
 
 
 @pytest.mark.parametrize("make", [lambda make, kind: make(kind), _exact_in_bfloat16], ids=["float32", "bfloat16"])
