@@ -8,19 +8,33 @@ Shapes: N drawings of a micro-batch, n of a prompt, L positions an image, K sub-
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from mllm import Mllm, Processor
+from tokenizer import ImageTokenizer
 
 from ...run.backends import TorchEngine
 from ...run.distributed import sum_over_ranks
 from ...run.recipe import RlConfig
-from ..drawings import Drawing, Group, count_signals
+from ..drawings import Group, count_signals
 from ..policy import PolicyOutput, Scored, frozen_pass
 from ..weights import WEIGHTS, code_weights
 
-NAMES = ("kl", "ratio", "clipped", "mismatch", "masked")  # means over ids and codes
+NAMES = ("kl", "ratio", "clipped", "mismatch", "masked")  # means over ids and codes, in the last pass
+
+
+@dataclass
+class Judged:
+    """A micro-batch: its drawings, their advantages, whether they count, their log-probabilities at the start, and,
+    from the first pass on, where generation and training agree (of ids [A], of codes [N, L, K])."""
+
+    scored: Scored
+    advantages_N: torch.Tensor
+    counts_N: torch.Tensor
+    start: PolicyOutput | None
+    kept: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class Grpo:
@@ -35,25 +49,19 @@ class Grpo:
     def update(
         self, engine: TorchEngine, processor: Processor, start: Mllm | None, micro_batches: Sequence[list[Group]]
     ) -> dict[str, float]:
-        config, device = self.config, engine.device
+        config = self.config
         count = config.group * count_signals(micro_batches)
         if not count:
             return {}
-        scored = [Scored(drawings_of(groups), processor, config.drawing, device) for groups in micro_batches]
-        advantages = [torch.cat([advantages_of(group) for group in groups]).to(device) for groups in micro_batches]
-        told = [torch.tensor([group.has_signal for group in groups], device=device) for groups in micro_batches]
-        counts = [has_signal_G.repeat_interleave(config.group) for has_signal_G in told]
-        starts = [frozen_pass(start, batch, engine) for batch in scored]
-        kept: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(scored)
+        batches = [self.judged(engine, processor, start, groups) for groups in micro_batches]
         for _ in range(config.grpo.passes):
             sums = torch.zeros(2 + len(NAMES), dtype=torch.double)
-            for place, batch in enumerate(scored):
-                output = engine.forward(**batch.inputs)
-                kept[place] = kept[place] or agreeing(output, batch, config.grpo.mismatch)
-                judged = advantages[place], counts[place]
-                loss, means = self.loss(output, batch, judged, starts[place], kept[place], engine)
-                engine.backward(loss / count, last=place == len(scored) - 1)
-                sums += torch.tensor([loss.item(), *means], dtype=torch.double)
+            for place, batch in enumerate(batches):
+                output = engine.forward(**batch.scored.inputs)
+                batch.kept = batch.kept or agreeing(output, batch.scored, config.grpo.mismatch)
+                loss, told = self.loss(output, batch, engine.image_tokenizer)
+                engine.backward(loss / count, last=place == len(batches) - 1)
+                sums += torch.tensor([loss.item(), *told], dtype=torch.double)
             sum_over_ranks(sums)
             if not torch.isfinite(sums).all():
                 raise ValueError("the loss is not finite; stopped before the update: lower optim.lr")
@@ -63,43 +71,45 @@ class Grpo:
             del means["kl"]
         return {"loss": sums[0].item() / count, "grad_norm": norm, **means}
 
+    def judged(self, engine: TorchEngine, processor: Processor, start: Mllm | None, groups: Sequence[Group]) -> Judged:
+        drawings = [drawing for group in groups for drawing in group.drawings]
+        scored = Scored(drawings, processor, self.config.drawing, engine.device)
+        advantages_N = torch.cat([advantages_of(group) for group in groups]).to(engine.device)
+        counts_G = torch.tensor([group.has_signal for group in groups], device=engine.device)
+        counts_N = counts_G.repeat_interleave(self.config.group)
+        return Judged(scored, advantages_N, counts_N, frozen_pass(start, scored, engine))
+
     def loss(
-        self,
-        output: PolicyOutput,
-        batch: Scored,
-        judged: tuple[torch.Tensor, torch.Tensor],
-        start: PolicyOutput | None,
-        kept: tuple[torch.Tensor, torch.Tensor],
-        engine: TorchEngine,
+        self, output: PolicyOutput, batch: Judged, image_tokenizer: ImageTokenizer
     ) -> tuple[torch.Tensor, list[float]]:
-        """The negative sum of the objectives of drawings, which are `judged` by their advantages [N] and by whether
-        they count [N]; and over their ids and codes: how many there are, and the sums of `NAMES`."""
-        config, (text_kept, codes_kept), (advantages_N, counts_N) = self.config, kept, judged
-        entropies_NLK = output.entropies.view_as(batch.code_logps)
-        weights_NLK = code_weights(
-            config.grpo.weights, batch.codes, entropies_NLK, config.group, engine.image_tokenizer
-        )
+        """The negative sum of the drawings' objectives; and over the ids and codes of drawings that count: how many
+        there are, and the sums of `NAMES`."""
+        config, scored, start = self.config, batch.scored, batch.start
+        text_kept, codes_kept = batch.kept
         text_A, text_told = self._terms(
             output.text_logps,
-            batch.text_logps,
+            scored.text_logps,
             None if start is None else start.text_logps,
-            advantages_N[batch.owners],
-            counts_N[batch.owners] & config.plans,
+            batch.advantages_N[scored.owners],
+            batch.counts_N[scored.owners] & config.plans,
             text_kept,
         )
+        shape = scored.code_logps.shape
         codes_NLK, codes_told = self._terms(
-            output.code_logps.view_as(batch.code_logps),
-            batch.code_logps,
-            None if start is None else start.code_logps.view_as(batch.code_logps),
-            advantages_N[:, None, None],
-            counts_N[:, None, None].expand(batch.code_logps.shape),
+            output.code_logps.view(shape),
+            scored.code_logps,
+            None if start is None else start.code_logps.view(shape),
+            batch.advantages_N[:, None, None],
+            batch.counts_N[:, None, None].expand(shape),
             codes_kept,
         )
-        text_N = batch.of_drawings(text_A)
+        entropies_NLK = output.entropies.view(shape)
+        weights_NLK = code_weights(config.grpo.weights, scored.codes, entropies_NLK, config.group, image_tokenizer)
         codes_N = (weights_NLK * codes_NLK).sum((1, 2))
-        lengths_N = batch.of_drawings(torch.ones_like(text_A)) * config.plans
-        total_N = (text_N + config.code_weight * codes_N) / (lengths_N + config.code_weight * codes_NLK[0].numel())
-        return -total_N.sum(), [one + other for one, other in zip(text_told, codes_told, strict=True)]
+        lengths_N = scored.of_drawings(torch.ones_like(text_A)) * config.plans
+        weights_N = lengths_N + config.code_weight * codes_NLK[0].numel()
+        objectives_N = (scored.of_drawings(text_A) + config.code_weight * codes_N) / weights_N
+        return -objectives_N.sum(), [one + other for one, other in zip(text_told, codes_told, strict=True)]
 
     def _terms(
         self,
@@ -122,11 +132,6 @@ class Grpo:
             told = [divergence, ratio, ratio * advantages > gain, (logps - drawn).abs(), ~kept]
             sums = [counts.sum().item(), *(one[counts].sum().item() for one in told)]
         return torch.where(counts & kept, gain - self.config.grpo.kl * divergence, 0.0), sums
-
-
-def drawings_of(groups: Sequence[Group]) -> list[Drawing]:
-    """Of all groups, in their order."""
-    return [drawing for group in groups for drawing in group.drawings]
 
 
 def advantages_of(group: Group) -> torch.Tensor:
