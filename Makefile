@@ -10,7 +10,7 @@ ALL := train,serve,dev
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup dev demo test test-slow test-newest test-oldest lint lock
+.PHONY: setup dev demo test test-slow test-gpu test-newest test-oldest lint lock
 .NOTPARALLEL:  # both stamps install into one environment
 .DELETE_ON_ERROR:
 
@@ -22,8 +22,8 @@ demo: $(RUN)
 	@$(VENV)/bin/python -m scripts.demo --model scenes --out out/demo
 
 # Tests must not depend on a network, and their tensors are so small that a second thread only waits.
-test test-slow test-newest test-oldest: export HF_HUB_OFFLINE := 1
-test test-slow test-newest test-oldest: export OMP_NUM_THREADS := 1
+test test-slow test-gpu test-newest test-oldest: export HF_HUB_OFFLINE := 1
+test test-slow test-gpu test-newest test-oldest: export OMP_NUM_THREADS := 1
 
 # The tests of the page need a browser (apt install chromium): without one, test names them as skipped, and test-slow fails.
 test: $(DEV)
@@ -31,6 +31,10 @@ test: $(DEV)
 
 test-slow: $(DEV)
 	@$(VENV)/bin/python -m pytest -m slow
+
+# A GPU beside the CPU. Without a GPU, the last line says that nothing ran, and the status is not 0.
+test-gpu: $(DEV)
+	@$(VENV)/bin/python -m pytest -m gpu tests/gpu
 
 # The newest versions that the ranges of pyproject.toml and the machine's own constraints of pip admit, and the oldest: of
 # our own requirements, what these need themselves is new. Each in an environment of its own; set-up tells what it took.

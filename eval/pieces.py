@@ -24,6 +24,7 @@ from rich.progress import (
 )
 
 from data_recipes.files import write_json, write_whole
+from mllm.device import best_device
 
 T = TypeVar("T")
 
@@ -45,9 +46,7 @@ def in_batches(items: Sequence, size: int) -> list[Sequence]:
 
 def device() -> torch.device:
     """This process's: a GPU of its own (LOCAL_RANK), where there are any."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return best_device()
 
 
 def work(folder: Path, names: Sequence[str], make: Callable[[str], bytes], label: str) -> list[Path] | None:

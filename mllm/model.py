@@ -25,6 +25,7 @@ from tokenizer.weights import weights_hash
 
 from .codes import CODE_EMBEDDINGS, CODE_HEADS
 from .config import MllmConfig
+from .device import send, sync_is_free
 from .folders import find_model, lazy_tensors, loading
 
 # What transformers calls keys and values, as argument and in outputs: `past_key_values` before 5.24, `cache` since.
@@ -60,10 +61,15 @@ def mean_loss(text_loss: Any, text_count: Any, code_loss: Any, code_count: Any, 
 def _check(condition: torch.Tensor, message: Callable[[], str]) -> None:
     """Raises ValueError if a condition is false. On an accelerator, reading it would wait for the device, so a kernel
     asserts it later, without the message."""
-    if condition.device.type == "cpu" or torch.compiler.is_compiling():
+    if sync_is_free(condition.device) or torch.compiler.is_compiling():
         torch_compilable_check(condition, message)
     else:
         torch._assert_async(condition)
+
+
+def _places(slots_BT: torch.Tensor, count: int) -> torch.Tensor:
+    """The flat places of `count` true values. The number is given, so that no device is waited for to learn it."""
+    return slots_BT.flatten().nonzero_static(size=count)[:, 0]
 
 
 def _choose(choices: dict, what: str, name: str):
@@ -180,8 +186,8 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 x_BTD = x_BTD + 0.0 * self.code_embed(ids_BT.new_zeros(1, 1, K)).sum()
             return x_BTD
         self._check_codes(codes_NLK)
-        embeds_NLD = self.code_embed(codes_NLK, quantized=quantized)
-        return x_BTD.masked_scatter(slots_BT[..., None], embeds_NLD.to(x_BTD.dtype))
+        embeds_MD = self.code_embed(codes_NLK, quantized=quantized).flatten(0, 1).to(x_BTD.dtype)
+        return x_BTD.flatten(0, 1).index_copy(0, _places(slots_BT, given), embeds_MD).view_as(x_BTD)
 
     def _check_codes(self, codes_NLK: torch.Tensor) -> None:
         K, V = (self.config.image_tokenizer[name] for name in ("num_codebooks", "codebook_size"))
@@ -208,7 +214,8 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MllmOutput:
         """With `labels` [B, T] (-100: ignored), returns losses, and, outside of training, `logits` [B, T, S]. Without
-        labels, returns `logits` of the last `logits_to_keep` positions (0: all; a tensor: those positions).
+        labels, returns `logits` of the last `logits_to_keep` positions (0: all; a tensor: those positions). `labels`
+        and `is_target` may stay on the CPU: on a GPU, the number of targets must be read from them, which would wait.
 
         Images are `codes` (codes_NLK), or `pixel_values` [N, 3, H, W] in [-1, 1], which are encoded. `is_target` [N] is
         true for images to draw, false for images to read. A code counts `code_weight` times as much as a text target.
@@ -235,10 +242,10 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return MllmOutput(**result)
         text_losses = self.text_losses(h_BTD, labels)
         code_loss, code_losses_PK = self.code_loss(h_BTD, input_ids, codes, is_target, code_share)
-        text_loss, text_count = text_losses.sum(), torch.tensor(text_losses.numel(), device=h_BTD.device)
+        text_loss, text_count = text_losses.sum(), torch.full((), text_losses.numel(), device=h_BTD.device)
         code_count = torch.zeros_like(text_count)
         if codes is not None and is_target is not None:
-            code_count = is_target.sum() * codes[0].numel()
+            code_count += is_target.sum() * codes[0].numel()
         return MllmOutput(
             **result,
             loss=mean_loss(text_loss, text_count, code_loss, code_count, code_weight),
@@ -281,9 +288,10 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def text_losses(self, h_BTD: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each text target, [number of targets]. `lm_head` is applied at targets only."""
-        wanted = labels_BT[:, 1:] != -100
-        logits = self.lm_head(h_BTD[:, :-1][wanted]).float()
-        return F.cross_entropy(logits, labels_BT[:, 1:][wanted], reduction="none")
+        rows, columns = (labels_BT[:, 1:] != -100).nonzero(as_tuple=True)
+        labels, places = labels_BT[rows, columns + 1], rows * labels_BT.shape[1] + columns
+        logits = self.lm_head(h_BTD.flatten(0, 1).index_select(0, send(places, h_BTD.device))).float()
+        return F.cross_entropy(logits, send(labels, h_BTD.device), reduction="none")
 
     def code_loss(
         self,
@@ -300,18 +308,19 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         begin-of-image id.
         """
         K = self.config.image_tokenizer["num_codebooks"]
-        if codes_NLK is None or is_target_N is None or not bool(is_target_N.any()):
+        targets = None if codes_NLK is None or is_target_N is None else is_target_N.nonzero()[:, 0]
+        if targets is None or not len(targets):
             # Under ZeRO every rank must run every module in every micro-batch: one dummy tuple, weighted with zero.
             dummy = self.code_head(h_BTD[:1, 0], torch.zeros(1, K, dtype=torch.long, device=h_BTD.device))
             return 0.0 * dummy.float().sum(), h_BTD.new_zeros(0, K)
-        wanted_NL = is_target_N[:, None].expand(codes_NLK.shape[:2])
-        slots_BT = (ids_BT == self.config.image_token_id)[:, 1:]
-        h_PD = h_BTD[:, :-1][slots_BT][wanted_NL.flatten()]
-        codes_PK = codes_NLK[wanted_NL]
+        targets, (N, L, _) = send(targets, h_BTD.device), codes_NLK.shape
+        places_NL = _places(ids_BT == self.config.image_token_id, N * L).view(N, L)
+        places_P, codes_PK = places_NL[targets].flatten() - 1, codes_NLK[targets].flatten(0, 1)
         scale = 1.0
         if share < 1:
-            drawn = torch.randperm(len(codes_PK))[: max(1, round(share * len(codes_PK)))].to(h_PD.device)
-            scale, h_PD, codes_PK = len(codes_PK) / len(drawn), h_PD[drawn], codes_PK[drawn]
+            drawn = send(torch.randperm(len(codes_PK))[: max(1, round(share * len(codes_PK)))], h_BTD.device)
+            scale, places_P, codes_PK = len(codes_PK) / len(drawn), places_P[drawn], codes_PK[drawn]
+        h_PD = h_BTD.flatten(0, 1).index_select(0, places_P)
         logits_PKV = self.code_head(h_PD, codes_PK).float()
         losses_PK = F.cross_entropy(logits_PKV.flatten(0, 1), codes_PK.flatten(), reduction="none").view_as(codes_PK)
         loss = losses_PK.sum()

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 
 def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
-    """Run `main(*args)` and leave with its status; what a user can cause is told in one line, and so are warnings."""
+    """Run `main(*args)` and leave with its status; what users can cause is told in one line, and so are warnings."""
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     signal.signal(signal.SIGTERM, _stop)
     atexit.register(gc.freeze)  # or leaving would go through all that was imported, which takes a second
@@ -24,7 +24,9 @@ def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
     except BrokenPipeError:  # whoever read our output has left, as in `... | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+            raise
         sys.stderr.write(f"error: {one_line(error)}\n")  # at once: ranks share a terminal
         status = 2
     except KeyboardInterrupt as stop:
@@ -71,10 +73,10 @@ def stop_at_once() -> Iterator[None]:
         os.write(2, b"stopped\n")
         os._exit(130)
 
-    before, resume = signal.signal(signal.SIGINT, stop), gc.enable if gc.isenabled() else gc.disable
+    before, restore = signal.signal(signal.SIGINT, stop), gc.enable if gc.isenabled() else gc.disable
     gc.disable()
     try:
         yield
     finally:
-        resume()
+        restore()
         signal.signal(signal.SIGINT, before)

@@ -7,19 +7,19 @@ python -m scripts.bench answer --model scenes --tokens 64  # an image and a ques
 python -m scripts.bench step --shape w576 --tokens 16  # a position, weights of each form
 python -m scripts.bench kernels --batch 1 8  # a position, by C++ and inductor, against eager; 5 minutes
 python -m scripts.bench prefill --shape 7b-layers --tokens 256  # a prompt of --tokens
-python -m scripts.bench load --shape w576 --form int8  # files to weights, and memory
+python -m scripts.bench load --shape w576 --form int8  # files to weights
 python -m scripts.bench train --shape scenes --batch 32  # an update of an image tokenizer
 python -m scripts.bench update --shape scenes --batch 8  # an update of a language model
 python -m scripts.bench rl --model scenes --batch 1  # a step of learning from drawings, of --batch prompts
 python -m scripts.bench threads  # numbers of threads, allocators
+python -m scripts.bench gpu > gpu.md  # a page about this GPU, in 20 minutes
 
 encode, decode and generate run against the reference's loops, answer and step against transformers, quantized steps
 against the fastest that are not, prefill against matrices of this machine, load against files, train against a plain
 float32 loop, update with what makes it fast or small against doing without, rl against drawing by passes of training,
-threads as a command chooses them against others. --shape: random weights (w320: 320 wide). Both ways must first give
-the same result; then they take turns. Figures are of median times (threads: of the fastest), spread is (slowest -
-fastest) / median. A ratio above 1: ours is better. "of memory bandwidth" and "of matrix throughput": the fraction of
-what this machine does.
+threads as a command chooses them against others. --shape: random weights. Both ways must give the same result, then
+take turns. Figures are of median times (threads: of the fastest), spread is (slowest - fastest) / median. "of ...": a
+share of the machine's.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from eval.bench import BACKBONES, BENCHES, KERNEL_SHAPES, Options, run_bench
+from eval.bench import BACKBONES, BENCHES, KERNEL_SHAPES, Options, print_gpu_page, run_bench
 from scripts._errors import Parser, cli, stop_at_once
 from scripts._load import QUANTIZATIONS
 
@@ -44,17 +44,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--tokens", type=int, default=64, help="length of an answer or prompt, or steps (default: %(default)s)")
     add("--positions", type=int, help="generate: only so many positions of each image (default: all)")
     add("--form", choices=("float32", "bfloat16", *QUANTIZATIONS), help="load: of the weights (default: float32)")
+    add("--device", help="gpu: cpu, with --shape tiny, runs the same code anywhere")
     add("--plot", type=Path, metavar="FILE", help="draw the ratios into this PNG")
     add("--json", action="store_true", help="print one JSON object in place of the table")
     args = parser.parse_args(argv)
-    if args.model if args.command in ("kernels", "update", "threads") else not (args.model or args.shape):
-        wrong = "takes no --model" if args.model else "needs a --model or a --shape"
-        raise ValueError(f"{args.command} {wrong}")
+    if args.model if args.command in ("kernels", "update", "threads", "gpu") else not (args.model or args.shape):
+        raise ValueError(f"{args.command} " + ("takes no --model" if args.model else "needs a --model or a --shape"))
     numbers = [(name, getattr(args, name)) for name in ("repeats", "tokens", "positions")]
     for name, value in numbers + [("batch", size) for size in args.batch]:
         if value is not None and value < 1:
             raise ValueError(f"--{name} {value} is below 1")
-    for name, command in (("positions", "generate"), ("form", "load")):
+    for name, command in (("positions", "generate"), ("form", "load"), ("device", "gpu")):
         if getattr(args, name) and args.command != command:
             raise ValueError(f"--{name} is for {command}, not for {args.command}")
     return args
@@ -64,12 +64,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     with stop_at_once():
         from eval.bench.figures import plot, print_table, report
+    if args.command == "gpu":
+        return print_gpu_page(args.shape, args.device or "cuda")
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     figures = run_bench(args.command, options, args.batch)
     if args.plot:
         plot(figures, f"{args.command}, {args.model or args.shape}", args.plot)
     if args.json:
-        settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot")}
+        settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot", "device")}
         print(json.dumps(report(settings, figures), indent=2))
     else:
         print_table(figures)

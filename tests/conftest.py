@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,32 +38,37 @@ def text_tokenizer(tmp_path_factory) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def new_tiny_model(
+    text_tokenizer: PreTrainedTokenizerBase,
+    code_embedding: str = "tables",
+    code_head: str = "depth",
+    quantizer: str = "multi_codebook",
+    kind: type[Mllm] = Mllm,
+) -> tuple[Mllm, Processor]:
+    """A fresh (model, processor), always with the same weights."""
+    image_tokenizer = replace(SIZES["tiny"], text_vocab_size=len(text_tokenizer) + 1, quantizer=quantizer)
+    processor = Processor(text_tokenizer, image_tokenizer.num_positions, image_tokenizer.image_size)
+    config = MllmConfig(
+        text_config={**BACKBONE, "vocab_size": len(text_tokenizer)},
+        image_tokenizer=image_tokenizer.to_dict(),
+        code_embedding=code_embedding,
+        code_head=code_head,
+        code_head_args={"layers": 1, "heads": 2} if code_head == "depth" else {},
+        pad_token_id=processor.pad_id,
+        image_token_id=processor.image_id,
+        boi_token_id=processor.boi_id,
+        eoi_token_id=processor.eoi_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return kind(config).eval(), processor
+
+
 @pytest.fixture(scope="session")
 def make_tiny_model(text_tokenizer) -> Callable[..., tuple[Mllm, Processor]]:
     """A function: (code_embedding, code_head, quantizer) -> a fresh (model, processor), always with the same
     weights."""
-
-    def make(
-        code_embedding: str = "tables", code_head: str = "depth", quantizer: str = "multi_codebook"
-    ) -> tuple[Mllm, Processor]:
-        image_tokenizer = replace(SIZES["tiny"], text_vocab_size=len(text_tokenizer) + 1, quantizer=quantizer)
-        processor = Processor(text_tokenizer, image_tokenizer.num_positions, image_tokenizer.image_size)
-        config = MllmConfig(
-            text_config={**BACKBONE, "vocab_size": len(text_tokenizer)},
-            image_tokenizer=image_tokenizer.to_dict(),
-            code_embedding=code_embedding,
-            code_head=code_head,
-            code_head_args={"layers": 1, "heads": 2} if code_head == "depth" else {},
-            pad_token_id=processor.pad_id,
-            image_token_id=processor.image_id,
-            boi_token_id=processor.boi_id,
-            eoi_token_id=processor.eoi_id,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return Mllm(config).eval(), processor
-
-    return make
+    return partial(new_tiny_model, text_tokenizer)
 
 
 @pytest.fixture(scope="session")

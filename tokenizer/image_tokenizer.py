@@ -24,6 +24,10 @@ from .sizes import STRIDE, ImageTokenizerConfig
 from .text_tower import TextTower
 from .transform import load_image, to_images, to_pixels
 
+# Codes of an image must be those of any other machine. By default, GPUs convolve float32 with 10 bits of precision
+# (TF32), which flips near ties; matrix products are in float32 by default.
+torch.backends.cudnn.allow_tf32 = False
+
 
 class TrainingOutput(NamedTuple):
     """What the losses of the image tokenizer need; image and text features are unit vectors [N, E]."""

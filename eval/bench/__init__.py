@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-# Command -> the module with its `bench_COMMAND(options, batch)`.
+# Command -> the module with its `bench_COMMAND(options, batch)`; "gpu" prints a page instead.
 BENCHES = {
     "encode": "images",
     "decode": "images",
@@ -22,10 +22,11 @@ BENCHES = {
     "update": "updates",
     "rl": "rl",
     "threads": "openmp",
+    "gpu": "gpu",
 }
 # Widths of the language model: (width, layers); "7b-layers" is two of a 7B model's, to fit anywhere.
 BACKBONES = {"tiny": (64, 2), "w320": (320, 6), "w576": (576, 30), "w2048": (2048, 16)}
-BACKBONES |= {"7b-layers": (4096, 2), "7b": (4096, 32)}
+BACKBONES |= {"7b-layers": (4096, 2), "7b": (4096, 32), "1b": (2048, 22)}
 # What `kernels` times: a backbone, a code head, or both. UniTok's head is a quarter as wide as the released one.
 KERNEL_SHAPES = {
     "scenes": {
@@ -70,3 +71,8 @@ def run_bench(command: str, options: Options, batches: Sequence[int]) -> list[An
                 figures.append(figure)
                 status.update(f"{figure.name}: done")
     return figures
+
+
+def print_gpu_page(shape: str | None, device: str) -> None:
+    """See `gpu.print_page`."""
+    import_module(".gpu", __name__).print_page(shape, device)

@@ -36,7 +36,7 @@ def get_model(model: str | None, shape: str | None) -> tuple[Mllm, Processor]:
     return load_model(model) if model else new_model(shape)
 
 
-def new_model(shape: str) -> tuple[Mllm, Processor]:
+def model_config(shape: str, vocab_size: int | None = None) -> tuple[MllmConfig, Processor]:
     """A Llama of that width, the reference's code embedding (all of it) and code head (three more layers
     of the same Llama, one output of 4096 for eight sub-codebooks). The image tokenizer, which plays no part, is small.
     """
@@ -45,20 +45,27 @@ def new_model(shape: str) -> tuple[Mllm, Processor]:
     sizes = ImageTokenizerConfig(depth=1, conv_widths=(16, 16), conv_depths=(1, 1), **text)
     processor = Processor(Processor.from_pretrained("scenes").tokenizer, sizes.num_positions, sizes.image_size)
     hidden = -(-8 * width // 3 // 256) * 256  # as in Llama: 8/3 of the width, rounded up
+    heads = width // (128 if width >= 2048 else 64)
     backbone = {
-        "vocab_size": len(processor.tokenizer),
+        "vocab_size": vocab_size or len(processor.tokenizer),
         "hidden_size": width,
         "intermediate_size": hidden,
         "num_hidden_layers": layers,
-        "num_attention_heads": width // 64,
-        "num_key_value_heads": width // 64,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
     }
     config = MllmConfig(
         text_config=backbone,
         image_tokenizer=sizes.to_dict(),
         code_embedding="codebook",
-        code_head_args={"layers": 3, "heads": width // 64, "hidden": hidden, "shared_output": True},
+        code_head_args={"layers": 3, "heads": heads, "hidden": hidden, "shared_output": True},
     )
+    return config, processor
+
+
+def new_model(shape: str) -> tuple[Mllm, Processor]:
+    """Random weights in float32 that bfloat16 represents."""
+    config, processor = model_config(shape)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Mllm(config).eval()

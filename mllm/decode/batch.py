@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import torch
 
+from ..device import send, sync_is_free
 from ..fast import Kernels, pick_kernels
 from ..model import MllmForConditionalGeneration
 from ..text.processor import MllmProcessor
 from ..text.templates import Sample
 from .options import CODE_CONTEXTS
 from .program import Draw, Feed, Keep, Track, Want, Write
-from .sampling import NONE, NotFinite, Picker, sync_is_free
+from .sampling import NONE, NotFinite, Picker
 from .stream import Stream
 
 Row = tuple[Track, int]  # a track, and 0, or which of its unconditional rows this is
@@ -112,7 +113,7 @@ class Batch:
             if isinstance(want, Feed):
                 values |= dict.fromkeys(tracks, want.id)
             elif isinstance(want, Keep):
-                values |= dict.fromkeys(tracks, want.codes_K)
+                values |= dict.fromkeys(tracks, send(want.codes_K, self.model.device))
             elif isinstance(want, Write):
                 pick = Picker((), generators, sampling=want.sampling, scored=scored)
                 ids = pick(self.model.text_logits(self._hidden(rows)), 0).tolist()
@@ -139,8 +140,7 @@ class Batch:
         return values
 
     def _hidden(self, rows: list[int]) -> torch.Tensor:
-        h_BD = self._stream.h_BD
-        return h_BD if rows == list(range(len(h_BD))) else h_BD[rows]
+        return _in_order(self._stream.h_BD, rows)
 
     def _begin(self, tracks: Sequence[Track]) -> None:
         for context in CODE_CONTEXTS:
@@ -152,8 +152,8 @@ class Batch:
         parts, source = [], {}  # embeddings, and the index of each track's own
         texts = [track for track, value in values.items() if isinstance(value, int) and track.want]
         if texts:
-            ids = torch.tensor([values[track] for track in texts], device=self.model.device)
-            parts.append(self.model.get_input_embeddings()(ids))
+            ids = torch.tensor([values[track] for track in texts])
+            parts.append(self.model.get_input_embeddings()(send(ids, self.model.device)))
             source |= {track: index for index, track in enumerate(texts)}
         total = len(texts)
         in_batch = {track for track, _ in self._rows}
@@ -166,7 +166,7 @@ class Batch:
             total += len(cohort.tracks)
         order = [source[track] for track, _ in self._rows]
         x_BD = torch.cat([part.to(parts[0].dtype) for part in parts]) if len(parts) > 1 else parts[0]
-        self._stream.feed(x_BD if order == list(range(total)) else x_BD[order])
+        self._stream.feed(_in_order(x_BD, order))
 
     def _drop(self, gone: Callable[[Track, int], bool]) -> None:
         for row in reversed(range(len(self._rows))):
@@ -178,3 +178,7 @@ class Batch:
 
 def _unconditional_rows(track: Track) -> list[Row]:
     return [(track, number) for number in range(1, track.rows)]
+
+
+def _in_order(x_BD: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    return x_BD if rows == list(range(len(x_BD))) else x_BD[send(torch.tensor(rows), x_BD.device)]

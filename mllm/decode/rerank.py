@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..device import send
 from ..model import MllmForConditionalGeneration
 from ..text.processor import MllmProcessor
 from ..text.templates import Sample
@@ -25,9 +26,9 @@ def fit(
     check_readable(model, processor, prompt)
     chats = [processor.encode(_answered(prompt.strip(), codes_LK), open_answer=False) for codes_LK in codes_NLK]
     batch = processor.collate(chats)
-    ids_NT, labels_NT = batch.input_ids.to(model.device), batch.labels.to(model.device)
+    ids_NT = send(batch.input_ids, model.device)
     h_NTD = model.backbone(inputs_embeds=model.embed(ids_NT, codes_NLK)).last_hidden_state
-    fits_N = -model.text_losses(h_NTD, labels_NT).view(len(chats), -1).sum(1)
+    fits_N = -model.text_losses(h_NTD, batch.labels).view(len(chats), -1).sum(1)
     if not bool(fits_N.isfinite().all()):
         raise NotFinite("likelihoods")
     return fits_N

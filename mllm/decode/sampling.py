@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..device import send, sync_is_free
 from .options import Sampling
 
 UNCHANGED = Sampling(temperature=1.0)  # the probabilities of the model
@@ -91,21 +92,16 @@ def sample_by_sorting(logits_BV: torch.Tensor, noise_BV: torch.Tensor, top_k: in
     return (filter_logits(logits_BV, top_k, top_p) + noise_BV).argmax(-1)
 
 
-def sync_is_free(device: torch.device) -> bool:
-    """Whether reading a value is free. On a GPU it waits until all launched work is done."""
-    return device.type == "cpu"
-
-
 def gumbel(generators: Sequence[torch.Generator], size: int, device: torch.device) -> torch.Tensor:
     """Gumbel noise [B, size], each row from its own generator.
 
     The argmax of logits plus Gumbel noise is a draw from their softmax. Unlike `torch.multinomial`, it needs no sum
     over the row, whose rounding would depend on the batch.
     """
-    uniform = torch.empty(len(generators), size)
+    uniform = torch.empty(len(generators), size, pin_memory=device.type == "cuda")
     for row, generator in zip(uniform, generators, strict=True):
         row.uniform_(generator=generator)
-    return uniform.clamp_min_(1e-20).to(device).log_().neg_().log_().neg_()
+    return send(uniform.clamp_min_(1e-20), device).log_().neg_().log_().neg_()
 
 
 class Picker:

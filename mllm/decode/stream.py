@@ -11,11 +11,14 @@ from collections.abc import Sequence
 import torch
 from transformers import Cache, DynamicCache
 
+from ..device import send
 from ..fast import Kernels, pick_kernels
 from ..fast.eager import put
 from ..model import CACHE, MllmForConditionalGeneration
 from ..text.processor import MllmProcessor
 from ..text.templates import Sample
+
+ALIGNED = 16  # columns: with masks of other lengths, attention on GPUs first copies them
 
 
 class KeyValues(Cache):
@@ -37,6 +40,7 @@ class KeyValues(Cache):
     def add(self, prefilled: DynamicCache, places: Sequence[int], lengths: Sequence[int], room: int) -> None:
         """Append a row for each of `places`, indices into the batch of `prefilled`. `room`: expected new columns."""
         first, T = len(self.lengths), max(lengths)
+        places = send(torch.tensor(places), self.mask_ST.device)
         self.lengths += lengths
         end = len(self.lengths)
         self._reserve(end, max(self.lengths) + room)
@@ -93,7 +97,7 @@ class KeyValues(Cache):
     def _locate(self) -> None:
         """Compute where each row's next column is: `places_B` within the row, `flat_B` in all memory, row after row."""
         self.layout = object()
-        self.places_B = torch.tensor(self.lengths, device=self.mask_ST.device)
+        self.places_B = send(torch.tensor(self.lengths), self.mask_ST.device)
         self.flat_B = (
             self.places_B + torch.arange(len(self.lengths), device=self.mask_ST.device) * self.mask_ST.shape[1]
         )
@@ -102,7 +106,7 @@ class KeyValues(Cache):
         S, T = self.mask_ST.shape
         if rows <= S and columns <= T:
             return
-        size = max(rows, S), max(columns, T)
+        size = max(rows, S), max(-(-columns // ALIGNED) * ALIGNED, T)
 
         def grown(old: torch.Tensor) -> torch.Tensor:
             # Zeros, not empty memory: masked values are multiplied by a probability of 0, and 0 * NaN is NaN.
@@ -143,11 +147,13 @@ class Stream:
         lengths = [len(sample.ids) for sample in samples]
         # Padding is on the right, where causal attention does not see it, so no mask is needed.
         batch = self.processor.collate(list(unique.values()), self.model.image_tokenizer)
-        codes = None if batch.codes is None else batch.codes.to(self.model.device)
+        device = self.model.device
+        codes = None if batch.codes is None else send(batch.codes, device)
         prefilled = DynamicCache()
-        x_BTD = self.model.embed(batch.input_ids.to(self.model.device), codes)
+        x_BTD = self.model.embed(send(batch.input_ids, device), codes)
         h_BTD = self.model.backbone(inputs_embeds=x_BTD, use_cache=True, **{CACHE: prefilled}).last_hidden_state
-        h_BD = h_BTD[places, [length - 1 for length in lengths]]
+        last = [place * h_BTD.shape[1] + length - 1 for place, length in zip(places, lengths, strict=True)]
+        h_BD = h_BTD.flatten(0, 1)[send(torch.tensor(last), device)]
         if self.cache is None:
             self.cache, self.h_BD = KeyValues(prefilled, self.kernels.fixed_shapes), h_BD[:0]
         self.cache.add(prefilled, places, lengths, room)
@@ -165,9 +171,9 @@ class Stream:
     def remove(self, row: int) -> None:
         """Remove a row; the last row moves to its place."""
         self.cache.remove(row)
-        kept = list(range(len(self.h_BD)))
-        kept[row] = kept[-1]
-        self.h_BD = self.h_BD[kept[:-1]]
+        last_D, self.h_BD = self.h_BD[-1], self.h_BD[:-1].clone()
+        if row < len(self.h_BD):
+            self.h_BD[row] = last_D
 
 
 def check_length(model: MllmForConditionalGeneration, processor: MllmProcessor, sample: Sample, room: int = 1) -> None:

@@ -2,7 +2,7 @@
 are recorded once and launched together.
 
 A recording keeps the shapes, the memory addresses and the Python numbers of its moment. So recorded code never reads a
-value from the device (`sampling.sync_is_free`) and has the same shapes at every step (`KeyValues.fixed_shapes`). A new
+value from the device (`device.sync_is_free`) and has the same shapes at every step (`KeyValues.fixed_shapes`). A new
 recording is made when memory moves, or when rows come or go.
 Shapes: B sequences, D width, V entries, K sub-codebooks.
 """
@@ -19,6 +19,7 @@ from torch import nn
 from .cpu import FIXED_ROTARY
 
 WARM_UP = 4  # calls before a recording: libraries set themselves up, and short-lived batches are not worth one
+TRIES = 3  # recordings with other codes than the step itself: near ties may do that once, but not each time
 KEPT = 8  # recordings of a code head, one for each number of rows and kind of sampling
 
 
@@ -28,8 +29,9 @@ def record(
     """Record the kernels of `function(*inputs)` without running them. Returns a function that runs them on the memory
     of `inputs`, and the tensor that they fill."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads may use the device meanwhile, such as the server's thread that decodes images.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    # A thread's current device need not be the model's. Other threads may use the device meanwhile, such as the one of
+    # the server that decodes images.
+    with torch.cuda.device(inputs[0].device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         output = function(*inputs)
     return graph.replay, output
 
@@ -40,6 +42,7 @@ class Recorded:
     def __init__(self, function: Callable[..., torch.Tensor]):
         self.function = function
         self.warm_up: float = WARM_UP  # calls that still run unrecorded
+        self.tries = TRIES
         self.replay: Callable[[], None] | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -54,19 +57,24 @@ class Recorded:
         return self.output
 
     def _record(self, inputs: tuple[torch.Tensor, ...]) -> bool:
-        """Record, and compare with the function itself. Returns whether they agree; if not, it is not tried again."""
+        """Record, and compare with the function itself. Returns whether they agree. If it cannot be recorded, or has
+        not agreed `TRIES` times, it is not tried again."""
         self.inputs = [x.clone() for x in inputs]
         expected = self.function(*inputs).clone()
         try:
             self.replay, self.output = record(self.function, self.inputs)
             self.replay()
-            reason = "" if same(self.output, expected) else "it gives other numbers than the step itself"
+            if same(self.output, expected):
+                return True
+            self.tries -= 1
+            reason = "" if self.tries else "it gives other numbers than the step itself"
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
+        self.replay = None
         if reason:
             warnings.warn(f"generation runs without a CUDA graph, which is slower: {reason}", stacklevel=2)
-            self.replay, self.warm_up = None, math.inf
-        return not reason
+            self.warm_up = math.inf
+        return False
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -1,7 +1,8 @@
 """Weight-only quantization of the backbone's linear layers to a half or a quarter of the bytes of bfloat16.
 
-Prompts run through torch's CPU kernels; in decode steps, step.cpp reads the same weights. Embeddings and heads are in
-bfloat16, and the image tokenizer stays as it is.
+Prompts run through torch's kernels; in decode steps, step.cpp reads the same weights. A model in int8 can then go to a
+GPU, where torch's kernel runs everything; int4 has another layout there. Embeddings and heads are in bfloat16, and the
+image tokenizer stays as it is.
 Shapes: R rows of inputs, I inputs, O outputs, G groups of 32 inputs.
 """
 

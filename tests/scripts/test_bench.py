@@ -158,6 +158,26 @@ def test_update(figures, monkeypatch):
     assert told["logits at labels / everywhere"]["ratio"] > 1 and all(one["ratio"] > 0 for one in told.values())
 
 
+@pytest.mark.slow
+def test_the_page_about_a_gpu(run, monkeypatch):
+    """All of its code, on a CPU; what fails in one part leaves the others."""
+    whole = run(main, "gpu", "--shape", "tiny", "--device", "cpu")
+    assert (whole.status, whole.err) == (0, "")
+    titles = [line for line in whole.out.splitlines() if line.startswith("#")]
+    assert [title.split(",")[0] for title in titles] == [
+        "# CPU",
+        "## Drawing",
+        "## Answering about an image",
+        "## An update of tiny",
+        "## Image tokenizer",
+    ]
+    rows = [line.strip("| ").split(" | ") for line in whole.out.splitlines() if line.startswith("| ")]
+    assert len(rows) == 25 and "not measured" not in whole.out
+    monkeypatch.setattr("eval.bench.gpu.answer", lambda *_: torch.ones(2**48))
+    parts = run(main, "gpu", "--shape", "tiny", "--device", "cpu")
+    assert parts.status == 0 and parts.out.count("not measured: ") == 2 and parts.out.count("\n##") == 4
+
+
 def test_a_plain_loop_with_another_loss_is_refused(refused, monkeypatch):
     monkeypatch.setattr(
         image_tokenizer_update, "plain_up", lambda layer, x: layer.conv(F.interpolate(x, scale_factor=2.0)) + 1
@@ -294,6 +314,12 @@ def test_the_reference_draws_from_what_our_filter_keeps():
         (["step", "--shape", "tiny", "--form", "int8"], "--form is for load, not for step"),
         (["load", "--model", "no_such_model"], "unknown model 'no_such_model'"),
         (["encode", "--shape", "tiny", "--positions", "3"], "--positions is for generate, not for encode"),
+        (["encode", "--shape", "tiny", "--device", "cpu"], "--device is for gpu, not for encode"),
+        (
+            ["gpu", "--shape", "w320", "--device", "cpu"],
+            "unknown --shape 'w320'; known for this command: tiny, or",
+        ),
+        (["gpu", "--device", "cpu"], "torch finds no GPU here; --device cpu --shape tiny runs the same code"),
     ],
 )
 def test_bad_arguments(refused, words, told):
@@ -307,7 +333,7 @@ def test_a_model_without_a_depth_head(refused, make_tiny_model, tmp_path):
 
 
 def test_every_command_is_tested():
-    others = {"answer", "step", "kernels", "prefill", "load", "train", "update", "rl", "threads"}
+    others = {"answer", "step", "kernels", "prefill", "load", "train", "update", "rl", "threads", "gpu"}
     assert {*COMMANDS, *others} == set(BENCHES)
 
 

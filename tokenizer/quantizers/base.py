@@ -59,8 +59,8 @@ class Upkeep(ABC):
         """A micro-batch of the update."""
 
     @abstractmethod
-    def step(self) -> dict[str, float]:
-        """Once after each update, by all processes: -> figures to log."""
+    def step(self) -> dict[str, torch.Tensor]:
+        """Once after each update, by all processes: -> figures to log, on the device."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -130,14 +130,16 @@ def look_up(entries_KVq: torch.Tensor, codes_NLK: torch.Tensor) -> torch.Tensor:
 
 def count_codes(codes_NLK: torch.Tensor, codebook_size: int) -> torch.Tensor:
     """How often each entry occurs, [K, V], float."""
-    codes_MK = codes_NLK.flatten(0, -2)
-    return torch.stack([torch.bincount(codes_M, minlength=codebook_size) for codes_M in codes_MK.T]).float()
+    codes_KM = codes_NLK.flatten(0, -2).T
+    counts_KV = torch.zeros(len(codes_KM), codebook_size, device=codes_NLK.device)
+    # Not bincount, which waits for the device to learn the largest code.
+    return counts_KV.scatter_add_(1, codes_KM, torch.ones_like(codes_KM, dtype=torch.float32))
 
 
 def code_use(counts_KV: torch.Tensor) -> dict[str, list[float]]:
     """Of each sub-codebook, from the counts of its entries: `usage`, the share of its entries that occur, and
     `perplexity`, the exponential of the entropy of their frequencies, which is V when all are equally frequent."""
-    counts_KV = counts_KV.double()
+    counts_KV = counts_KV.cpu().double()
     p_KV = counts_KV / counts_KV.sum(1, keepdim=True).clamp(min=1)
     return {
         "usage": (counts_KV > 0).double().mean(1).tolist(),

@@ -137,39 +137,38 @@ class Revival(Upkeep):
 
     def __init__(self, quantizer: MultiCodebookQuantizer, after: int, sum_over: Across, of_first: Across):
         self.quantizer, self.after, self.sum_over, self.of_first = quantizer, after, sum_over, of_first
-        self.unused_KV = torch.zeros(quantizer.codebooks_KVq.shape[:2], dtype=torch.long)
+        codebooks_KVq = quantizer.codebooks_KVq
+        self.unused_KV = torch.zeros(codebooks_KVq.shape[:2], dtype=torch.long, device=codebooks_KVq.device)
         self._begin()
 
     def _begin(self) -> None:
-        self.counts_KV, self.slices = torch.zeros(self.unused_KV.shape), []
+        self.counts_KV, self.slices = torch.zeros_like(self.unused_KV, dtype=torch.float32), []
 
     def add(self, quantized: Quantized) -> None:
-        self.counts_KV += count_codes(quantized.codes_NLK, self.unused_KV.shape[1]).cpu()
+        self.counts_KV += count_codes(quantized.codes_NLK, self.unused_KV.shape[1])
         self.slices.append(quantized.slices_KMq)
 
     @torch.no_grad()
-    def step(self) -> dict[str, float]:
-        """-> `revived`, the number of entries moved."""
+    def step(self) -> dict[str, torch.Tensor]:
+        """-> `revived`, the number of entries moved. Whether there are any is not asked: that would wait for the
+        device."""
         codebooks_KVq, slices_KMq = self.quantizer.codebooks_KVq, torch.cat(self.slices, 1)
         counts_KV = self.sum_over(self.counts_KV)
         self._begin()
         self.unused_KV = torch.where(counts_KV > 0, 0, self.unused_KV + 1)
         due_KV = self.unused_KV >= self.after
-        if not due_KV.any():
-            return {"revived": 0}
-        chosen_KV = torch.randint(slices_KMq.shape[1], due_KV.shape).to(codebooks_KVq.device)
+        chosen_KV = torch.randint(slices_KMq.shape[1], due_KV.shape, device=due_KV.device)
         features_KVq = slices_KMq.gather(1, chosen_KV[..., None].expand_as(codebooks_KVq)).contiguous()
         features_KVq = self.of_first(features_KVq).to(codebooks_KVq)
-        moved_KV1 = due_KV.to(codebooks_KVq.device)[..., None]
-        codebooks_KVq.copy_(torch.where(moved_KV1, features_KVq, codebooks_KVq))
-        self.unused_KV[due_KV] = 0
-        return {"revived": int(due_KV.sum())}
+        codebooks_KVq.copy_(torch.where(due_KV[..., None], features_KVq, codebooks_KVq))
+        self.unused_KV.masked_fill_(due_KV, 0)
+        return {"revived": due_KV.sum()}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"unused_KV": self.unused_KV}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self.unused_KV = state["unused_KV"]
+        self.unused_KV.copy_(state["unused_KV"])
 
 
 def _look_up(entries_KVq: torch.Tensor, codes_KM: torch.Tensor) -> torch.Tensor:

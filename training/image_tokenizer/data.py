@@ -105,6 +105,7 @@ def image_loader(data: TrainingImages, rank: int, world: int, seen: int, steps: 
         num_workers=run.workers,
         collate_fn=_stack,
         worker_init_fn=ignore_stop_signals,
+        pin_memory=torch.cuda.is_available(),  # see mllm.device.send
     )
 
 

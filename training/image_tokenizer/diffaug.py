@@ -6,6 +6,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from mllm.device import send
+
 SHIFT = 1 / 8  # of the side
 HOLE = 0.2  # of the side
 
@@ -45,7 +47,7 @@ def _translate(pixels_N3HW: torch.Tensor, generator: torch.Generator) -> torch.T
 
 def _recolour(pixels_N3HW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Brightness -0.5..0.5, then saturation 0..2, then contrast 0.5..1.5."""
-    draws_3N = torch.rand(3, len(pixels_N3HW), generator=generator).to(pixels_N3HW.device)
+    draws_3N = send(torch.rand(3, len(pixels_N3HW), generator=generator), pixels_N3HW.device)
     brightness, saturation, contrast = draws_3N[:, :, None, None, None]
     x = pixels_N3HW + (brightness - 0.5)
     grey = x.mean(1, keepdim=True)
@@ -62,7 +64,7 @@ def _cut_out(pixels_N3HW: torch.Tensor, generator: torch.Generator) -> torch.Ten
         hole = round(HOLE * side)
         centre = torch.randint(0, side + 1, (N, 1), generator=generator)
         offset = torch.arange(side) - (centre - hole // 2)
-        return ((offset >= 0) & (offset < hole)).to(pixels_N3HW.device)
+        return send((offset >= 0) & (offset < hole), pixels_N3HW.device)
 
     hole_NHW = inside(H)[:, :, None] & inside(W)[:, None, :]
     return pixels_N3HW.masked_fill(hole_NHW[:, None], 0.0)

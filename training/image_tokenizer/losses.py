@@ -34,9 +34,8 @@ def disentangling_loss(features_NLQ: torch.Tensor, num_codebooks: int) -> torch.
     if num_codebooks == 1:
         return features_NLQ.new_zeros(())
     x_MKq = F.normalize(features_NLQ.float().flatten(0, 1).unflatten(-1, (num_codebooks, -1)), dim=-1)
-    cosine_MKK = x_MKq @ x_MKq.mT
-    pairs = cosine_MKK.new_ones(num_codebooks, num_codebooks).triu(1).bool()
-    return cosine_MKK[:, pairs].pow(2).mean()
+    rows, columns = torch.triu_indices(num_codebooks, num_codebooks, 1, device=x_MKq.device)
+    return (x_MKq @ x_MKq.mT)[:, rows, columns].pow(2).mean()
 
 
 def perceptual_network(weights: ReconstructionConfig) -> PerceptualLoss | None:

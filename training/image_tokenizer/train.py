@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from data_recipes.images import SCENES, open_images
+from mllm.device import send, sync_is_free
 from mllm.folders import load_image_tokenizer
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 from tokenizer.image_tokenizer import TrainingOutput
@@ -130,6 +131,7 @@ def run_updates(config: TokenizerTrainConfig, device: torch.device, checkpoint: 
                 if metrics:
                     metrics.log(step, {**values, "images_per_s": clock.rate(seen)})
             if rank == 0 and (due(step, config.run.save_every, config.run.steps) or stopping):
+                learner.check_finite()
                 state = {**learner.state_dict(), "seen": seen}
                 save_checkpoint(config.run.path, step, save, state, config.run.keep)
                 metrics.picture(step, "reconstructions", learner.reconstructions(fixed_N3HW))
@@ -169,6 +171,7 @@ class Learner:
         self.upkeep = self.model.quantizer.upkeep(self.options, sum_over_ranks, from_rank_zero)
         sizes = self.model.config
         self.counts_KV = torch.zeros(sizes.num_codebooks, sizes.codebook_size, device=device)  # since a report
+        self.steps, self.finite = 0, torch.ones((), dtype=torch.bool, device=device)
 
     @property
     def evaluated(self) -> ImageTokenizer:
@@ -208,8 +211,8 @@ class Learner:
     def update(self, step: int, rank: int, micro_batches: Sequence[ImageBatch]) -> Callable[[], dict[str, float]]:
         """One step of image tokenizer and discriminator; `step` counts from 0. Returns a function that computes the
         numbers of this step, since most are not logged; all ranks must call it. Raises ValueError for a loss that is
-        not finite, before anything is changed."""
-        config = self.config
+        not finite, before anything is changed; on a GPU, which would be waited for, the returned function does."""
+        config, self.steps = self.config, step + 1
         torch.manual_seed((config.run.seed * 1_000_003 + step) * 1009 + rank)
         self.generator.manual_seed(int(torch.randint(2**62, ())))
         lr = set_lr(self.optimizer, schedule(step, config.run.steps, config.optim))
@@ -217,7 +220,7 @@ class Learner:
         sums: dict[str, torch.Tensor] = {}
         pairs = []
         for batch in micro_batches:
-            pixels_N3HW, ids_NT = batch.pixels_N3HW.to(self.device), batch.ids_NT.to(self.device)
+            pixels_N3HW, ids_NT = send(batch.pixels_N3HW, self.device), send(batch.ids_NT, self.device)
             terms, output = self._backward(step, pixels_N3HW, ids_NT, 1 / len(micro_batches))
             _add(sums, terms)
             self.counts_KV += count_codes(output.quantized.codes_NLK, self.counts_KV.shape[1])
@@ -233,6 +236,7 @@ class Learner:
         _add(sums, self._train_discriminator(step, pairs))
 
         def report() -> dict[str, float]:
+            self.check_finite()
             sums["psnr"] = sum(_psnr(*pair) for pair in pairs)
             shares = sum_over_ranks(torch.stack([value.detach().float().cpu() for value in sums.values()]))
             means = (shares / (world_size() * len(micro_batches))).tolist()
@@ -240,9 +244,23 @@ class Learner:
             use = code_use(sum_over_ranks(self.counts_KV))
             self.counts_KV.zero_()
             each = {f"{name}/{k}": value for name, of in use.items() for k, value in enumerate(of)}
-            return {**values, **kept, **{name: fmean(of) for name, of in use.items()}, **each}
+            upkeep = {name: value.item() for name, value in kept.items()}
+            return {**values, **upkeep, **{name: fmean(of) for name, of in use.items()}, **each}
 
         return report
+
+    def check_finite(self) -> None:
+        """Raises ValueError if a loss or a gradient was not finite."""
+        if not self.finite:
+            raise ValueError(f"the loss or its gradient is not finite by step {self.steps}: lower optim.lr")
+
+    def _check(self, what: str, value: torch.Tensor) -> None:
+        """Raises ValueError for one that is not finite, before the update; on a GPU, `check_finite` does later."""
+        self.finite = self.finite & value.detach().isfinite()
+        if sync_is_free(self.device) and not self.finite:
+            raise ValueError(
+                f"the {what} is {value.item()} at step {self.steps}; stopped before the update: lower optim.lr"
+            )
 
     def _backward(
         self, step: int, pixels_N3HW: torch.Tensor, ids_NT: torch.Tensor, share: float
@@ -263,8 +281,7 @@ class Learner:
             pull = adaptive_weight(terms["reconstruction"], terms["adversarial"], self.model.decoder.last_weight)
             strength = adversarial.weight * ramp(step, adversarial.start, adversarial.ramp) * pull
             loss, terms["adversarial_weight"] = loss + strength * terms["adversarial"], strength
-        if not loss.isfinite():
-            raise ValueError(f"the loss is {loss.item()} at step {step + 1}; stopped before the update: lower optim.lr")
+        self._check("loss", loss)
         (loss * share / world_size()).backward()
         return {**terms, "loss": loss}, output
 
@@ -305,8 +322,7 @@ class Learner:
         parameters = [*trained(network).values()]
         sum_gradients(parameters)
         grad_norm = nn.utils.clip_grad_norm_(parameters, clip)
-        if not grad_norm.isfinite():
-            raise ValueError(f"the gradient is {grad_norm.item()}; stopped before the update: lower optim.lr")
+        self._check("gradient", grad_norm)
         optimizer.step()
         return grad_norm
 

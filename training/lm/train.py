@@ -1,16 +1,21 @@
 """The language model's training loop: a mixture of sequences in, a model folder out."""
 
 import logging
-from collections.abc import Iterator
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.logging import disable_progress_bar
 
 from mllm import Mllm, Processor
+from mllm.device import advice, compiler_problem, sync_is_free
 from mllm.text.processor import Batch
 
 from ..data.mixture import Mixture, MixtureUpdates, Update
@@ -26,8 +31,12 @@ from .build import build_model, choose_trained, weights_to_save
 from .lora import base_hash, save_adapter
 from .prompted import conversations, show_samples
 from .start_log import first_loss_line, parameter_lines, preview_lines, source_lines
-from .update import train_step
+from .update import Report, train_step
 
+# transformers makes masks for the attention that it knows, and waits for the device in each pass to find out whether
+# rows need one. For this name it makes none: rows are causal, or come with a mask of their own (`update.inputs_of`).
+UNMASKED = "sdpa_unmasked"
+AttentionInterface.register(UNMASKED, sdpa_attention_forward)
 PADDED_TO = 16  # sequences are padded to a multiple of it: each new shape costs memory, and time to compile
 
 
@@ -66,6 +75,15 @@ def run_updates(config: TrainConfig, device: torch.device, checkpoint: Path | No
     metrics = Metrics(config, first) if rank == 0 else None
     problems = Problems(config.data.max_bad)
     problems.add(mixture.damages if metrics else [])
+    late: deque[tuple] = deque()  # of updates that are left to log
+
+    def log(step: int, report: Callable[[], Report], rates: Report, tokens: float) -> None:
+        values = {**report(), **rates, **speed.measure(tokens, data.samples)}
+        if metrics:
+            metrics.log(step, values)
+            if step == first + 1:
+                talk([first_loss_line(values, metrics.before, model, loaded)])
+
     with StopSignal() as stop:
         for step, update in enumerate(updates(data, config), start=first + 1):
             problems.add(update.problems, update.complete)
@@ -73,14 +91,16 @@ def run_updates(config: TrainConfig, device: torch.device, checkpoint: Path | No
             rates = set_lr(engine, schedule(step - 1, steps, config.optim))
             report = train_step(engine, batches_of(update, processor, engine), config)
             seen += data.samples
-            last, tokens = stop.anywhere() or step == steps, tokens_of(update)
-            if metrics:
-                metrics.log(step, {**report(), **rates, **speed.measure(tokens, data.samples)})
-                if step == first + 1:
-                    talk([first_loss_line(report(), metrics.before, model, loaded)])
-            if config.prompts and config.run.sample_every and due(step, config.run.sample_every, steps):
+            last = stop.anywhere() or step == steps
+            saves = last or step % config.run.save_every == 0
+            shows = bool(config.prompts and config.run.sample_every) and due(step, config.run.sample_every, steps)
+            late.append((step, report, rates, tokens_of(update)))
+            # An update on a GPU is read when the next one has been launched, so that the GPU always has work.
+            while len(late) > (not sync_is_free(device) and not shows and not saves):
+                log(*late.popleft())
+            if shows:
                 show_samples(engine, processor, config.prompts, metrics, step)
-            if last or step % config.run.save_every == 0:
+            if saves:
                 save(engine, processor, step, {"seen": seen})
             if last:
                 break
@@ -104,10 +124,16 @@ def prepare(model: Mllm, config: TrainConfig, device: torch.device) -> None:
     """Set which parameters train, and how the model computes."""
     choose_trained(model.train(), config.model)
     model.image_tokenizer.eval()  # codes of training images are those of inference: no drop-path
-    model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")  # on a CPU twice as fast at this length
+    attention = "sdpa" if getattr(model.config.text_config, "sliding_window", None) else UNMASKED
+    # On a CPU, eager attention is twice as fast at this length.
+    model.set_attn_implementation(
+        "eager" if device.type == "cpu" else attention
+    )  # on a CPU twice as fast at this length
     if config.run.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.run.compile:
+    for line in advice(device):
+        warnings.warn(line, stacklevel=2)
+    if config.run.compile and not (device.type == "cuda" and compiler_problem()):
         compile_layers(model)
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from mllm import Mllm
+from mllm.device import send, sync_is_free
 from mllm.model import mean_loss
 from mllm.text.processor import Batch
+from mllm.text.templates import IGNORED
 
-from ..run.backends import TorchEngine
+from ..run.backends import TorchEngine, read_norm
 from ..run.distributed import sum_over_ranks
 from ..run.recipe import TrainConfig
 from .tune import TunedOutput, guard_means
@@ -20,45 +22,71 @@ from .tune import TunedOutput, guard_means
 KINDS = ("drawing", "answering", "text")
 """Of samples: with an image to draw, with images to read only, without images."""
 
+GUARDS = 2  # losses of a TunedOutput
+NOT_SEEN = torch.finfo(torch.float32).min
+
 Report = dict[str, float]
 
 
 def train_step(engine: TorchEngine, micro_batches: Sequence[Batch], config: TrainConfig) -> Callable[[], Report]:
     """One update from all micro-batches of all ranks. The loss is `mean_loss` with global counts, so it does not depend
     on how samples are split. Returns a function that computes what to log. Raises ValueError, before the update, for a
-    loss or gradient that is not finite."""
+    loss or gradient that is not finite; on a GPU, which is not waited for, the returned function does."""
     model, device = engine.model, engine.device
     kinds = [kinds_of(batch, model) for batch in micro_batches]
     counts = sum_over_ranks(sum(target_counts(*pair, model) for pair in zip(micro_batches, kinds, strict=True)))
     n_images = sum_over_ranks(torch.tensor(float(sum(len(batch.is_target) for batch in micro_batches)))).clamp(min=1)
-    n_text, n_code = counts[:-1].sum().float().to(device), counts[-1].float().to(device)
+    n_text, n_code = send(torch.stack([counts[:-1].sum(), counts[-1]]).float(), device)
 
-    sums = torch.zeros(len(KINDS) + 1 + model.config.image_tokenizer["num_codebooks"], dtype=torch.double)
-    guards = torch.zeros(2, dtype=torch.double)
+    size = len(KINDS) + 1 + model.config.image_tokenizer["num_codebooks"] + GUARDS
+    sums = torch.zeros(size, dtype=exact(device), device=device)
     for place, batch in enumerate(micro_batches):
         output = engine.forward(**inputs_of(batch, device), code_share=config.code_share)
         loss = mean_loss(output.text_loss, n_text, output.code_loss, n_code, config.code_weight)
         if isinstance(output, TunedOutput):
-            loss = loss + output.guard_loss / n_images
-            guards += torch.stack([output.guard_loss.detach(), output.squared_error]).double().cpu()
+            loss = loss + output.guard_loss / n_images.item()
         engine.backward(loss, last=place == len(micro_batches) - 1)
         sums += loss_sums(output, batch, kinds[place])
     sum_over_ranks(sums)
-    sum_over_ranks(guards)
-    if not torch.isfinite(torch.cat([sums, guards])).all():
-        raise ValueError("the loss is not finite; stopped before the update: lower optim.lr")
+    if sync_is_free(device):
+        check_losses(sums, "before the update")
     grad_norm = engine.step()
-    guard_report = guard_means(*(guards / n_images)) if config.model.tune else {}
-    return lambda: {**make_report(sums, counts, config.code_weight, grad_norm), **guard_report}
+
+    def report() -> Report:
+        told = torch.cat([sums, grad_norm.detach()[None].to(sums)]).cpu()  # all that is read of the update
+        losses, guards, norm = told.split([len(sums) - GUARDS, GUARDS, 1])
+        check_losses(told[:-1], "before it was saved")
+        guard_report = guard_means(*(guards / n_images)) if config.model.tune else {}
+        return {**make_report(losses, counts, config.code_weight, read_norm(norm[0])), **guard_report}
+
+    return report
+
+
+def check_losses(sums: torch.Tensor, stopped: str) -> None:
+    """Raises ValueError unless all are finite."""
+    if not sums.isfinite().all():
+        raise ValueError(f"the loss is not finite; stopped {stopped}: lower optim.lr")
 
 
 def inputs_of(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | None]:
     """The arguments of the model's forward. Packed and branched rows need positions and a mask. Other rows are padded
-    on the right, where causal attention does not see padding; without a mask, attention has faster kernels."""
-    inputs = {key: None if value is None else value.to(device) for key, value in vars(batch).items()}
+    on the right, where causal attention does not see padding; without a mask, attention has faster kernels. What the
+    model must count stays on the CPU."""
+    here = ("labels", "is_target")
+    inputs = {key: value if value is None or key in here else send(value, device) for key, value in vars(batch).items()}
     if batch.position_ids is None:
         del inputs["attention_mask"]
+    elif batch.attention_mask is None:
+        inputs["attention_mask"] = packed_mask(inputs["position_ids"])
     return inputs
+
+
+def packed_mask(positions_BT: torch.Tensor) -> torch.Tensor:
+    """What each position of packed rows sees: its sample, up to itself. To add to attention logits, [B, 1, T, T].
+    transformers would find out as much, but it waits for the device to see whether rows are packed at all."""
+    owners_BT = (positions_BT == 0).cumsum(1)
+    seen_BTT = (owners_BT[:, :, None] == owners_BT[:, None]).tril()
+    return torch.zeros_like(seen_BTT, dtype=torch.float32).masked_fill_(~seen_BTT, NOT_SEEN)[:, None]
 
 
 def kinds_of(batch: Batch, model: Mllm) -> torch.Tensor:
@@ -80,17 +108,27 @@ def kinds_of(batch: Batch, model: Mllm) -> torch.Tensor:
 def target_counts(batch: Batch, kinds_BT: torch.Tensor, model: Mllm) -> torch.Tensor:
     """Text targets of each kind, and codes to draw: [kinds + 1]."""
     sizes = model.config.image_tokenizer_config
-    text = torch.bincount(kinds_BT[:, 1:][batch.labels[:, 1:] != -100], minlength=len(KINDS))
+    text = torch.bincount(kinds_BT[:, 1:][batch.labels[:, 1:] != IGNORED], minlength=len(KINDS))
     codes = batch.is_target.sum() * sizes.num_positions * sizes.num_codebooks
     return torch.cat([text, codes[None]]).double()
 
 
 def loss_sums(output: Any, batch: Batch, kinds_BT: torch.Tensor) -> torch.Tensor:
-    """Sums of text losses of each kind, of the code loss, and of the losses of each sub-codebook: [kinds + 1 + K]."""
-    kinds = kinds_BT[:, 1:][batch.labels[:, 1:] != -100]
-    text = torch.zeros(len(KINDS), dtype=torch.double).index_add_(0, kinds, output.text_losses.double().cpu())
+    """Sums of text losses of each kind, of the code loss, of the losses of each sub-codebook, and of the guard's two
+    (0 without one): [kinds + 1 + K + guards], on the model's device."""
+    dtype, losses = exact(output.text_losses.device), output.text_losses
+    kinds = send(kinds_BT[:, 1:][batch.labels[:, 1:] != IGNORED], losses.device)
+    text = losses.new_zeros(len(KINDS), dtype=dtype).index_add_(0, kinds, losses.to(dtype))
+    guards = losses.new_zeros(GUARDS)
+    if isinstance(output, TunedOutput):
+        guards = torch.stack([output.guard_loss.detach(), output.squared_error])
     codes = [output.code_loss.detach()[None], output.code_losses.sum(0)]
-    return torch.cat([text, torch.cat(codes).double().cpu()])
+    return torch.cat([text, *(part.to(dtype) for part in (*codes, guards))])
+
+
+def exact(device: torch.device) -> torch.dtype:
+    """The most precise type that a device has."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def make_report(sums: torch.Tensor, counts: torch.Tensor, code_weight: float, grad_norm: float) -> Report:

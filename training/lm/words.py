@@ -32,7 +32,7 @@ class WordsMllm(Mllm):
         if labels is None:
             return super().forward(input_ids, codes, **inputs)
         slots_BT = input_ids == self.config.image_token_id
-        text_losses, lengths = self.word_losses(self.code_embed(codes), labels[slots_BT])
+        text_losses, lengths = self.word_losses(self.code_embed(codes), labels.to(slots_BT.device)[slots_BT])
         nothing = text_losses.new_zeros(0, self.config.image_tokenizer["num_codebooks"])
         return MllmOutput(
             text_loss=(text_losses + LENGTH_WEIGHT * lengths).sum(),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from mllm import Mllm, Processor
 from mllm.decode.options import DrawingOptions
+from mllm.device import send
 from mllm.model import MllmOutput
 from mllm.text.templates import IGNORED, Sample
 
@@ -84,7 +85,7 @@ class Scored:
             samples += [without_prompt(processor, drawing) for drawing in drawings]
         inputs = inputs_of(processor.collate(samples, multiple=PADDED_TO), device)
         self.inputs = {name: inputs[name] for name in ("input_ids", "codes", "labels", "is_target")}
-        self.inputs["options"] = options
+        self.inputs |= {"labels": send(inputs["labels"], device), "options": options}
         self.size, lengths = len(drawings), torch.tensor([drawing.plan_length for drawing in drawings])
         self.owners = torch.arange(self.size).repeat_interleave(lengths).to(device)
         self.text_logps = torch.cat([drawing.text_logps for drawing in drawings]).to(device)

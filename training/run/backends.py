@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from mllm import Mllm
 from mllm.fast.cpu import forget
+from mllm.device import sync_is_free
 
 from .device import autocast
 from .distributed import is_rank_zero, start_ranks, sum_gradients
@@ -51,12 +52,13 @@ class TorchEngine:
         """Accumulate gradients. `last` marks the last micro-batch of an update."""
         loss.backward()
 
-    def step(self) -> float:
+    def step(self) -> torch.Tensor:
         """Sum gradients over ranks, clip them, and update the weights. Returns the gradient norm before clipping.
-        Raises ValueError, before the update, for a norm that is not finite."""
+        Raises ValueError, before the update, for a norm that is not finite, where reading it does not wait."""
         sum_gradients(self.trained.values())
-        norm = clip_grad_norm_(self.trained.values(), self.config.optim.clip).item()
-        check_finite(norm)
+        norm = clip_grad_norm_(self.trained.values(), self.config.optim.clip)
+        if sync_is_free(norm.device):
+            check_finite(norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
@@ -105,14 +107,14 @@ class ZeroEngine(TorchEngine):
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.world, scale_wrt_gas=False)  # DeepSpeed takes the mean over ranks
 
-    def step(self) -> float:
+    def step(self) -> torch.Tensor:  # DeepSpeed asks for values by itself
         if self.stage == 0:
-            norm = get_total_norm([p.grad for p in self.trained.values() if p.grad is not None]).item()
+            norm = get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
             check_finite(norm)
             self.engine.step()
             return norm
         self.engine.step()  # skips the update for a norm that is not finite
-        norm = float(self.engine.get_global_grad_norm())
+        norm = torch.as_tensor(self.engine.get_global_grad_norm())
         check_finite(norm)
         return norm
 
@@ -299,7 +301,14 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def check_finite(norm: float) -> None:
+def read_norm(norm: torch.Tensor) -> float:
+    """What `step` returned, as a number. Raises ValueError for one that is not finite, which a GPU was not asked for
+    before the update."""
+    check_finite(norm, "before it was saved")
+    return norm.item()
+
+
+def check_finite(norm: torch.Tensor, stopped: str = "before the update") -> None:
     """Raises ValueError for a gradient's norm that is infinite or not a number."""
     if not norm < float("inf"):
-        raise ValueError(f"the gradient is {norm}; stopped before the update: lower optim.lr")
+        raise ValueError(f"the gradient is {norm.item()}; stopped {stopped}: lower optim.lr")

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mllm.device import best_device
+
 from .recipe import RunConfig
 
 # An allocator that keeps what an update frees for the next one; docs/speed.md has the figures.
@@ -18,12 +20,12 @@ JEMALLOC = {
 
 
 def pick_device(config: RunConfig) -> torch.device:
-    """The device of a run; `auto` is CUDA if there is one. Also sets the number of threads (0: unchanged). Raises
-    ValueError for a device that is not there."""
+    """The device of a run; `auto` is a GPU if there is one that works. Also sets the number of threads (0: unchanged).
+    Raises ValueError for a device that is not there."""
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return best_device()
     try:
         device = torch.device(config.device)
         torch.empty(0, device=device)

@@ -10,10 +10,13 @@ from torch import nn
 
 def start_ranks(device: torch.device, alone: bool = False) -> tuple[int, int]:
     """Join the process group that torchrun describes, if any. With `alone`, a single process makes a group of its own.
-    Returns (rank, world size)."""
+    Returns (rank, world size). Raises ValueError for a process without a GPU of its own."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= count:
+            raise ValueError(f"process {local + 1} of this machine has no GPU, as there are {count}: start {count}")
+        torch.cuda.set_device(local)
     if not dist.is_initialized() and (world > 1 or alone):
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # counts are summed on the CPU
         if world > 1:

@@ -1,6 +1,8 @@
 """Recorded steps draw and write as those that are not. Here, a recorder for CPUs takes the place of CUDA graphs: like
 them, it knows operations on fixed memory, none of the Python between them, and refuses to ask for a value."""
 
+import warnings
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,6 +16,7 @@ from mllm.decode.run import sample_codes
 from mllm.decode.sampling import gumbel, sample, sample_by_sorting
 from mllm.decode.stream import Stream
 from mllm.fast import cpu, cuda, pick_kernels
+from mllm.fast.cuda import Recorded
 
 pytestmark = pytest.mark.filterwarnings("error:generation runs without")
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
@@ -169,6 +172,25 @@ def test_without_a_recording_it_says_so_and_goes_on(tiny_model, recordings, monk
     with pytest.warns(UserWarning, match="without a CUDA graph, which is slower: operation not permitted when stream"):
         drawn = _draw(*tiny_model)
     assert torch.equal(drawn, _draw(*tiny_model, kernels="eager"))
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 3])
+def test_a_near_tie_does_not_end_recording(wrong):
+    """The first recordings give other codes than the function; after three of them, no more are made."""
+    made = []
+
+    def record(function, inputs):
+        made.append(function)
+        output = function(*inputs) + (len(made) <= wrong)
+        return (lambda: None), output
+
+    recorded, x = Recorded(lambda x: x + 1), torch.zeros(3, dtype=torch.long)
+    recorded.warm_up = 0
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        patch.setattr(cuda, "record", record)
+        assert all(torch.equal(recorded(x), x + 1) for _ in range(5))
+    assert len(made) == min(wrong + 1, 3) and len(told) == (wrong == 3)
 
 
 def test_the_recorder_refuses_what_a_gpu_would():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from mllm import Mllm, Processor
 
-from ...run.backends import TorchEngine
+from ...run.backends import TorchEngine, read_norm
 from ...run.distributed import sum_over_ranks
 from ...run.recipe import RlConfig
 from ..drawings import Drawing, Group, count_signals
@@ -48,7 +48,7 @@ class Dpo:
         if not torch.isfinite(sums).all():
             raise ValueError("the loss is not finite; stopped before the update: lower optim.lr")
         loss, margin, right = (sums / count).tolist()
-        return {"loss": loss, "grad_norm": engine.step(), "margin": margin, "preferred": right}
+        return {"loss": loss, "grad_norm": read_norm(engine.step()), "margin": margin, "preferred": right}
 
     def log_probabilities(self, output: PolicyOutput, batch: Scored) -> torch.Tensor:
         """Of whole drawings, [N]."""

@@ -15,7 +15,7 @@ import torch
 from mllm import Mllm, Processor
 from tokenizer import ImageTokenizer
 
-from ...run.backends import TorchEngine
+from ...run.backends import TorchEngine, read_norm
 from ...run.distributed import sum_over_ranks
 from ...run.recipe import RlConfig
 from ..drawings import Group, count_signals
@@ -65,7 +65,7 @@ class Grpo:
             sum_over_ranks(sums)
             if not torch.isfinite(sums).all():
                 raise ValueError("the loss is not finite; stopped before the update: lower optim.lr")
-            norm = engine.step()
+            norm = read_norm(engine.step())
         means = dict(zip(NAMES, (sums[2:] / sums[1].clamp(min=1)).tolist(), strict=True))
         if not self.needs_start:
             del means["kl"]
