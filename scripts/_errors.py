@@ -31,7 +31,7 @@ def cli(main: Callable[..., int | None], *args: Any) -> NoReturn:
         status = 2
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        status = 128 + (stop.args[0] if stop.args else signal.SIGINT)
+        status = 128 + (*stop.args, signal.SIGINT)[0]
     sys.exit(status)
 
 
@@ -41,11 +41,9 @@ def _stop(number: int, _frame: Any) -> NoReturn:
 
 def one_line(error: Exception) -> str:
     """An error's message without line breaks; for errors of the system or of an import, what it was about."""
-    told = str(error)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        told = f"{error.filename}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError) and error.name:
-        told = f"{error.name.partition('.')[0]} is not installed: `make dev` installs what all commands need"
+        return f"{error.name.partition('.')[0]} is not installed: `make dev` installs what all commands need"
+    told = f"{error.filename}: {error.strerror}" if getattr(error, "strerror", "") and error.filename else str(error)
     return plain(" ".join(told.split())) or type(error).__name__
 
 

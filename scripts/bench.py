@@ -17,9 +17,8 @@ python -m scripts.bench gpu > gpu.md  # a page about this GPU, in 20 minutes
 encode, decode and generate run against the reference's loops, answer and step against transformers, quantized steps
 against the fastest that are not, prefill against matrices of this machine, load against files, train against a plain
 float32 loop, update with what makes it fast or small against doing without, rl against drawing by passes of training,
-threads as a command chooses them against others. --shape: random weights. Both ways must give the same result, then
-take turns. Figures are of median times (threads: of the fastest), spread is (slowest - fastest) / median. "of ...": a
-share of the machine's.
+threads as a command chooses them against others. --shape: random weights. Both ways must give the same result. Figures
+are of median times (threads: of the fastest), spread is (slowest - fastest) / median. "of ...": the machine's share.
 """
 
 import argparse

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from mllm import Mllm
-from mllm.fast.cpu import forget
 from mllm.device import sync_is_free
+from mllm.fast.cpu import forget
 
 from .device import autocast
 from .distributed import is_rank_zero, start_ranks, sum_gradients
