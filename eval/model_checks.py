@@ -137,11 +137,11 @@ def draw_both_ways(patient: Patient) -> tuple[torch.Tensor, torch.Tensor, torch.
         codes.append(kernels.draw(stream.h_BD, Picker((), [], sampling=Sampling(temperature=0.0))))
         if len(codes) == processor.num_positions:
             break
-        stream.feed(kernels.embed(codes[-1], cache))
+        stream.feed(kernels.embed(codes[-1], cache), torch.ones(1, dtype=torch.bool, device=model.device))
     codes_LK = torch.cat(codes)
     batch = processor.collate([processor.encode_drawing(PROMPT, codes_LK)])
     ids_BT = batch.input_ids.to(model.device)
-    h_TD = model.backbone(inputs_embeds=model.embed(ids_BT, codes_LK[None])).last_hidden_state[0]
+    h_TD = model.run_layers(model.embed(ids_BT, codes_LK[None]), ids_BT).last_hidden_state[0]
     whole_LD = h_TD[:-1][ids_BT[0, 1:] == processor.image_id]
     return torch.stack(states), whole_LD, codes_LK, model.code_head(whole_LD, codes_LK)
 

@@ -1,10 +1,16 @@
 """MllmConfig: a backbone's config, an image tokenizer's, and how codes enter and leave."""
 
+from dataclasses import fields
 from typing import Any
 
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tokenizer import ImageTokenizerConfig
+
+# What transformers calls keys and values, as argument and in outputs: `past_key_values` before 5.24, `cache` since.
+CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("past_key_values", "cache"))
+LLAMA_LIKE = ("llama", "mistral", "qwen2")  # models whose layers our own loops run, in `image_layers.py` and `fast`
 
 
 class MllmConfig(PretrainedConfig):
@@ -12,8 +18,10 @@ class MllmConfig(PretrainedConfig):
     an ImageTokenizerConfig. `code_embedding` and `code_head` are keys of the dicts in `codes.py`; `code_head_args` are
     the head's own sizes. `code_z_loss` is the weight of the squared largest logit of each code in the loss (UniTok:
     5e-5). Before an image, the model writes a plan of at most `plan_length` ids (0: none), such as a layout in text
-    (LayoutGPT, arXiv 2305.15393). With `tie_word_embeddings`, here or in `text_config`, `lm_head` shares the weights of
-    the text embedding. Raises ValueError for sizes of the image tokenizer that do not fit together.
+    (LayoutGPT, arXiv 2305.15393). `image_layers`, such as {"width": 256, "hidden": 768}, gives image positions weights
+    of their own (see `ImageLayers`; None: the backbone's). With `tie_word_embeddings`, here or in `text_config`,
+    `lm_head` shares the weights of the text embedding. Raises ValueError for sizes of the image tokenizer that do not
+    fit together.
     """
 
     model_type = "mllm"
@@ -26,6 +34,7 @@ class MllmConfig(PretrainedConfig):
     code_head: str = "depth"
     code_head_args: dict | None = None
     code_z_loss: float = 0.0
+    image_layers: dict | None = None
     plan_length: int = 0
     tie_word_embeddings: bool = False
     pad_token_id: int = 0

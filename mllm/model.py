@@ -5,7 +5,7 @@ image, K sub-codebooks, V entries each, D backbone width, P image positions that
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,11 @@ from tokenizer.quantizers import Quantized
 from tokenizer.weights import weights_hash
 
 from .codes import CODE_EMBEDDINGS, CODE_HEADS
-from .config import MllmConfig
+from .config import CACHE, MllmConfig
 from .device import send, sync_is_free
 from .folders import find_model, lazy_tensors, loading
+from .image_layers import ImageLayers
 
-# What transformers calls keys and values, as argument and in outputs: `past_key_values` before 5.24, `cache` since.
-CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("past_key_values", "cache"))
 # Arguments of a pass that have a row for each image, not for each sequence.
 OF_IMAGES = ("codes", "pixel_values", "is_target")
 
@@ -102,6 +101,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.code_head = _choose(CODE_HEADS, "code_head", config.code_head)(
             dim, sizes.num_codebooks, sizes.codebook_size, **config.code_head_args
         )
+        self.image_layers = ImageLayers(config.text_config, **config.image_layers) if config.image_layers else None
         inputs = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is inputs)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
@@ -189,6 +189,14 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeds_MD = self.code_embed(codes_NLK, quantized=quantized).flatten(0, 1).to(x_BTD.dtype)
         return x_BTD.flatten(0, 1).index_copy(0, _places(slots_BT, given), embeds_MD).view_as(x_BTD)
 
+    def run_layers(self, inputs_embeds: torch.Tensor, ids_BT: torch.Tensor | None, **kwargs: Any) -> Any:
+        """The layers over what `embed` gave for these ids; `kwargs` and the output are those of a backbone of
+        transformers. The begin of an image, which predicts its first codes, is a position of the image."""
+        if self.image_layers is None or ids_BT is None:
+            return self.backbone(inputs_embeds=inputs_embeds, **kwargs)
+        is_image_BT = (ids_BT == self.config.image_token_id) | (ids_BT == self.config.boi_token_id)
+        return self.image_layers(self.backbone, inputs_embeds, is_image_BT, **kwargs)
+
     def _check_codes(self, codes_NLK: torch.Tensor) -> None:
         K, V = (self.config.image_tokenizer[name] for name in ("num_codebooks", "codebook_size"))
         if codes_NLK.dim() != 3 or codes_NLK.shape[-1] != K:
@@ -226,8 +234,9 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             codes = self.image_tokenizer.encode(pixel_values)
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, codes)
-        output = self.backbone(
-            inputs_embeds=inputs_embeds,
+        output = self.run_layers(
+            inputs_embeds,
+            input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=use_cache if labels is None else False,

@@ -43,6 +43,7 @@ def new_tiny_model(
     code_embedding: str = "tables",
     code_head: str = "depth",
     quantizer: str = "multi_codebook",
+    image_layers: dict | None = None,
     kind: type[Mllm] = Mllm,
 ) -> tuple[Mllm, Processor]:
     """A fresh (model, processor), always with the same weights."""
@@ -54,6 +55,7 @@ def new_tiny_model(
         code_embedding=code_embedding,
         code_head=code_head,
         code_head_args={"layers": 1, "heads": 2} if code_head == "depth" else {},
+        image_layers=image_layers,
         pad_token_id=processor.pad_id,
         image_token_id=processor.image_id,
         boi_token_id=processor.boi_id,
@@ -66,8 +68,8 @@ def new_tiny_model(
 
 @pytest.fixture(scope="session")
 def make_tiny_model(text_tokenizer) -> Callable[..., tuple[Mllm, Processor]]:
-    """A function: (code_embedding, code_head, quantizer) -> a fresh (model, processor), always with the same
-    weights."""
+    """A function: (code_embedding, code_head, quantizer, image_layers) -> a fresh (model, processor), always with the
+    same weights."""
     return partial(new_tiny_model, text_tokenizer)
 
 

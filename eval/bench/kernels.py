@@ -18,12 +18,12 @@ from torch import nn
 from transformers import DynamicCache
 
 from mllm import Mllm, MllmConfig
+from mllm.config import CACHE
 from mllm.decode.options import Sampling
 from mllm.decode.sampling import Picker
 from mllm.decode.stream import KeyValues
 from mllm.fast import cpu, eager
 from mllm.fast.quantize import KINDS
-from mllm.model import CACHE
 from tokenizer import SIZES
 
 from . import KERNEL_SHAPES, Options

@@ -8,7 +8,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from mllm import Mllm
 from mllm.codes import DepthHead, Pick
-from mllm.model import CACHE
+from mllm.config import CACHE
 from tokenizer import ImageTokenizer
 
 GUIDANCE = 5.0

@@ -95,7 +95,7 @@ def draw_by_passes(model: Mllm, processor: Processor, samples: Sequence[Sample],
         # Padding is on the right, and every row is a prompt and `place` positions long.
         ends = torch.tensor([len(row.ids) - 1 for row in rows])
         embeds_NTD = model.embed(ids_NT, codes_NLK if place else None)
-        h_NTD = model.backbone(inputs_embeds=embeds_NTD, use_cache=False).last_hidden_state
+        h_NTD = model.run_layers(embeds_NTD, ids_NT, use_cache=False).last_hidden_state
         h_ND, codes_NK = h_NTD[torch.arange(len(rows)), ends], codes_NLK.new_zeros(len(rows), K)
         for k in range(K):
             codes_NK[:, k] = pick(model.code_head(h_ND, codes_NK)[:, k], k)

@@ -1,5 +1,6 @@
 """How near a rate comes to what this machine does in the same run: memory bandwidth and matrix throughput."""
 
+from collections.abc import Sequence
 from functools import cache
 from statistics import median
 
@@ -9,6 +10,7 @@ from torch import nn
 from mllm import Mllm
 from mllm.codes import DepthHead
 from mllm.fast.cpu import exact
+from training.lm.lora import ADAPTER
 
 from ..pieces import device
 from .figures import Figure, seconds
@@ -62,8 +64,29 @@ def bandwidth(bytes: int) -> float:
     return bytes / 1e9 / median(seconds(buffer.sum) for _ in range(9))
 
 
+def update_operations(model: Mllm, lengths: Sequence[int], words: int, codes: int) -> float:
+    """Floating point operations of an update, as PaLM counts them (arXiv 2204.02311, appendix B): of samples of so many
+    positions, with so many text targets, and as many positions to draw. A weight costs two forward, two for the
+    gradient of its input, and two for its own, if it trains; adapters, embeddings and norms do not count."""
+
+    def cost(module: nn.Module) -> int:
+        weights = [p for name, p in module.named_parameters() if p.dim() == 2 and "embed" not in name]
+        return sum((6 if weight.requires_grad else 4) * weight.numel() for weight in weights)
+
+    text, head = model.config.text_config, model.code_head
+    adapters = sum(6 * p.numel() for name, p in model.backbone.named_parameters() if ADAPTER in name)
+    attended = 6 * text.num_hidden_layers * text.hidden_size * sum(length**2 for length in lengths)
+    per_code = [head.layers] * head.num_codebooks + [head.enter, head.outputs]
+    return (
+        (cost(model.backbone) - adapters) * sum(lengths)
+        + cost(model.lm_head) * words
+        + sum(map(cost, per_code)) * codes
+        + attended
+    )
+
+
 @cache
-def throughput(size: int = 1024) -> float:
-    """GFLOP/s of large float32 matrices."""
-    matrix = torch.ones(size, size, device=device())
+def throughput(size: int = 1024, dtype: torch.dtype = torch.float32) -> float:
+    """GFLOP/s of large matrices."""
+    matrix = torch.ones(size, size, device=device(), dtype=dtype)
     return 2 * size**3 / 1e9 / median(seconds(lambda: matrix @ matrix) for _ in range(9))

@@ -9,9 +9,9 @@ import torch
 from transformers import DynamicCache
 
 from mllm import Mllm, Processor
+from mllm.config import CACHE
 from mllm.decode.stream import Stream
 from mllm.fast.quantize import KINDS, quantize
-from mllm.model import CACHE
 
 from . import Options
 from .figures import Figure, compare, seconds, spread

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 
 from data_recipes.scenes.world import World
 from mllm import Mllm
-from mllm.text.templates import Sample
+from mllm.text.templates import IGNORED, Sample
 from tokenizer.transform import to_pixels
 from training.data.mixture import divide
 from training.data.scene_samples import answering_sample, drawing_sample, scene_seed
 from training.lm.train import PADDED_TO, build_model, prepare
 from training.lm.update import train_step
+from training.run import backends
 from training.run.backends import TorchEngine
 from training.run.device import pick_device
 from training.run.metrics import peak_memory
@@ -30,6 +31,7 @@ from training.run.recipe import MixConfig, TrainConfig, load_config
 
 from . import Options
 from .figures import Figure, compare, last_line
+from .roofline import throughput, update_operations
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE, RANKS_RECIPE = ROOT / "training" / "stages" / "mixed.yaml", ROOT / "data_recipes" / "debug.yaml"
@@ -39,6 +41,14 @@ LARGE_VOCABULARY = 32_000  # of most pretrained backbones
 WIDTH = 768  # of the backbone that several processes train
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**22)}  # what is freed is given back, so that peaks are of what is used
 TEXT_TOKENIZER = f"model.text_tokenizer={ROOT}/checkpoints/scenes/text_tokenizer"
+TARGETS = "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
+SMOLLM2 = [  # as large as SmolLM2-135M, as `instruct.yaml` trains it
+    "model.backbone={hidden_size: 576, intermediate_size: 1536, num_hidden_layers: 30, num_attention_heads: 9, "
+    "num_key_value_heads: 3, vocab_size: 49156}",
+    f"model.lora={{rank: 32, alpha: 64, targets: {TARGETS}}}",
+    "model.trainable=[code_embed, code_head]",
+    "run.accumulate=1",
+]
 PLAIN = [
     "run.name=bench",
     "run.precision=fp32",
@@ -107,6 +117,7 @@ def bench_update(options: Options, batch: int) -> list[Figure]:
     for make in pairs(batch):
         pair = make()
         figures += compare(pair.name, pair.ours, pair.plain, pair.amounts, options.repeats)
+    figures += adapted(batch, options.repeats)
     logits, speed, memory = measure_logits(batch), measure_ranks(), measure_zero()
     for name, unit, ours, baseline, ratio in [
         ("logits at labels / everywhere", "GB", (o := logits["at_labels"]), (b := logits["everywhere"]), b / o),
@@ -156,6 +167,29 @@ def compiled(batch: int) -> Pair:
     ours, plain = Updates(batch, "run.compile=true", "run.precision=bf16"), Updates(batch)
     name = f"compiled bf16 / eager fp32, batch {batch}"
     return Pair(name, ours.update, plain.update, {"samples/s": len(ours.samples)}, 2e-2)
+
+
+def adapted(batch: int, repeats: int) -> list[Figure]:
+    """Adapters merged once an update, or computed beside the matrices; and the share of the machine's bfloat16 matrix
+    throughput that an update reaches."""
+    words = [*SMOLLM2, "run.compile=true", "run.precision=bf16"]
+    ours, plain = Updates(batch, *words), Updates(batch, *words)
+
+    def beside() -> float:
+        with patch.object(backends, "merge_adapters", lambda *_: None):
+            return plain.update()
+
+    samples, name = ours.samples, f"adapters merged / beside, batch {batch}"
+    amounts = {"real tokens/s": ours.tokens(), "samples/s": len(samples)}
+    pair = checked(Pair(name, ours.update, beside, amounts, 2e-2))
+    figures = compare(pair.name, pair.ours, pair.plain, pair.amounts, repeats)
+    model, positions = ours.engine.model, ours.engine.image_tokenizer.config.num_positions
+    words_to_write = sum(label != IGNORED for sample in samples for label in sample.labels)
+    codes = positions * sum(flag for sample in samples for flag in sample.is_target)
+    operations = update_operations(model, [len(sample.ids) for sample in samples], words_to_write, codes)
+    reached, peak = operations / ours.tokens() * figures[0].value / 1e9, throughput(dtype=torch.bfloat16)
+    what = f"update with adapters, of bfloat16 matrix throughput, batch {batch}"
+    return [*figures, Figure(what, reached, "GFLOP/s", peak, reached / peak, figures[0].spread, 0.0)]
 
 
 def checked(pair: Pair, steps: int = 2) -> Pair:

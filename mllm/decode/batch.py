@@ -166,7 +166,11 @@ class Batch:
             total += len(cohort.tracks)
         order = [source[track] for track, _ in self._rows]
         x_BD = torch.cat([part.to(parts[0].dtype) for part in parts]) if len(parts) > 1 else parts[0]
-        self._stream.feed(_in_order(x_BD, order))
+        is_image_B = None
+        if self.model.image_layers:
+            is_image = [track not in texts or values[track] == self.processor.boi_id for track, _ in self._rows]
+            is_image_B = send(torch.tensor(is_image), x_BD.device)
+        self._stream.feed(_in_order(x_BD, order), is_image_B)
 
     def _drop(self, gone: Callable[[Track, int], bool]) -> None:
         for row in reversed(range(len(self._rows))):

@@ -27,7 +27,7 @@ def fit(
     chats = [processor.encode(_answered(prompt.strip(), codes_LK), open_answer=False) for codes_LK in codes_NLK]
     batch = processor.collate(chats)
     ids_NT = send(batch.input_ids, model.device)
-    h_NTD = model.backbone(inputs_embeds=model.embed(ids_NT, codes_NLK)).last_hidden_state
+    h_NTD = model.run_layers(model.embed(ids_NT, codes_NLK), ids_NT).last_hidden_state
     fits_N = -model.text_losses(h_NTD, batch.labels).view(len(chats), -1).sum(1)
     if not bool(fits_N.isfinite().all()):
         raise NotFinite("likelihoods")
@@ -81,8 +81,9 @@ def _likelihoods(
     for row in rows:
         row.add([processor.image_id] * L)
     batch = processor.collate(rows)
-    x_NTD = model.embed(batch.input_ids.to(model.device), batch.codes.to(model.device))
-    h_NLD = model.backbone(inputs_embeds=x_NTD).last_hidden_state[:, -L - 1 : -1]
+    ids_NT = batch.input_ids.to(model.device)
+    x_NTD = model.embed(ids_NT, batch.codes.to(model.device))
+    h_NLD = model.run_layers(x_NTD, ids_NT).last_hidden_state[:, -L - 1 : -1]
     logits_PKV = model.code_head(h_NLD.flatten(0, 1), codes_NLK.flatten(0, 1))
     chosen_PK1 = logits_PKV.float().log_softmax(-1).gather(-1, codes_NLK.flatten(0, 1)[..., None])
     return chosen_PK1.view(len(codes_NLK), -1).sum(1)

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import torch
 from transformers import Cache, DynamicCache
 
+from ..config import CACHE
 from ..device import send
 from ..fast import Kernels, pick_kernels
 from ..fast.eager import put
-from ..model import CACHE, MllmForConditionalGeneration
+from ..model import MllmForConditionalGeneration
 from ..text.processor import MllmProcessor
 from ..text.templates import Sample
 
@@ -62,8 +63,9 @@ class KeyValues(Cache):
         self.lengths.pop()
         self._locate()
 
-    def open(self) -> None:
-        """Open a new column in every row, for a step to fill."""
+    def open(self, is_image_B: torch.Tensor | None = None) -> None:
+        """Open a new column in every row, for a step to fill. `is_image_B` says where it is a position of an image."""
+        self.is_image_B = is_image_B
         if max(self.lengths) == self.mask_ST.shape[1]:
             self._reserve(len(self.lengths), 2 * max(self.lengths))
             self._locate()
@@ -150,8 +152,9 @@ class Stream:
         device = self.model.device
         codes = None if batch.codes is None else send(batch.codes, device)
         prefilled = DynamicCache()
-        x_BTD = self.model.embed(send(batch.input_ids, device), codes)
-        h_BTD = self.model.backbone(inputs_embeds=x_BTD, use_cache=True, **{CACHE: prefilled}).last_hidden_state
+        ids_BT = send(batch.input_ids, device)
+        x_BTD = self.model.embed(ids_BT, codes)
+        h_BTD = self.model.run_layers(x_BTD, ids_BT, use_cache=True, **{CACHE: prefilled}).last_hidden_state
         last = [place * h_BTD.shape[1] + length - 1 for place, length in zip(places, lengths, strict=True)]
         h_BD = h_BTD.flatten(0, 1)[send(torch.tensor(last), device)]
         if self.cache is None:
@@ -160,9 +163,9 @@ class Stream:
         self.h_BD = torch.cat([self.h_BD, h_BD])
 
     @torch.no_grad()
-    def feed(self, x_BD: torch.Tensor) -> None:
-        """Add one position to each row."""
-        self.cache.open()
+    def feed(self, x_BD: torch.Tensor, is_image_B: torch.Tensor | None = None) -> None:
+        """Add one position to each row. Models with `image_layers` must know which of them are images'."""
+        self.cache.open(is_image_B)
         if self.window and max(self.cache.lengths) > self.window:
             raise ValueError(f"{max(self.cache.lengths)} positions, but this model attends to {self.window} at a time")
         self.h_BD = self.kernels.step(x_BD, self.cache)

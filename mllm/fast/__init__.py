@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..config import LLAMA_LIKE
 from . import cpu, cuda
-from .eager import LLAMA_LIKE, step_any, step_llama
+from .eager import step_any, step_llama
 
+Step = Callable[[torch.Tensor, Any], torch.Tensor]
 BACKENDS = ("auto", "eager", "transformers")
 
 
@@ -25,7 +27,7 @@ class Kernels(NamedTuple):
     image; `cache` is a dict, empty at first, or None to embed each position alone. With `fixed_shapes`, `step` needs
     the same memory at every call (`KeyValues.fixed_shapes`)."""
 
-    step: Callable[[torch.Tensor, Any], torch.Tensor]
+    step: Step
     draw: Callable[[torch.Tensor, Any], torch.Tensor]
     embed: Callable[[torch.Tensor, dict | None], torch.Tensor]
     fixed_shapes: bool = False
@@ -41,16 +43,35 @@ def pick_kernels(model: nn.Module, backend: str = "auto") -> Kernels:
     eager_step = step_llama if model.config.text_config.model_type in LLAMA_LIKE else step_any
     if backend == "transformers":
         eager_step = step_any
-    eager = Kernels(partial(eager_step, backbone), head.sample, partial(_embed, embedding))
+    step = partial(eager_step, backbone)
+    step = _step_mixed(model, step) if model.image_layers else step
+    eager = Kernels(step, head.sample, partial(_embed, embedding))
     if backend != "auto":
         return eager
     step = draw = embed = recorded = None
     if eager_step is step_llama:
         step = cpu.backbone(backbone)
-        recorded = None if step else cuda.backbone(backbone, eager.step)
+        recorded = None if step or model.image_layers else cuda.backbone(backbone, eager.step)
+        if step and model.image_layers:
+            step = _step_mixed(model, step, cpu.image_layers(model.image_layers, backbone))
     draw = cpu.head(head) or cuda.head(head, model.config.image_tokenizer["codebook_size"])
     embed = cpu.embedding(embedding)
     return Kernels(step or recorded or eager.step, draw or eager.draw, embed or eager.embed, recorded is not None)
+
+
+def _step_mixed(model: nn.Module, text: Step, image: Step | None = None) -> Step:
+    """A step of a model whose image positions have weights of their own: by `text` or `image` where all rows are of one
+    kind."""
+
+    def step(x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
+        images = 0 if cache.is_image_B is None else int(cache.is_image_B.sum())
+        if not images:
+            return text(x_BD, cache)
+        if image and images == len(x_BD):
+            return image(x_BD, cache)
+        return model.image_layers.step(model.backbone, x_BD, cache)
+
+    return step
 
 
 def _embed(embedding: nn.Module, codes_NK: torch.Tensor, cache: dict | None) -> torch.Tensor:

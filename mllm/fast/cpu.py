@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_double, c_float, c_int, c_int64, c_void_p, pointer
 from dataclasses import fields
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from ..codes import CodebookEmbedding, DepthHead
+from ..image_layers import ImageLayer, ImageLayers
 from .quantize import Int4Linear, Int8Linear, int4_block
 
 SOURCE = Path(__file__).with_name("step.cpp")
@@ -177,27 +178,34 @@ class Packed:
 
 
 class CompiledBackbone(Packed):
-    """`step_llama` for one backbone, in C++."""
+    """`step_llama` for one backbone, in C++; or for the layers of image positions beside it, between their `enter` and
+    `leave`."""
 
     in_place = True
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, backbone: nn.Module, beside: ImageLayers | None = None):
         super().__init__()
         config, first = backbone.config, backbone.layers[0].self_attn
         self.rotary, self.layers = backbone.rotary_emb, len(backbone.layers)
         self.cos_sin = (torch.empty(0, first.head_dim),) * 2  # each [places, width]
-        self.layer = (Layer * self.layers)(*(self._layer(layer) for layer in backbone.layers))
+        if beside:
+            layers, norm = map(self._image_layer, beside.layers), beside.norm
+            dim, hidden = beside.enter.out_features, beside.layers[0].down.in_features
+        else:
+            layers, norm = map(self._layer, backbone.layers), backbone.norm
+            dim, hidden = config.hidden_size, config.intermediate_size
+        self.layer = (Layer * self.layers)(*layers)
         self.body = Body(
             self.layers,
-            config.hidden_size,
+            dim,
             config.num_attention_heads,
             config.num_key_value_heads,
             first.head_dim,
-            config.intermediate_size,
+            hidden,
             config.rms_norm_eps,
             first.scaling,
             self.layer,
-            self.vector(backbone.norm.weight),
+            self.vector(norm.weight),
         )
 
     def _layer(self, layer: nn.Module) -> Layer:
@@ -208,6 +216,21 @@ class CompiledBackbone(Packed):
             *map(self.matrix, inside),
             self.vector(layer.post_attention_layernorm.weight),
             *map(self.matrix, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
+        )
+
+    def _image_layer(self, layer: ImageLayer) -> Layer:
+        norm, qkv = layer.project
+        kv = (qkv.out_features - layer.out.in_features) // 2
+        weights = qkv.weight.detach().split([layer.out.in_features, kv, kv])
+        q_k_v = (Matrix(*self._weight(weight), None, None, *weight.shape) for weight in weights)
+        norms = [self.vector(norm.weight) for norm in (norm, layer.norm)]
+        return Layer(
+            norms[0],
+            *q_k_v,
+            self.matrix(layer.out),
+            norms[1],
+            *self.matrices(layer.gate_up, 2),
+            self.matrix(layer.down),
         )
 
     def __call__(self, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
@@ -346,6 +369,14 @@ def backbone(module: nn.Module) -> CompiledBackbone | None:
     if Int4Linear in kinds and int4_block() is None:
         return None
     return _compiled(module, CompiledBackbone, [module.layers, module.norm])
+
+
+def image_layers(module: ImageLayers, backbone: nn.Module) -> Callable[[torch.Tensor, Any], torch.Tensor] | None:
+    """The C++ step of image positions, for batches without others. None in the cases of `backbone`."""
+    if backbone.rotary_emb.rope_type not in FIXED_ROTARY:
+        return None
+    step = _compiled(module, partial(CompiledBackbone, backbone), [module])
+    return step and (lambda x_BD, cache: module.leave(step(module.enter(x_BD), cache)))
 
 
 def head(module: nn.Module) -> Callable[[torch.Tensor, Any], torch.Tensor] | None:

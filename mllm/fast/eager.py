@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..model import CACHE
-
-LLAMA_LIKE = ("llama", "mistral", "qwen2")  # models whose layers `step_llama` runs; for others there is `step_any`
+from ..config import CACHE
 
 
 def step_any(backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:

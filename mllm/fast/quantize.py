@@ -87,7 +87,7 @@ def quantize(model: MllmForConditionalGeneration, kind: str) -> MllmForCondition
         raise ValueError(f"unknown quantization {kind!r}; known: {', '.join(KINDS)}")
     if model.device.type != "cpu":
         raise ValueError(f"quantization {kind} runs on a CPU, the model is on {model.device}")
-    for part in (model.backbone, model.lm_head, model.code_embed, model.code_head):
+    for part in filter(None, (model.backbone, model.lm_head, model.image_layers, model.code_embed, model.code_head)):
         for weight in part.parameters():  # buffers stay: in bfloat16, angles of rotary embeddings drift
             weight.data = weight.data.bfloat16()
     names = [name for name, module in model.backbone.named_modules() if isinstance(module, nn.Linear)]

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 from mllm import Mllm, MllmConfig, MllmProcessor, Processor, generate_texts
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
-from mllm.model import CACHE
+from mllm.config import CACHE
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 

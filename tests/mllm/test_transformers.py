@@ -21,8 +21,8 @@ from transformers import (
 
 from mllm import Mllm, MllmConfig, MllmProcessor, Processor, generate_images, generate_text, generate_texts
 from mllm.codes import CODE_EMBEDDINGS
+from mllm.config import CACHE
 from mllm.folders import SHIPPED
-from mllm.model import CACHE
 from mllm.text.templates import TEMPLATES
 from tests.golden_data import llama_tokenizer
 

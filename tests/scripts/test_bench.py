@@ -153,8 +153,10 @@ def test_train(figures):
 def test_update(figures, monkeypatch):
     monkeypatch.setattr(updates, "RELEASED", "tiny")
     monkeypatch.setattr(updates, "WIDTH", 64)
+    layers = "model.backbone.num_hidden_layers=2"
+    monkeypatch.setattr(updates, "SMOLLM2", [*updates.SMOLLM2, layers])
     told = {figure["name"]: figure for figure in figures("update", "--shape", "scenes", "--batch", 4)["figures"]}
-    assert len(told) == 8
+    assert len(told) == 10
     assert told["logits at labels / everywhere"]["ratio"] > 1 and all(one["ratio"] > 0 for one in told.values())
 
 

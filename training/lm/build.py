@@ -121,6 +121,7 @@ def _model_config(
     if not pretrained:
         check_backbone(config.backbone)
     check_sizes("model.code_head_args", config.code_head_args)
+    check_sizes("model.image_layers", config.image_layers)
     sizes = text_config(pretrained) if pretrained else {"model_type": "llama", "vocab_size": vocab_size}
     ids = {"bos_token_id": processor.bos_id, "eos_token_id": processor.eos_id, "pad_token_id": processor.pad_id}
     return MllmConfig(
@@ -129,6 +130,7 @@ def _model_config(
         code_embedding=config.code_embedding,
         code_head=config.code_head,
         code_head_args=config.code_head_args,
+        image_layers=config.image_layers or None,
         plan_length=config.plan_length or 0,
         pad_token_id=processor.pad_id,
         image_token_id=processor.image_id,

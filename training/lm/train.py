@@ -123,6 +123,9 @@ def tokens_of(update: Update) -> float:
 def prepare(model: Mllm, config: TrainConfig, device: torch.device) -> None:
     """Set which parameters train, and how the model computes."""
     choose_trained(model.train(), config.model)
+    if model.config.image_layers and (config.data.pack or config.run.checkpointing):
+        what = "data.pack" if config.data.pack else "run.checkpointing"
+        raise ValueError(f"recipe, {what}: not with model.image_layers, which read text that precedes images apart")
     model.image_tokenizer.eval()  # codes of training images are those of inference: no drop-path
     attention = "sdpa" if getattr(model.config.text_config, "sliding_window", None) else UNMASKED
     # On a CPU, eager attention is twice as fast at this length.
@@ -140,7 +143,9 @@ def prepare(model: Mllm, config: TrainConfig, device: torch.device) -> None:
 def compile_layers(model: Mllm) -> None:
     """Compile layer by layer: one small graph serves all layers, and batches of any length."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of nvcc where there is no GPU
-    for layer in [*model.backbone.layers, *getattr(model.code_head, "layers", [])]:
+    narrow = model.image_layers.layers if model.image_layers else []
+    projections = [layer.project for layer in narrow]
+    for layer in [*model.backbone.layers, *narrow, *projections, *getattr(model.code_head, "layers", [])]:
         layer.compile(dynamic=True)
 
 

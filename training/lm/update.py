@@ -41,7 +41,8 @@ def train_step(engine: TorchEngine, micro_batches: Sequence[Batch], config: Trai
     size = len(KINDS) + 1 + model.config.image_tokenizer["num_codebooks"] + GUARDS
     sums = torch.zeros(size, dtype=exact(device), device=device)
     for place, batch in enumerate(micro_batches):
-        output = engine.forward(**inputs_of(batch, device), code_share=config.code_share)
+        inputs = inputs_of(batch, device, masked=model.config.image_layers is not None)
+        output = engine.forward(**inputs, code_share=config.code_share)
         loss = mean_loss(output.text_loss, n_text, output.code_loss, n_code, config.code_weight)
         if isinstance(output, TunedOutput):
             loss = loss + output.guard_loss / n_images.item()
@@ -68,13 +69,13 @@ def check_losses(sums: torch.Tensor, stopped: str) -> None:
         raise ValueError(f"the loss is not finite; stopped {stopped}: lower optim.lr")
 
 
-def inputs_of(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | None]:
+def inputs_of(batch: Batch, device: torch.device, masked: bool = False) -> dict[str, torch.Tensor | None]:
     """The arguments of the model's forward. Packed and branched rows need positions and a mask. Other rows are padded
-    on the right, where causal attention does not see padding; without a mask, attention has faster kernels. What the
-    model must count stays on the CPU."""
+    on the right, where causal attention does not see padding; without a mask, attention has faster kernels. `masked`
+    keeps it, for `ImageLayers`, which compute nothing at padding. What the model must count stays on the CPU."""
     here = ("labels", "is_target")
     inputs = {key: value if value is None or key in here else send(value, device) for key, value in vars(batch).items()}
-    if batch.position_ids is None:
+    if batch.position_ids is None and not masked:
         del inputs["attention_mask"]
     elif batch.attention_mask is None:
         inputs["attention_mask"] = packed_mask(inputs["position_ids"])

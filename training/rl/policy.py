@@ -50,7 +50,7 @@ class PolicyMllm(Mllm):
         if options is None:
             return super().forward(input_ids, codes, is_target, labels=labels, **inputs)
         x_BTD = self.embed(input_ids, codes)
-        h_BTD = self.backbone(inputs_embeds=x_BTD, use_cache=False).last_hidden_state[:, :-1]
+        h_BTD = self.run_layers(x_BTD, input_ids, use_cache=False).last_hidden_state[:, :-1]
         chosen_BT, slots_BT = labels[:, 1:] != IGNORED, (input_ids == self.config.image_token_id)[:, 1:]
         text_logits = self.text_logits(h_BTD[chosen_BT]).float() / options.temperature
         text_logps = -F.cross_entropy(text_logits, labels[:, 1:][chosen_BT], reduction="none")

@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -22,6 +22,7 @@ from mllm import Mllm
 from mllm.device import sync_is_free
 from mllm.fast.cpu import forget
 
+from ..lm.lora import merge_adapters
 from .device import autocast
 from .distributed import is_rank_zero, start_ranks, sum_gradients
 from .optim import State, check_names, load_optimizer_state, make_optimizer, optimizer_state, trained
@@ -38,6 +39,16 @@ class TorchEngine:
         self.image_tokenizer = model.image_tokenizer
         self.trained = trained(model)
         self.optimizer = make_optimizer(model.named_parameters(), config.optim)
+        self.is_merged = False
+        self.exact: dict[str, torch.Tensor] = {}
+        if config.run.precision == "bf16" and not config.deepspeed:
+            self.exact = {name: self._round(name) for name in frozen_matrices(model)}
+
+    def _round(self, name: str) -> torch.Tensor:
+        """Round a weight to bfloat16, as autocast would in every pass. Returns it as it was."""
+        weight = self.model.get_parameter(name)
+        exact, weight.data = weight.data, weight.data.bfloat16()
+        return exact
 
     @property
     def param_groups(self) -> list[dict]:
@@ -45,8 +56,15 @@ class TorchEngine:
 
     def forward(self, **inputs: Any) -> Any:
         """The model's output, computed in `run.precision`."""
+        self._merge()
         with autocast(self.config.run, self.device):
             return self.model(**inputs)
+
+    def _merge(self) -> None:
+        """Before the first pass after each change of weights."""
+        if not self.is_merged:
+            merge_adapters(self.model, torch.bfloat16 if self.config.run.precision == "bf16" else torch.float32)
+        self.is_merged = True
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Accumulate gradients. `last` marks the last micro-batch of an update."""
@@ -55,6 +73,7 @@ class TorchEngine:
     def step(self) -> torch.Tensor:
         """Sum gradients over ranks, clip them, and update the weights. Returns the gradient norm before clipping.
         Raises ValueError, before the update, for a norm that is not finite, where reading it does not wait."""
+        self.is_merged = False
         sum_gradients(self.trained.values())
         norm = clip_grad_norm_(self.trained.values(), self.config.optim.clip)
         if sync_is_free(norm.device):
@@ -63,13 +82,18 @@ class TorchEngine:
         self.optimizer.zero_grad()
         return norm
 
-    def whole(self) -> Any:
+    @contextmanager
+    def whole(self) -> Iterator[None]:
         """A context in which the model can be used outside of `forward`; all ranks must enter it."""
-        return nullcontext()
+        for name, exact in self.exact.items():
+            self.model.get_parameter(name).data = exact
+        yield
+        for name in self.exact:
+            self._round(name)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The model's state_dict on rank 0, {} on others. All ranks must call it, as well as the next two."""
-        return self.model.state_dict() if is_rank_zero() else {}
+        return {**self.model.state_dict(), **self.exact} if is_rank_zero() else {}
 
     def optimizer_state(self) -> State:
         """The optimizer's state by parameter name on rank 0, {} on others."""
@@ -78,6 +102,18 @@ class TorchEngine:
     def load_optimizer_state(self, state: State) -> None:
         """Load what `optimizer_state` of any engine gave. Raises ValueError when other parameters were trained."""
         load_optimizer_state(self.optimizer, self.trained, state)
+
+
+def frozen_matrices(model: Mllm) -> list[str]:
+    """Names of the weights of linear layers in the backbone, and of `lm_head`, that do not train. Not those shared
+    with an embedding, and not those beside adapters, which are rounded together."""
+    embedding = model.get_input_embeddings().weight
+    return [
+        f"{name}.weight"
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and name.startswith(("backbone.", "lm_head"))
+        if not (part.weight.requires_grad or part.weight is embedding or name.endswith(".base_layer"))
+    ]
 
 
 class ZeroEngine(TorchEngine):
@@ -101,6 +137,7 @@ class ZeroEngine(TorchEngine):
         self.zero = deepspeed.zero
 
     def forward(self, **inputs: Any) -> Any:
+        self._merge()
         return self.engine(**inputs)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
@@ -108,6 +145,7 @@ class ZeroEngine(TorchEngine):
         self.engine.backward(loss * self.world, scale_wrt_gas=False)  # DeepSpeed takes the mean over ranks
 
     def step(self) -> torch.Tensor:  # DeepSpeed asks for values by itself
+        self.is_merged = False
         if self.stage == 0:
             norm = get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
             check_finite(norm)

@@ -235,7 +235,8 @@ class TuneConfig(ReconstructionConfig):
 class ModelConfig(Section):
     """What a language-model run starts from: either `init_from`, or the parts of a new model. Its `image_tokenizer` is
     a folder, a shipped model's, or a new one ("new:" and a size); its `backbone` is a config of transformers, or names
-    pretrained weights (see backbones.py), which bring their own text tokenizer. `plan_length`: see `MllmConfig`. With
+    pretrained weights (see backbones.py), which bring their own text tokenizer. `image_layers` and
+    `plan_length`: see `MllmConfig`. With
     `words`, the code embedding alone trains, towards words of what each position of scenes shows (see words.py)."""
 
     init_from: str | None = None
@@ -245,6 +246,7 @@ class ModelConfig(Section):
     code_embedding: str = "tables"
     code_head: str = "depth"
     code_head_args: dict[str, Any] = field(default_factory=dict)
+    image_layers: dict[str, Any] = field(default_factory=dict)
     plan_length: int | None = within("[0, inf)", None)
     trainable: list[str] = field(default_factory=lambda: [""])
     words: bool = False

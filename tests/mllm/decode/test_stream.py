@@ -8,9 +8,9 @@ from PIL import Image
 from transformers import AutoConfig
 
 from mllm import Mllm
+from mllm.config import LLAMA_LIKE
 from mllm.decode.stream import Stream
 from mllm.fast import BACKENDS, pick_kernels
-from mllm.fast.eager import LLAMA_LIKE
 
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
 SIZES = {

@@ -11,7 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from mllm import Mllm
 from training.lm.backbones import load_pretrained
 from training.lm.build import build_model, choose_trained, weights_to_save
+from training.lm.lora import merge_adapters
 from training.lm.train import train
+from training.run.backends import TorchEngine
 from training.run.optim import make_optimizer
 from training.run.recipe import (
     LoraConfig,
@@ -50,10 +52,10 @@ def model_config(pretrained_folder, **options) -> ModelConfig:
 
 
 def train_config(folder, model: ModelConfig, name: str, **run) -> TrainConfig:
-    options = {"steps": 4, "batch_size": 2, "save_every": 2, "log_every": 1, **run}
+    options = {"steps": 4, "batch_size": 2, "save_every": 2, "log_every": 1, "precision": "fp32", **run}
     scenes = SourceConfig(scenes=MixConfig(scenes=ScenesConfig(artwork="shapes"), draw=0.5, answer=0.5))
     return TrainConfig(
-        run=RunConfig(name=name, folder=str(folder), precision="fp32", device="cpu", workers=0, **options),
+        run=RunConfig(name=name, folder=str(folder), device="cpu", workers=0, **options),
         model=model,
         data=MixtureConfig({"scenes": scenes}),
         optim=OptimConfig(warmup=1, lr=1e-2),
@@ -81,6 +83,45 @@ def test_text_is_read_as_before_and_after_align(pretrained_folder, tmp_path):
     after = Mllm.from_pretrained(train(train_config(tmp_path, config, "align")))
     assert torch.equal(text_logits(after, ids_BT), before)
     assert not torch.equal(after.code_embed.tables.weight, model.code_embed.tables.weight)
+
+
+def test_image_layers_train_beside_a_backbone_that_stays_bit_for_bit(pretrained_folder, tmp_path):
+    config = model_config(pretrained_folder, image_layers={"width": 16, "hidden": 24})
+    config = replace(config, trainable=["image_layers", *config.trainable])
+    torch.manual_seed(0)
+    start = build_model(config).model.state_dict()
+    folder = train(train_config(tmp_path, config, "whole"))
+    train(train_config(tmp_path, config, "parts"))
+    shutil.rmtree(tmp_path / "parts" / "step_000004")
+    end, resumed = (
+        Mllm.from_pretrained(at).state_dict() for at in (folder, train(train_config(tmp_path, config, "parts")))
+    )
+    assert all(torch.equal(end[name], resumed[name]) for name in end)
+    moved = {name.partition(".")[0] for name in start if not torch.equal(start[name], end[name])}
+    assert moved == {"image_layers", "code_embed", "code_head"}
+    packed = train_config(tmp_path, config, "packed")
+    packed.data.pack, packed.data.max_length = 512, 512
+    with pytest.raises(ValueError, match=r"recipe, data.pack: not with model.image_layers"):
+        train(packed)
+
+
+def test_frozen_matrices_are_rounded_for_passes_and_kept_as_they_were(pretrained_folder, tmp_path):
+    config = train_config(tmp_path, model_config(pretrained_folder), "rounded", precision="bf16")
+    torch.manual_seed(0)
+    model, processor, _ = build_model(config.model)
+    choose_trained(model.train(), config.model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batch = vars(processor.collate([processor.encode_drawing("a dog", torch.zeros(4, 2, dtype=torch.long))]))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(**batch)
+    engine = TorchEngine(model, config, torch.device("cpu"))
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    output = engine.forward(**batch)
+    assert output.text_loss == expected.text_loss and output.code_loss == expected.code_loss
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.weights().items())
+    with engine.whole():
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.lm_head.weight.dtype == torch.bfloat16
 
 
 def test_new_tokens_are_no_likelier_than_the_average_one(pretrained_folder):
@@ -173,6 +214,22 @@ def test_a_run_with_adapters_resumes_exactly_and_leaves_the_base_alone(tiny_fold
     in_backbone = {name for name in moved if name.startswith("backbone")}
     assert in_backbone == {name for name in one if name.endswith(("q_proj.weight", "v_proj.weight"))}
     assert {name.partition(".")[0] for name in moved} == {"backbone", "code_embed", "code_head"}
+
+
+def test_merged_once_an_update_they_have_the_gradients_of_adapters_beside(tiny_folder):
+    gradients = []
+    for merge in (True, False):
+        torch.manual_seed(0)
+        model, processor = stirred(lora_config(tiny_folder))
+        if merge:
+            merge_adapters(model, torch.float32)
+        sample = processor.encode_drawing("a dog", torch.zeros(4, 2, dtype=torch.long))
+        output = model.train()(**vars(processor.collate([sample, sample])))
+        output.loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert sum(".lora_" in name for name in gradients[0]) == 2 * 2 * 2
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

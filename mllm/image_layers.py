@@ -1,0 +1,219 @@
+"""Weights of their own for image positions, beside a backbone that text keeps (mixture of transformers, arXiv
+2411.04996; LMFusion, arXiv 2412.15188).
+
+Image positions have their own norms, matrices and feed-forward networks, as narrow as one likes. Their queries, keys
+and values have the sizes of the backbone's, so all positions attend to each other. Text that no image precedes is read
+by the backbone alone.
+Shapes: B rows, T new positions, R of them from the first image on, S keys, P positions in any arrangement, D backbone
+width, W image width, N query heads, H key-value heads of width d, G query heads for each.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import DynamicCache, PretrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from .config import CACHE, LLAMA_LIKE
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(layer, q_PNd, k_PHd, v_PHd) -> o_PNd."""
+
+
+class ImageLayer(nn.Module):
+    """What a layer is for image positions: RMSNorm, attention projections, SwiGLU."""
+
+    def __init__(self, width: int, hidden: int, heads: int, kv_heads: int, head_width: int, eps: float):
+        super().__init__()
+        qkv = nn.Linear(width, (heads + 2 * kv_heads) * head_width, bias=False)
+        self.project = nn.Sequential(nn.RMSNorm(width, eps=eps), qkv)  # x_PW -> queries, keys and values
+        self.out = nn.Linear(heads * head_width, width, bias=False)
+        self.norm = nn.RMSNorm(width, eps=eps)
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_PW: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The layer after attention, whose heads gave `attended` [P, N d]."""
+        x_PW = x_PW + self.out(attended)
+        gate, up = self.gate_up(self.norm(x_PW)).chunk(2, -1)
+        return x_PW + self.down(F.silu(gate) * up)
+
+
+class ImageLayers(nn.Module):
+    """An `ImageLayer` of `width` and `hidden` units beside each layer of a backbone, and matrices between the two
+    widths, so that image positions enter and leave as wide as text. Raises ValueError for a backbone that is not like
+    Llama."""
+
+    def __init__(self, config: PretrainedConfig, width: int, hidden: int):
+        super().__init__()
+        if config.model_type not in LLAMA_LIKE:
+            raise ValueError(f"image_layers: the backbone is a {config.model_type}, not one of {', '.join(LLAMA_LIKE)}")
+        heads, D, eps = config.num_attention_heads, config.hidden_size, config.rms_norm_eps
+        self.head_width = getattr(config, "head_dim", None) or D // heads
+        sizes = (width, hidden, heads, config.num_key_value_heads, self.head_width, eps)
+        self.enter = nn.Linear(D, width, bias=False)
+        self.layers = nn.ModuleList(ImageLayer(*sizes) for _ in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(width, eps=eps)
+        self.leave = nn.Linear(width, D, bias=False)
+
+    def forward(
+        self,
+        backbone: nn.Module,
+        inputs_embeds: torch.Tensor,
+        is_image_BT: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """As a backbone of transformers; `is_image_BT` says which positions have an image's weights. `attention_mask`
+        is [B, S] or [B, 1, T, T] (see `text.processor.Batch`). A row holds one sample."""
+        # In training, all modules run in all passes, so that ranks with other samples need not wait (ZeRO).
+        if not bool(is_image_BT.any()) and not (self.training and torch.is_grad_enabled()):
+            return backbone(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        (B, T, _), cache = inputs_embeds.shape, kwargs.get(CACHE)
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        past = 0 if cache is None else cache.get_seq_length()
+        if position_ids is None:
+            position_ids = torch.arange(past, past + T, device=inputs_embeds.device).expand(B, T)
+        visible_BTS = _visible(attention_mask, is_image_BT, past)
+        if past:
+            is_start_BT = torch.zeros_like(is_image_BT)
+            h_BTD = torch.zeros_like(inputs_embeds)
+            earlier = [[_padded(x, T) for x in (layer.keys, layer.values)] for layer in cache.layers]
+        else:
+            is_start_BT = is_image_BT.cumsum(1) == 0
+            h_BTD, earlier = self._read_start(backbone, inputs_embeds, is_start_BT, attention_mask, position_ids)
+        first = int(is_start_BT.sum(1).min())
+        is_rest_BT = ~is_start_BT & visible_BTS[..., past:].diagonal(dim1=1, dim2=2)
+        text, image = ((is_rest_BT & kind)[:, first:].flatten().nonzero()[:, 0] for kind in (~is_image_BT, is_image_BT))
+        mask_B1RS = _mask(visible_BTS[:, first:])
+
+        def attend(number: int, q_PNd: torch.Tensor, k_PHd: torch.Tensor, v_PHd: torch.Tensor) -> torch.Tensor:
+            q, *new = (x.unflatten(0, (B, T - first)).transpose(1, 2) for x in (q_PNd, k_PHd, v_PHd))
+            known = [x.to(q.dtype).split([past + first, T - first], 2) for x in earlier[number]]
+            k, v = (torch.cat([before, beside + x], 2) for (before, beside), x in zip(known, new, strict=True))
+            if cache is not None:
+                cache.update(k[:, :, past:], v[:, :, past:], number)
+            o_BNRd = attention(q, k, v, mask_B1RS, backbone.layers[number].self_attn.scaling)
+            return o_BNRd.transpose(1, 2).flatten(0, 1)
+
+        inputs, places = inputs_embeds[:, first:].flatten(0, 1), position_ids[:, first:].flatten()
+        h_PD = self.run(backbone, inputs, text, image, places, attend)
+        h_BTD = torch.cat([h_BTD[:, :first], h_BTD[:, first:] + h_PD.unflatten(0, (B, T - first))], 1)
+        return BaseModelOutputWithPast(last_hidden_state=h_BTD, **{CACHE: cache})
+
+    def _read_start(
+        self,
+        backbone: nn.Module,
+        x_BTD: torch.Tensor,
+        is_start_BT: torch.Tensor,
+        mask: torch.Tensor | None,
+        position_ids: torch.Tensor,
+    ) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
+        """The text before the first image of each row: -> h_BTD, and keys and values of each layer [B, H, T, d], zeros
+        at other positions."""
+        T, longest = x_BTD.shape[1], max(1, int(is_start_BT.sum(1).max()))
+        x_BTD, others_BT = x_BTD[:, :longest], ~is_start_BT[:, :longest]
+        if not backbone.get_input_embeddings().weight.requires_grad:
+            x_BTD = x_BTD.detach()  # the embeddings of codes, which train, are scattered among those of text
+        if mask is not None:
+            mask = mask[:, :longest] if mask.dim() == 2 else mask[:, :, :longest, :longest]
+        read = DynamicCache()
+        output = backbone(
+            inputs_embeds=x_BTD,
+            attention_mask=mask,
+            position_ids=position_ids[:, :longest],
+            use_cache=True,
+            **{CACHE: read},
+        )
+        h_BTD = output.last_hidden_state.masked_fill(others_BT[..., None], 0)
+        hidden = others_BT[:, None, :, None]
+        pairs = [[x.masked_fill(hidden, 0) for x in (layer.keys, layer.values)] for layer in read.layers]
+        return _padded(h_BTD, T - longest), [[_padded(x, T - longest) for x in pair] for pair in pairs]
+
+    def run(
+        self,
+        backbone: nn.Module,
+        x_PD: torch.Tensor,
+        text: torch.Tensor,
+        image: torch.Tensor,
+        places_P: torch.Tensor,
+        attend: Attend,
+    ) -> torch.Tensor:
+        """All layers over positions in any arrangement, of which `text` and `image` are the indices: -> h_PD, zeros at
+        others. `attend` knows who sees whom."""
+        order, d = torch.cat([text, image]), self.head_width
+        x_text, x_image = x_PD[text], self.enter(x_PD[image]).to(x_PD.dtype)
+        cos_P1d, sin_P1d = (angles[0, :, None] for angles in backbone.rotary_emb(x_PD, places_P[None]))
+        sin_P1d = torch.cat([-sin_P1d[..., : d // 2], sin_P1d[..., d // 2 :]], -1)
+        for number, (layer, mine) in enumerate(zip(backbone.layers, self.layers, strict=True)):
+            theirs = layer.self_attn
+            heads, kv_heads = (proj.out_features // d for proj in (theirs.q_proj, theirs.k_proj))
+            rows = mine.project(x_image)
+            if len(text):
+                y = layer.input_layernorm(x_text)
+                rows = torch.cat([torch.cat([theirs.q_proj(y), theirs.k_proj(y), theirs.v_proj(y)], -1), rows])
+            qkv = rows.new_zeros(len(x_PD), rows.shape[-1]).index_copy(0, order, rows).unflatten(-1, (-1, d))
+            qk, v_PHd = qkv.split([heads + kv_heads, kv_heads], 1)
+            qk = torch.addcmul(qk * cos_P1d, qk.roll(d // 2, -1), sin_P1d).to(qkv.dtype)
+            q_PNd, k_PHd = qk.split([heads, kv_heads], 1)
+            o = attend(number, q_PNd, k_PHd, v_PHd).flatten(1)
+            if len(text):
+                x_text = x_text + theirs.o_proj(o[text])
+                x_text = x_text + layer.mlp(layer.post_attention_layernorm(x_text))
+            x_image = mine(x_image, o[image])
+        h = torch.cat([backbone.norm(x_text), self.leave(self.norm(x_image)).to(x_text.dtype)])
+        return h.new_zeros(len(x_PD), h.shape[-1]).index_copy(0, order, h)
+
+    def step(self, backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
+        """One position of every row, x_BD -> h_BD; `cache` is a `KeyValues`, and knows which of them are images'."""
+
+        def attend(number: int, q_BNd: torch.Tensor, k_BHd: torch.Tensor, v_BHd: torch.Tensor) -> torch.Tensor:
+            k, v = cache.update(k_BHd[:, :, None], v_BHd[:, :, None], number)
+            return attention(q_BNd[:, :, None], k, v, cache.mask(), backbone.layers[number].self_attn.scaling)[:, :, 0]
+
+        text, image = (flags.nonzero()[:, 0] for flags in (~cache.is_image_B, cache.is_image_B))
+        return self.run(backbone, x_BD, text, image, cache.places_B, attend)
+
+
+def attention(
+    q_BNTd: torch.Tensor, k_BHSd: torch.Tensor, v_BHSd: torch.Tensor, mask_B1TS: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Grouped-query attention in plain operations, which are faster than fused ones on a CPU over a few hundred
+    positions: -> o_BNTd. `mask_B1TS` is added to the scores."""
+    q_BHGTd = q_BNTd.unflatten(1, (k_BHSd.shape[1], -1))
+    scores = (q_BHGTd.flatten(2, 3) * scale) @ k_BHSd.transpose(-1, -2)
+    scores = scores.unflatten(2, q_BHGTd.shape[2:4]) + mask_B1TS[:, :, None]
+    o_BHXd = scores.softmax(-1, dtype=torch.float32).to(v_BHSd.dtype).flatten(2, 3) @ v_BHSd
+    return o_BHXd.unflatten(2, q_BHGTd.shape[2:4]).flatten(1, 2)
+
+
+def _visible(mask: torch.Tensor | None, like_BT: torch.Tensor, past: int) -> torch.Tensor:
+    """Which of `past` and new columns each new position sees, [B, T, past + T]."""
+    if mask is not None and mask.dim() == 4:
+        return mask[:, 0] == 0
+    B, T = like_BT.shape
+    causal_BTS = torch.ones(B, T, past + T, dtype=torch.bool, device=like_BT.device).tril(past)
+    return causal_BTS if mask is None else causal_BTS & mask.bool()[:, None]
+
+
+def _mask(visible_BRS: torch.Tensor) -> torch.Tensor:
+    """What is added to scores, [B, 1, R, S]."""
+    zeros = torch.zeros(visible_BRS.shape, device=visible_BRS.device)
+    return zeros.masked_fill(~visible_BRS, torch.finfo(torch.float32).min)[:, None]
+
+
+def _padded(x: torch.Tensor, columns: int) -> torch.Tensor:
+    """`columns` zeros more in the dimension before the last."""
+    return F.pad(x, (0, 0, 0, columns))
