@@ -1,15 +1,25 @@
 """A tiny random model that every test folder shares: 2 x 2 positions, K = 2, V = 16, D = 32."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
+from data_recipes.scenes.world import LAYOUT_WORDS
 from mllm import Mllm, MllmConfig, Processor
+from mllm.text.ids import plan_token
 from tokenizer import SIZES
 from training.lm.text_tokenizer import train_text_tokenizer
 
@@ -44,10 +54,14 @@ def new_tiny_model(
     code_head: str = "depth",
     quantizer: str = "multi_codebook",
     image_layers: dict | None = None,
+    plan_length: int = 0,
     kind: type[Mllm] = Mllm,
 ) -> tuple[Mllm, Processor]:
     """A fresh (model, processor), always with the same weights."""
     image_tokenizer = replace(SIZES["tiny"], text_vocab_size=len(text_tokenizer) + 1, quantizer=quantizer)
+    if plan_length:
+        text_tokenizer = deepcopy(text_tokenizer)
+        text_tokenizer.add_tokens(list(map(plan_token, LAYOUT_WORDS)), special_tokens=True)
     processor = Processor(text_tokenizer, image_tokenizer.num_positions, image_tokenizer.image_size)
     config = MllmConfig(
         text_config={**BACKBONE, "vocab_size": len(text_tokenizer)},
@@ -56,6 +70,7 @@ def new_tiny_model(
         code_head=code_head,
         code_head_args={"layers": 1, "heads": 2} if code_head == "depth" else {},
         image_layers=image_layers,
+        plan_length=plan_length,
         pad_token_id=processor.pad_id,
         image_token_id=processor.image_id,
         boi_token_id=processor.boi_id,
@@ -68,8 +83,8 @@ def new_tiny_model(
 
 @pytest.fixture(scope="session")
 def make_tiny_model(text_tokenizer) -> Callable[..., tuple[Mllm, Processor]]:
-    """A function: (code_embedding, code_head, quantizer, image_layers) -> a fresh (model, processor), always with the
-    same weights."""
+    """A function: (code_embedding, code_head, quantizer, image_layers, plan_length) -> a fresh (model, processor),
+    always with the same weights. With a plan_length, its text tokenizer has the words of layouts."""
     return partial(new_tiny_model, text_tokenizer)
 
 
@@ -85,4 +100,19 @@ def tiny_folder(tiny_model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "model"
     for part in tiny_model:
         part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained_folder(tmp_path_factory) -> Path:
+    """A tiny language model with tied embeddings that has never heard of images, and reads bytes and ChatML."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = Tokenizer(models.BPE({letter: id for id, letter in enumerate(letters)}, []))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    own = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<|im_start|>", eos_token="<|im_end|>")
+    own.save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(5)
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(own), tie_word_embeddings=True)).save_pretrained(folder)
     return folder

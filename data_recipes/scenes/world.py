@@ -471,23 +471,32 @@ def some_caption(scene: Scene, rng: random.Random) -> str:
 
 # ---- layouts
 
-ASKED_FOR_LAYOUT = (
-    "locate everything.",
-    "where is what?",
-    "list all things and their boxes.",
-    "say where each thing is.",
+BINS = 64
+ASKED_FOR_LAYOUT = "?"
+LAYOUT_WORDS = (
+    ASKED_FOR_LAYOUT,
+    *(f"thing {name}" for name in CLASSES),
+    *(f"color {color}" for color in COLORS),
+    *(f"ground {name}" for name in BACKGROUNDS),
+    *map(str, range(BINS)),
 )
-ASKED_FOR_BOX = ("locate the {}.", "where exactly is the {}?", "give the box of the {}.", "find the {}.")
+"""Every word of layouts. None of them is text: a language model has an id of its own for each."""
 
 
-def layout(scene: Scene) -> str:
-    """All things and their boxes in reading order, "dog 12304458 red cup 50106040": left, top, right and bottom in
-    hundredths of the picture, two digits each."""
-    return " ".join(f"{noun(thing)} {hundredths(thing, scene.size)}" for thing in sorted(scene.things, key=_reading))
+def layout(scene: Scene) -> list[str]:
+    """All things in reading order, each with its box, and the background, if it has a name: "color red", "thing cup",
+    "32", "6", "38", "25", "thing dog", "8", "19", "28", "37", "ground beige"."""
+    things = [word for thing in sorted(scene.things, key=_reading) for word in (*named(thing), *box(thing, scene.size))]
+    return [*things, *([f"ground {scene.background.name}"] if scene.background.name else [])]
 
 
-def hundredths(thing: Thing, size: int) -> str:
-    return "".join(f"{min(99, 100 * side // size):02d}" for side in thing.box)
+def named(thing: Thing) -> list[str]:
+    return [*([f"color {thing.color}"] if thing.color else []), f"thing {thing.name}"]
+
+
+def box(thing: Thing, size: int) -> list[str]:
+    """Left, top, right and bottom, each as one of `BINS` equal parts of the picture's side."""
+    return [str(min(BINS - 1, BINS * side // size)) for side in thing.box]
 
 
 def _reading(thing: Thing) -> tuple[int, int]:
@@ -621,15 +630,12 @@ QUESTIONS = {
 }
 
 
-def layout_questions(scene: Scene, rng: random.Random) -> list[Question]:
-    """One about all things and their boxes and, of two things, one about the box of each: what a name in a question
-    refers to is learned from these, long before it is from "left of"."""
-    asked = [Question("layout", rng.choice(ASKED_FOR_LAYOUT), layout(scene))]
+def layout_questions(scene: Scene) -> list[tuple[list[str], list[str]]]:
+    """Questions and answers in words of layouts: one about the whole layout and, of two things, one about the box of
+    each. What a name refers to is learned from these, long before it is from "left of"."""
+    asked = [([ASKED_FOR_LAYOUT], layout(scene))]
     if len({thing.name for thing in scene.things}) > 1:
-        asked += [
-            Question("box", rng.choice(ASKED_FOR_BOX).format(thing.name), hundredths(thing, scene.size))
-            for thing in scene.things
-        ]
+        asked += [([ASKED_FOR_LAYOUT, *named(thing)], box(thing, scene.size)) for thing in scene.things]
     return asked
 
 

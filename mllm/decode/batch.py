@@ -15,7 +15,7 @@ from ..text.processor import MllmProcessor
 from ..text.templates import Sample
 from .options import CODE_CONTEXTS
 from .program import Draw, Feed, Keep, Track, Want, Write
-from .sampling import NONE, NotFinite, Picker
+from .sampling import NONE, NotFinite, Picker, only
 from .stream import Stream
 
 Row = tuple[Track, int]  # a track, and 0, or which of its unconditional rows this is
@@ -116,7 +116,7 @@ class Batch:
                 values |= dict.fromkeys(tracks, send(want.codes_K, self.model.device))
             elif isinstance(want, Write):
                 pick = Picker((), generators, sampling=want.sampling, scored=scored)
-                ids = pick(self.model.text_logits(self._hidden(rows)), 0).tolist()
+                ids = pick(only(self.model.text_logits(self._hidden(rows)), want.among), 0).tolist()
                 logps = pick.logps[0] if scored else ()
                 for track, id in zip(tracks, ids, strict=True):
                     if id == NONE:

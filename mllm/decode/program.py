@@ -112,9 +112,10 @@ Piece: TypeAlias = str | Image.Image | Preview
 
 @dataclass(frozen=True)
 class Write:
-    """A track wants the next id of a text."""
+    """A track wants the next id of a text, one of `among` (None: any)."""
 
     sampling: Sampling
+    among: frozenset[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -238,12 +239,16 @@ def draw_steps(
     return codes_LK
 
 
-def plan_steps(model: MllmForConditionalGeneration, processor: MllmProcessor, options: Sampling) -> Steps:
-    """Steps of a plan; they return its ids, without the begin-of-image id."""
-    ids: list[int] = []
+def plan_steps(
+    model: MllmForConditionalGeneration, processor: MllmProcessor, options: Sampling, begun: Sequence[int] = ()
+) -> Steps:
+    """Steps of a plan, which may have `begun`; they return its ids, without the begin-of-image id. Where plans have ids
+    of their own, nothing else is written."""
+    ids = list(begun)
     sampling = Sampling(temperature=options.temperature, top_p=options.top_p)
+    among = processor.drawing_ids if processor.plan_ids else None
     while len(ids) < model.config.plan_length:
-        id = yield Write(sampling)
+        id = yield Write(sampling, among)
         if id == processor.boi_id:
             return ids
         ids.append(id)
@@ -253,15 +258,17 @@ def plan_steps(model: MllmForConditionalGeneration, processor: MllmProcessor, op
 
 
 def answer_steps(processor: MllmProcessor, limit: int) -> Steps:
-    """Steps up to where the model draws, or of at most `limit` ids of an answer in words. They return the ids, and
-    whether it draws."""
+    """Steps up to where the model draws, or of at most `limit` ids of an answer in words. They return the ids, and the
+    one that a drawing begins with (None: there is none)."""
     ids: list[int] = []
     while len(ids) < limit:
         id = yield Write(Sampling())
-        if id in (processor.boi_id, processor.eos_id):
-            return ids, id == processor.boi_id
+        if id == processor.eos_id:
+            break
+        if id in processor.drawing_ids:
+            return ids, id
         ids.append(id)
-    return ids, False
+    return ids, None
 
 
 class Program:
@@ -317,12 +324,7 @@ class Program:
         check_code_context(model, request)
         start, L = start_drawing(model, processor, request.prompt, request.candidates), processor.num_positions
         generators = candidate_generators(request.seed, request.candidates)
-
-        def steps(track: Track) -> Steps:
-            yield from plan_steps(model, processor, request)
-            return (yield from self._draw(track, request))
-
-        room = model.config.plan_length + L
+        steps, room = partial(self._plan_and_draw, options=request), model.config.plan_length + L
         codes = yield self._candidates(start, steps, generators, room, request)
         self._show(codes, request.prompt)
 
@@ -338,8 +340,12 @@ class Program:
             kept = {place: sources[0][place] for place in range(L) if not free[place]}
 
         def steps(track: Track) -> Steps:
-            ids, draws = yield from answer_steps(processor, LONGEST_REFUSAL + model.config.plan_length)
-            return (yield from self._draw(track, request, kept)) if draws else processor.decode(ids)
+            ids, first = yield from answer_steps(processor, LONGEST_REFUSAL + model.config.plan_length)
+            if first is None:
+                return processor.decode(ids)
+            if first != processor.boi_id:
+                yield from plan_steps(model, processor, request, [first])
+            return (yield from self._draw(track, request, kept))
 
         generators = candidate_generators(request.seed, request.candidates)
         results = yield self._candidates(start, steps, generators, L, request, sources)
@@ -364,18 +370,23 @@ class Program:
             steps = partial(self._write, request=request, limit=left)
             [(ids, stopped)] = yield [Track(sample, steps, generator, left, put=self.put)]
             left -= len(ids)
-            sample.add(ids)
             told = UpTo(request.stop)
             self.text += told.add(processor.decode(ids)) + told.rest()
-            if stopped or ids[-1] == processor.eos_id or (ids[-1] == processor.boi_id and not drawing):
+            draws = ids[-1] in processor.drawing_ids
+            if stopped or ids[-1] == processor.eos_id or (draws and not drawing):
                 return
-            if ids[-1] != processor.boi_id:
+            if not draws:
                 break
-            check_length(model, processor, sample, L)
-            draw = partial(self._draw, options=drawing)
-            codes = yield self._candidates(sample, draw, generators, L, drawing)
+            *words, last = ids
+            plans = last != processor.boi_id and model.config.plan_length > 0
+            sample.add(words if plans else [*words, processor.boi_id])  # each candidate writes a plan of its own
+            room = model.config.plan_length + L if plans else L
+            check_length(model, processor, sample, room)
+            steps = partial(self._plan_and_draw if plans else self._draw, options=drawing)
+            codes = yield self._candidates(sample, steps, generators, room, drawing)
             codes_LK = self._show(codes, last_words(request.messages), sample.images[-1:])
-            sample.add([processor.image_id] * L + [processor.eoi_id])
+            # Without its plan, as the pictures in a chat's earlier messages have none.
+            sample.add([processor.boi_id] * plans + [processor.image_id] * L + [processor.eoi_id])
             sample.images.append(codes_LK)
         self.ended_by = "length"
 
@@ -389,7 +400,7 @@ class Program:
                 track.tell(text.add(spelled.add(id)))
             else:  # to spell each id as it comes costs more than a step of a small model
                 spelled.ids.append(id)
-            if text.ended or id in (self.processor.eos_id, self.processor.boi_id):
+            if text.ended or id == self.processor.eos_id or id in self.processor.drawing_ids:
                 break
         track.tell(text.rest())
         return spelled.ids, text.ended
@@ -410,6 +421,10 @@ class Program:
             Track(sample, steps, generator, room, options, put, rest)
             for generator, put in zip(generators, puts, strict=True)
         ]
+
+    def _plan_and_draw(self, track: Track, options: DrawingOptions) -> Steps:
+        yield from plan_steps(self.model, self.processor, options)
+        return (yield from self._draw(track, options))
 
     def _draw(self, track: Track, options: DrawingOptions, kept: Mapping[int, torch.Tensor] | None = None) -> Steps:
         L, previews = self.processor.num_positions, self.request.previews

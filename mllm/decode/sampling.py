@@ -4,7 +4,7 @@ Shapes: B sequences, V entries, K sub-codebooks. Under guidance there are more r
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -102,6 +102,15 @@ def gumbel(generators: Sequence[torch.Generator], size: int, device: torch.devic
     for row, generator in zip(uniform, generators, strict=True):
         row.uniform_(generator=generator)
     return send(uniform.clamp_min_(1e-20), device).log_().neg_().log_().neg_()
+
+
+def only(logits_BV: torch.Tensor, among: Collection[int] | None) -> torch.Tensor:
+    """The logits with -inf for all but the ids `among` (None: all)."""
+    if among is None:
+        return logits_BV
+    others = torch.ones(logits_BV.shape[1], dtype=torch.bool)
+    others[list(among)] = False
+    return logits_BV.masked_fill(others.to(logits_BV.device), float("-inf"))
 
 
 class Picker:

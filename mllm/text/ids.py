@@ -1,4 +1,4 @@
-"""Text ids: the special tokens of our models, and the ids that the contrastive text tower reads."""
+"""Text ids: the special tokens of our models, those of plans, and the ids that the contrastive text tower reads."""
 
 from collections.abc import Sequence
 
@@ -14,6 +14,13 @@ PAD, IMAGE, BEGIN_IMAGE, END_IMAGE, USER, ASSISTANT, UNCONDITIONAL = SPECIAL_TOK
     "<assistant>",
     "<unconditional>",
 )
+PLAN = "<plan "  # with what every token of plans begins
+
+
+def plan_token(word: str) -> str:
+    """The special token that stands for a word of plans. It is no text: no text becomes it, and `decode` leaves it
+    out."""
+    return f"{PLAN}{word}>"
 
 
 def text_ids(text_tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

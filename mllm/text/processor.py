@@ -19,7 +19,7 @@ from transformers.image_utils import load_image as fetch_image
 from transformers.processing_utils import ProcessingKwargs
 
 from ..folders import find_model, loading
-from .ids import IMAGE, text_ids
+from .ids import IMAGE, PLAN, SPECIAL_TOKENS, text_ids
 from .templates import IGNORED, TEMPLATES, Sample, Template, as_image
 
 # Placed before a control token, this mark says that a user wrote its letters. Unicode reserves the code point for uses
@@ -99,6 +99,8 @@ class MllmProcessor(ProcessorMixin):
             self._template.boi_id,
             self._template.eoi_id,
         )
+        self.plan_ids = frozenset(self._template.plan_ids.values())
+        self.drawing_ids = self.plan_ids | {self.boi_id}  # a drawing begins with one of them
         self._control = self._template.control_ids()
         self._marked = re.compile(f"({LETTERS}?(?:{'|'.join(map(re.escape, [IMAGE, *self._control]))}))")
 
@@ -213,18 +215,20 @@ class MllmProcessor(ProcessorMixin):
         return [self.decode(ids) for ids in generated_outputs]
 
     def encode(self, messages: Sequence[dict[str, Any]], open_answer: bool = True) -> Sample:
-        """A chat as one sequence; assistant turns are targets. `open_answer` ends it where the next answer begins.
+        """A chat as one sequence; assistant turns are targets, but for those with `"weight": 0`. `open_answer` ends it
+        where the next answer begins.
 
-        `messages` are {"role": "user" | "assistant", "content": str | list of {"type": "text", "text": ...} and
-        {"type": "image", "image": PIL image or codes_LK}}.
+        `messages` are {"role": "user" | "assistant", "content": str | list of {"type": "text", "text": ...},
+        {"type": "image", "image": PIL image or codes_LK} and {"type": "plan", "plan": words of plans}}.
         """
         return self._template.chat(messages, open_answer)
 
     def encode_drawing(
-        self, prompt: str | None, image: Any = None, plan: str | None = None, sources: Sequence[Any] = ()
+        self, prompt: str | None, image: Any = None, plan: Sequence[str] = (), sources: Sequence[Any] = ()
     ) -> Sample:
         """A prompt (None: unconditional) up to the begin of the image. With `image`, a whole training sequence. `plan`
-        is text that the model writes before the image, `sources` are images that it is to edit."""
+        is words that the model writes before the image, each of them an id of its own (`ids.plan_token`). `sources` are
+        images that it is to edit."""
         return self._template.drawing(prompt, image, plan, sources)
 
     def encode_planning(self, prompt: str, sources: Sequence[Any] = ()) -> Sample:
@@ -242,12 +246,19 @@ class MllmProcessor(ProcessorMixin):
         self._template.add_marked_image(sample, image, target=False)
         return sample
 
+    def first_added_id(self) -> int:
+        """The id from which on all are special tokens of ours: in a pretrained text tokenizer, those added to it."""
+        tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        while tokens and (tokens[-1] in SPECIAL_TOKENS or tokens[-1].startswith(PLAN)):
+            tokens.pop()
+        return len(tokens)
+
     def word_ids(self, word: str) -> list[int]:
         """Ids of a word as it stands inside a sentence."""
         return text_ids(self.tokenizer, f" {word}")
 
     def decode(self, ids: Sequence[int] | torch.Tensor, **kwargs: Any) -> str:
-        """Ids -> text, without special tokens and images."""
+        """Ids -> text, without special tokens, plans and images."""
         # The begin and end ids of images need not be special tokens, and placeholders need not be in the vocabulary.
         text = [id for id in torch.as_tensor(ids).tolist() if id not in (self.image_id, self.boi_id, self.eoi_id)]
         return self.tokenizer.decode(text, skip_special_tokens=True, **kwargs).strip()

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenizer.transform import load_image, pad_to_square, to_pixels
 
-from .ids import BEGIN_IMAGE, END_IMAGE, IMAGE, PAD, SPECIAL_TOKENS, UNCONDITIONAL, text_ids
+from .ids import BEGIN_IMAGE, END_IMAGE, IMAGE, PAD, PLAN, SPECIAL_TOKENS, UNCONDITIONAL, plan_token, text_ids
 
 IGNORED = -100  # label of positions without a text target
 
@@ -133,6 +133,7 @@ class Template(ABC):
         self.text_tokenizer, self.num_positions, self.image_size = text_tokenizer, num_positions, image_size
         self.resize_ratio, self.interpolation = resize_ratio, interpolation
         self.bos_id, self.eos_id = text_tokenizer.bos_token_id, text_tokenizer.eos_token_id
+        self.plan_ids = {token: id for token, id in known.items() if token.startswith(PLAN)}
 
     @abstractmethod
     def chat(self, messages: Sequence[dict[str, Any]], open_answer: bool) -> Sample:
@@ -143,11 +144,10 @@ class Template(ABC):
         """Append what stands between the begin of text and the begin of the image that `prompt` (None: unconditional)
         asks for: the images that it is made from, and words. With images, it is what `chat` makes of them."""
 
-    def drawing(self, prompt: str | None, image: Any, plan: str | None, sources: Sequence[Any] = ()) -> Sample:
+    def drawing(self, prompt: str | None, image: Any, plan: Sequence[str], sources: Sequence[Any] = ()) -> Sample:
         """As `MllmProcessor.encode_drawing`."""
         sample = self.planning(prompt, sources)
-        if plan:
-            sample.add(text_ids(self.text_tokenizer, plan), target=True)
+        self.add_part(sample, "plan", plan, target=True)
         if image is None:
             sample.add([self.boi_id])
         else:
@@ -183,6 +183,19 @@ class Template(ABC):
         """Left, top and side of the square that `pixels` shows of an image."""
         side = min(width, height) / self.resize_ratio
         return (width - side) / 2, (height - side) / 2, side
+
+    def add_part(self, sample: Sample, kind: str, value: Any, target: bool) -> None:
+        """Append a part of a message. Raises ValueError for words of plans that the text tokenizer does not have."""
+        if kind == "text":
+            sample.add(text_ids(self.text_tokenizer, value), target)
+        elif kind == "image":
+            self.add_marked_image(sample, value, target)
+        else:
+            tokens = [plan_token(word) for word in value]
+            unknown = [token for token in tokens if token not in self.plan_ids]
+            if unknown:
+                raise ValueError(f"the text tokenizer has no {unknown[0]}: recipes with model.plan_length add plans")
+            sample.add([self.plan_ids[token] for token in tokens], target)
 
     def add_image(self, sample: Sample, image: Any, target: bool) -> None:
         """Append the L placeholders of an image."""
@@ -226,15 +239,12 @@ class MllmTemplate(Template):
     def chat(self, messages: Sequence[dict[str, Any]], open_answer: bool) -> Sample:
         sample = Sample()
         sample.add([self.bos_id])
-        for is_answer, parts in turns(messages):
-            sample.add([self.assistant_id if is_answer else self.user_id])
-            for kind, value in parts:
-                if kind == "text":
-                    sample.add(text_ids(self.text_tokenizer, value), is_answer)
-                else:
-                    self.add_marked_image(sample, value, is_answer)
-            if is_answer:
-                sample.add([self.eos_id], target=True)
+        for turn in turns(messages):
+            sample.add([self.assistant_id if turn.is_answer else self.user_id])
+            for kind, value in turn.parts:
+                self.add_part(sample, kind, value, turn.is_target)
+            if turn.is_answer:
+                sample.add([self.eos_id], turn.is_target)
         if open_answer:
             sample.add([self.assistant_id])
         return sample
@@ -279,14 +289,11 @@ class ChatMlTemplate(Template):
 
     def chat(self, messages: Sequence[dict[str, Any]], open_answer: bool) -> Sample:
         sample = Sample()
-        for is_answer, parts in turns(messages):
-            sample.add([self.bos_id, *(self.assistant if is_answer else self.user)])
-            for kind, value in parts:
-                if kind == "text":
-                    sample.add(text_ids(self.text_tokenizer, value), is_answer)
-                else:
-                    self.add_marked_image(sample, value, is_answer)
-            sample.add([self.eos_id], target=is_answer)
+        for turn in turns(messages):
+            sample.add([self.bos_id, *(self.assistant if turn.is_answer else self.user)])
+            for kind, value in turn.parts:
+                self.add_part(sample, kind, value, turn.is_target)
+            sample.add([self.eos_id], turn.is_target)
             sample.add(self.newline)
         if open_answer:
             sample.add([self.bos_id, *self.assistant])
@@ -333,13 +340,13 @@ class UniTokTemplate(Template):
     def chat(self, messages: Sequence[dict[str, Any]], open_answer: bool) -> Sample:
         sample, text = Sample(), f" {self.system} "
         sample.add([self.bos_id])
-        for is_answer, parts in turns(messages):
-            if is_answer:
+        for turn in turns(messages):
+            if turn.is_answer:
                 sample.add(self.ids(text + "ASSISTANT:"))
-                self._add_answer(sample, parts)
+                self._add_answer(sample, turn)
                 text = self.turn_start
             else:
-                text = self._add_question(sample, text + "USER: ", parts) + " "
+                text = self._add_question(sample, text + "USER: ", turn.parts) + " "
         if open_answer:
             text += "ASSISTANT:"
         if text != self.turn_start:
@@ -351,6 +358,8 @@ class UniTokTemplate(Template):
         for kind, value in parts:
             if kind == "text":
                 text += value
+            elif kind == "plan":
+                self.add_part(sample, kind, value, target=False)  # refuses it
             else:
                 sample.add(self.ids(text))
                 image = value if torch.is_tensor(value) else self.pixels(value)  # a tensor: codes
@@ -358,13 +367,13 @@ class UniTokTemplate(Template):
                 text = " \n"  # the space before a text, see above: images cut it into several
         return text
 
-    def _add_answer(self, sample: Sample, parts: Sequence[tuple[str, Any]]) -> None:
-        for kind, value in parts:
+    def _add_answer(self, sample: Sample, turn: "Turn") -> None:
+        for kind, value in turn.parts:
             if kind == "text":
-                sample.add(self.ids(" " + value), target=True)
+                sample.add(self.ids(" " + value), turn.is_target)
             else:
-                self.add_marked_image(sample, value, target=True)
-        sample.add([self.eos_id], target=True)
+                self.add_part(sample, kind, value, turn.is_target)
+        sample.add([self.eos_id], turn.is_target)
 
     def add_request(self, sample: Sample, prompt: str | None, sources: Sequence[Any]) -> None:
         """The released model draws from words alone. A request with images, which it was not trained on, is a chat."""
@@ -398,12 +407,20 @@ class UniTokTemplate(Template):
         return -((side - width) // 2), -((side - height) // 2), side
 
 
+KINDS = ("text", "image", "plan")  # of the parts of a message
 TEMPLATES = {"mllm": MllmTemplate, "chatml": ChatMlTemplate, "unitok": UniTokTemplate}
 
 
-def turns(messages: str | Sequence[dict[str, Any]]) -> Iterator[tuple[bool, list[tuple[str, Any]]]]:
-    """Messages as pairs (whether it is an answer, its parts as ("text" or "image", value)). A string is one question.
-    Raises ValueError for anything else."""
+class Turn(NamedTuple):
+    """A message. `is_target`: whether it is an answer that carries loss; `parts` are (kind, value)."""
+
+    is_answer: bool
+    is_target: bool
+    parts: list[tuple[str, Any]]
+
+
+def turns(messages: str | Sequence[dict[str, Any]]) -> Iterator[Turn]:
+    """Messages as turns. A string is one question. Raises ValueError for anything else."""
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     for message in messages:
@@ -414,10 +431,11 @@ def turns(messages: str | Sequence[dict[str, Any]]) -> Iterator[tuple[bool, list
             raise ValueError(f"unknown role {role!r}; known: user, assistant")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         for part in parts:
-            if part["type"] not in ("text", "image"):
-                raise ValueError(f"unknown content type {part['type']!r}; known: text, image")
+            if part["type"] not in KINDS:
+                raise ValueError(f"unknown content type {part['type']!r}; known: {', '.join(KINDS)}")
         values = [(part["type"], part[part["type"]]) for part in parts]
-        yield role == "assistant", [(kind, as_image(value) if kind == "image" else value) for kind, value in values]
+        loaded = [(kind, as_image(value) if kind == "image" else value) for kind, value in values]
+        yield Turn(role == "assistant", role == "assistant" and message.get("weight", 1) > 0, loaded)
 
 
 def as_image(value: Any) -> Any:

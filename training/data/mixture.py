@@ -136,12 +136,15 @@ def to_sample(
     guidance; after images, it is a request to edit these, which then may be dropped, too (arXiv 2211.09800, section
     3.2.1). Everything else is a chat."""
     kinds = [[part["type"] for part in message["content"]] for message in messages]
-    draws = len(messages) == 2 and kinds[1] == ["image"] and kinds[0] == sorted(kinds[0]) and "text" in kinds[0]
+    draws = len(messages) == 2 and kinds[1] in (["image"], ["plan", "image"])
+    draws = draws and kinds[0] == sorted(kinds[0]) and "text" in kinds[0]
     if draws and (drop_prompt or "image" not in kinds[0]):
         sources = [part["image"] for part in messages[0]["content"] if part["type"] == "image" and not drop_sources]
         prompt = "".join(part["text"] for part in messages[0]["content"] if part["type"] == "text")
-        image = messages[1]["content"][0]["image"]
-        return processor.encode_drawing(None if drop_prompt else prompt, image, sources=sources)
+        *plans, image = messages[1]["content"]
+        if drop_prompt:
+            return processor.encode_drawing(None, image["image"], sources=sources)
+        return processor.encode_drawing(prompt, image["image"], plans[0]["plan"] if plans else ())
     return processor.encode(messages, open_answer=False)
 
 
@@ -209,7 +212,7 @@ class ConversationsSource(Source):
     def sample(self, number: int) -> Sample:
         index, wording = self.order[number], number // len(self.scenes)
         images = self.scenes[index]
-        messages = conversation_messages(self.scenes.world, self.config.scenes, index, wording, images)
+        messages = conversation_messages(self.scenes.world, self.config, index, wording, images)
         return to_sample(self.processor, messages, *dropped(self.seed, number, self.config.caption_dropout))
 
 
@@ -270,6 +273,11 @@ class Mixture:
         if bool(source.shards) == bool(source.scenes):
             raise ValueError(f"data.sources.{name}: give shards or scenes, and not both")
         if source.scenes:
+            if source.scenes.layouts and not self.processor.plan_ids:
+                raise ValueError(
+                    f"data.sources.{name}: layouts need a text tokenizer with their words, which a recipe without "
+                    "init_from adds for model.plan_length"
+                )
             if source.scenes.language and self.words:
                 raise ValueError(f"data.sources.{name}: model.words needs scenes without language")
             if source.scenes.language:

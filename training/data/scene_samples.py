@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from data_recipes.files import whole
-from data_recipes.messages import Messages, with_images
+from data_recipes.messages import Messages, images_of, with_images
 from data_recipes.scenes.language import conversation, story
 from data_recipes.scenes.world import Question, Scene, World, layout, layout_questions, questions, some_caption
 from mllm.decode.rerank import ASKED_FOR_PROMPT
@@ -29,6 +29,7 @@ CHUNK = 2048  # scenes in one file of codes
 ENCODED_TOGETHER = 32
 LABELLED_BACKGROUND = 0.3
 RENDERED = 1_000_000  # scenes in an epoch without codes
+PROMPTED = 0.2  # of the conversations about one drawing: the share that is turned round, to ask for the prompt
 
 
 def scene_seed(split: str, index: int) -> int:
@@ -171,11 +172,42 @@ def _check_scenes(path: str | Path, made_by: Mapping[str, str], config: ScenesCo
 
 
 def conversation_messages(
-    world: World, config: ScenesConfig, index: int, wording: int, images: Sequence[torch.Tensor]
+    world: World, config: MixConfig, index: int, wording: int, images: Sequence[torch.Tensor]
 ) -> Messages:
-    """Conversation `index`, with its pictures as codes_LK or pixels, in the words of this `wording`."""
-    chat = conversation(world, scene_seed(config.split, index), config.split, wording=wording)
+    """Conversation `index`, with its pictures as codes_LK or pixels, in the words of this `wording`. Some of those that
+    begin with their only drawing are turned round: the picture is shown, and its prompt is the answer."""
+    seed, split = scene_seed(config.scenes.split, index), config.scenes.split
+    chat, rng = conversation(world, seed, split, wording=wording), random.Random(f"{split} {seed} kind {wording}")
+    if not images_of(chat[:1]) and images_of(chat[:2]) == images_of(chat) != [] and rng.random() < PROMPTED:
+        [prompt], [picture] = (message["content"] for message in chat[:2])
+        chat = _chat(picture, [Question("prompt", ASKED_FOR_PROMPT, prompt["text"])])
+    elif config.layouts:
+        chat = with_layouts(chat, rng)
     return with_images(chat, images)
+
+
+def with_layouts(chat: Messages, rng: random.Random) -> Messages:
+    """A beginning of the conversation that ends with a drawing, which its layout precedes, or the whole, after which
+    the layout of the last picture is asked for. Earlier drawings have no layout, as a chat sends them back without, and
+    so no loss. All contents are lists."""
+    drawn = [place for place, message in enumerate(chat) if message["role"] == "assistant" and images_of([message])]
+    end = rng.choice(sorted({*drawn, len(chat) - 1}))
+    kept = [{**message, "weight": 0} if place in drawn else message for place, message in enumerate(chat[: end + 1])]
+    pictures = images_of(kept)
+    if end in drawn:
+        kept[end] = _message("assistant", _plan(layout(pictures[-1])), *chat[end]["content"])
+    elif pictures:
+        question, answer = layout_questions(pictures[-1])[0]
+        kept += [_message("user", _plan(question)), _message("assistant", _plan(answer))]
+    return kept
+
+
+def _message(role: str, *parts: dict) -> dict:
+    return {"role": role, "content": list(parts)}
+
+
+def _plan(words: Sequence[str]) -> dict:
+    return {"type": "plan", "plan": words}
 
 
 def drawing_sample(
@@ -185,7 +217,7 @@ def drawing_sample(
     caption = some_caption(scene, rng)
     if rng.random() < config.caption_dropout:
         return processor.encode_drawing(None, image)
-    return processor.encode_drawing(caption, image, plan=layout(scene) if config.layouts else None)
+    return processor.encode_drawing(caption, image, plan=layout(scene) if config.layouts else ())
 
 
 def answering_sample(
@@ -197,10 +229,14 @@ def answering_sample(
     part = {"type": "image", "image": image}
     if rng.random() < config.chats:
         return processor.encode(_chat(part, asked[: config.questions_per_image]), open_answer=False)
-    if config.layouts:
-        asked += layout_questions(scene, rng)
     asked.append(Question("prompt", ASKED_FOR_PROMPT, some_caption(scene, rng)))
-    return join([processor.encode(_chat(part, [one]), open_answer=False) for one in asked])
+    chats = [_chat(part, [one]) for one in asked]
+    if config.layouts:
+        chats += [
+            [_message("user", part, _plan(question)), _message("assistant", _plan(answer))]
+            for question, answer in layout_questions(scene)
+        ]
+    return join([processor.encode(chat, open_answer=False) for chat in chats])
 
 
 def words_sample(
@@ -224,6 +260,6 @@ def _chat(part: dict, asked: Sequence[Question]) -> list[dict]:
     messages = []
     for turn, question in enumerate(asked):
         text = {"type": "text", "text": question.text}
-        messages.append({"role": "user", "content": [part, text] if turn == 0 else [text]})
-        messages.append({"role": "assistant", "content": question.answer})
+        messages.append(_message("user", part, text) if turn == 0 else _message("user", text))
+        messages.append(_message("assistant", {"type": "text", "text": question.answer}))
     return messages

@@ -10,9 +10,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from data_recipes.scenes.world import LAYOUT_WORDS
 from mllm import Mllm, MllmConfig, Processor
 from mllm.codes import CodebookEmbedding
 from mllm.folders import load_image_tokenizer, loading
+from mllm.text.ids import plan_token
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 
 from ..run.optim import freeze
@@ -45,10 +47,17 @@ def build_model(config: ModelConfig, checkpoint: Path | None = None, plain: type
     if config.tune:
         start.model.guard(config.tune)
     if config.lora:
-        add_lora(start.model, config.lora)
+        add_lora(start.model, config.lora, start.processor.first_added_id())
         if checkpoint:
             load_adapter(start.model, checkpoint / "adapter")
     return start
+
+
+def build_backbone(name: str) -> tuple[Mllm, Processor]:
+    """A pretrained backbone alone, as a model that talks; what it has for images is new and as small as can be."""
+    config = ModelConfig(image_tokenizer=f"{NEW}tiny", backbone=name, code_head="parallel")
+    model, processor, _ = build_model(config)
+    return model.eval(), processor
 
 
 def choose_trained(model: Mllm, config: ModelConfig) -> None:
@@ -92,6 +101,8 @@ def _assemble(kind: type[Mllm], config: ModelConfig) -> Start:
         )
     image_tokenizer = _image_tokenizer(config.image_tokenizer)
     text_tokenizer = pretrained.text_tokenizer if pretrained else load_text_tokenizer(config.text_tokenizer)
+    if config.plan_length:
+        text_tokenizer.add_tokens(list(map(plan_token, LAYOUT_WORDS)), special_tokens=True)
     sizes = image_tokenizer.config
     template = pretrained.template if pretrained else "mllm"
     processor = Processor(

@@ -1,7 +1,10 @@
-"""LoRA (arXiv 2106.09685) on the backbone: low-rank adapters train beside frozen weights.
+"""LoRA (arXiv 2106.09685) on the backbone: low-rank adapters train beside frozen weights, and, if wanted, embeddings of
+new tokens beside those of words.
 
 An adapter and its matrix are made one once an update. So a forward pass costs what it costs without adapters, and their
 gradients come from products as narrow as they are.
+
+Shapes: B sequences, T positions, D width, S ids of text.
 """
 
 import math
@@ -76,17 +79,44 @@ class _Merged(torch.autograd.Function):
         return dy @ weight_OI, None, None, d_down_RI.to(down_RI.dtype), d_up_OR.to(up_OR.dtype), None
 
 
-def add_lora(model: Mllm, config: LoraConfig) -> None:
-    """Add adapters to the backbone's matrices called `targets`; at first they change nothing. Raises ValueError when
-    there are no such matrices."""
+class _LastRows(nn.Module):
+    """A layer with a row for each id of text. Those from `first` on train, and the others do not."""
+
+    def __init__(self, layer: nn.Module, first: int):
+        super().__init__()
+        self.base_layer, self.first = layer, first
+        self.lora_rows = nn.Parameter(layer.weight[first:].detach().clone())
+
+
+class EmbeddingRows(_LastRows):
+    def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        new_BTD = F.embedding((ids_BT - self.first).clamp(min=0), self.lora_rows)
+        return torch.where((ids_BT >= self.first)[..., None], new_BTD, self.base_layer(ids_BT))
+
+
+class OutputRows(_LastRows):
+    def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
+        # The frozen part is multiplied alone, so that it gets no gradient, which would cost as much again.
+        old_BTS, new_BTS = (F.linear(h_BTD, w) for w in (self.base_layer.weight[: self.first], self.lora_rows))
+        return torch.cat([old_BTS, new_BTS], -1)
+
+
+def add_lora(model: Mllm, config: LoraConfig, first: int) -> None:
+    """Add adapters to the backbone's matrices called `targets`, and with `tokens` rows for the ids from `first` on; at
+    first they change nothing. Raises ValueError when there are no such matrices or ids."""
     linears = {name: part for name, part in model.backbone.named_modules() if isinstance(part, nn.Linear)}
     names = {name.rpartition(".")[2] for name in linears}
     strange = sorted(set(config.targets) - names)
-    if strange or not config.targets:
+    if strange or not (config.targets or config.tokens):
         raise ValueError(f"recipe, model.lora.targets: the backbone has {', '.join(sorted(names))}; not {strange}")
     for name, linear in linears.items():
         if name.rpartition(".")[2] in config.targets:
             model.backbone.set_submodule(name, LoraLinear(linear, config.rank, config.alpha))
+    if config.tokens:
+        if first >= model.lm_head.out_features:
+            raise ValueError("recipe, model.lora.tokens: no tokens were added to this text tokenizer")
+        model.set_input_embeddings(EmbeddingRows(model.get_input_embeddings(), first))
+        model.lm_head = OutputRows(model.lm_head, first)
 
 
 def merge_adapters(model: Mllm, dtype: torch.dtype) -> None:
@@ -106,13 +136,17 @@ def train_adapters(model: Mllm) -> None:
 
 
 def merged(state: Mapping[str, torch.Tensor], config: LoraConfig) -> dict[str, torch.Tensor]:
-    """The state dict of a model without adapters that computes the same: each W becomes W + alpha / rank * B A."""
+    """The state dict of a model without adapters that computes the same: each W becomes W + alpha / rank * B A, and the
+    last rows those that trained."""
     plain = {name.replace(BASE, "."): tensor for name, tensor in state.items() if ADAPTER not in name}
-    for name, down in state.items():
+    for name, tensor in state.items():
         if name.endswith(f"{ADAPTER}A.default.weight"):
             up = state[name.replace(f"{ADAPTER}A.", f"{ADAPTER}B.")]
             weight = name.partition(ADAPTER)[0] + ".weight"
-            plain[weight] = plain[weight] + config.alpha / config.rank * up @ down
+            plain[weight] = plain[weight] + config.alpha / config.rank * up @ tensor
+        elif name.endswith(f"{ADAPTER}rows"):
+            weight = name.partition(ADAPTER)[0] + ".weight"
+            plain[weight] = torch.cat([plain[weight][: -len(tensor)], tensor])
     return plain
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from mllm import Mllm, Processor
 from mllm.decode.options import DrawingOptions
+from mllm.decode.sampling import only
 from mllm.device import send
 from mllm.model import MllmOutput
 from mllm.text.templates import IGNORED, Sample
@@ -45,6 +46,7 @@ class PolicyMllm(Mllm):
         labels: torch.Tensor | None = None,
         is_target: torch.Tensor | None = None,
         options: DrawingOptions | None = None,
+        among: frozenset[int] | None = None,
         **inputs: Any,
     ) -> MllmOutput:
         if options is None:
@@ -52,7 +54,7 @@ class PolicyMllm(Mllm):
         x_BTD = self.embed(input_ids, codes)
         h_BTD = self.run_layers(x_BTD, input_ids, use_cache=False).last_hidden_state[:, :-1]
         chosen_BT, slots_BT = labels[:, 1:] != IGNORED, (input_ids == self.config.image_token_id)[:, 1:]
-        text_logits = self.text_logits(h_BTD[chosen_BT]).float() / options.temperature
+        text_logits = only(self.text_logits(h_BTD[chosen_BT]), among).float() / options.temperature
         text_logps = -F.cross_entropy(text_logits, labels[:, 1:][chosen_BT], reduction="none")
         codes_PK = codes.flatten(0, 1)
         logits_PKV = self.code_head(h_BTD[slots_BT], codes_PK).float()
@@ -86,6 +88,7 @@ class Scored:
         inputs = inputs_of(processor.collate(samples, multiple=PADDED_TO), device)
         self.inputs = {name: inputs[name] for name in ("input_ids", "codes", "labels", "is_target")}
         self.inputs |= {"labels": send(inputs["labels"], device), "options": options}
+        self.inputs |= {"among": processor.drawing_ids if processor.plan_ids else None}
         self.size, lengths = len(drawings), torch.tensor([drawing.plan_length for drawing in drawings])
         self.owners = torch.arange(self.size).repeat_interleave(lengths).to(device)
         self.text_logps = torch.cat([drawing.text_logps for drawing in drawings]).to(device)

@@ -214,11 +214,13 @@ class AblationConfig(Section):
 @dataclass
 class LoraConfig(Section):
     """Adapters of `rank` beside the backbone's matrices called `targets`, scaled by `alpha / rank`; they train, and the
-    matrices do not."""
+    matrices do not. With `tokens`, the embeddings and output rows of the tokens that were added to a pretrained text
+    tokenizer train, too, or alone if there are no targets; those of words do not."""
 
     rank: int = within("[1, inf)", 16)
     alpha: float = within("(0, inf)", 32.0)
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    tokens: bool = False
 
 
 @dataclass
@@ -235,9 +237,9 @@ class TuneConfig(ReconstructionConfig):
 class ModelConfig(Section):
     """What a language-model run starts from: either `init_from`, or the parts of a new model. Its `image_tokenizer` is
     a folder, a shipped model's, or a new one ("new:" and a size); its `backbone` is a config of transformers, or names
-    pretrained weights (see backbones.py), which bring their own text tokenizer. `image_layers` and
-    `plan_length`: see `MllmConfig`. With
-    `words`, the code embedding alone trains, towards words of what each position of scenes shows (see words.py)."""
+    pretrained weights (see backbones.py), which bring their own text tokenizer. `image_layers`: see `MllmConfig`, as
+    for `plan_length`, which adds the words of layouts to the text tokenizer of a new model. With `words`, the code
+    embedding alone trains, towards words of what each position of scenes shows (see words.py)."""
 
     init_from: str | None = None
     image_tokenizer: str | None = None
@@ -259,9 +261,10 @@ class MixConfig(Section):
     """Scenes with extracted `codes`, or with pixels that are rendered and encoded in training (null): shares of drawing
     and answering, and how captions and questions become sequences. All questions about an image are asked, and for
     its prompt, each on its own; a share `chats` of the images has `questions_per_image` as the turns of one chat. With
-    `layouts`, drawings begin with the layout as text, and answers give it, too. With `language`, samples are
-    conversations of data_recipes/scenes/language, each a seed's, in other words every epoch: `codes` are those of their
-    pictures (scripts.extract_codes --language), and of the other keys only `caption_dropout` counts."""
+    `layouts`, drawings begin with the layout, in ids that are no text, and some questions ask for it. With `language`,
+    samples are conversations of data_recipes/scenes/language, each a seed's, in other words every epoch: `codes` are
+    those of their pictures (scripts.extract_codes --language), and of the other keys only `caption_dropout` and
+    `layouts` count."""
 
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     codes: str | None = None

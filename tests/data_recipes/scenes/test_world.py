@@ -10,12 +10,15 @@ import pytest
 
 from data_recipes.scenes import artwork
 from data_recipes.scenes.world import (
+    ASKED_FOR_LAYOUT,
     BACKGROUNDS,
+    BINS,
     CLASSES,
     COLORS,
     FORMS,
     FREE_FORMS,
     GENEVAL,
+    LAYOUT_WORDS,
     MIRROR,
     NUMBERS,
     RELATION_WORDS,
@@ -283,21 +286,28 @@ def test_of_two_things_color_and_place_of_each_are_asked_for(world):
 def test_of_two_things_the_box_of_each_is_asked_for(world):
     for seed in range(30):
         scene = world.scene(seed)
-        about_all, *about_one = layout_questions(scene, random.Random(seed))
-        assert about_all.answer == layout(scene)
+        about_all, *about_one = layout_questions(scene)
+        assert about_all == ([ASKED_FOR_LAYOUT], layout(scene))
         pair = len({thing.name for thing in scene.things}) == 2
         assert len(about_one) == (2 if pair else 0)
-        for question, thing in zip(about_one, scene.things, strict=False):
-            assert thing.name in question.text and f"{thing.name} {question.answer}" in layout(scene)
+        for (asked, *question), answer in about_one:
+            assert asked == ASKED_FOR_LAYOUT
+            assert " | ".join([*question, *answer]) in " | ".join(layout(scene))
+        assert [question[-1] for question, _ in about_one] == [f"thing {t.name}" for t in scene.things if pair]
 
 
 def test_a_layout_gives_every_thing_and_its_box_in_reading_order(world):
     for seed in range(60):
         scene = world.scene(seed)
-        found = re.findall(r"([a-z ]+) (\d\d)(\d\d)(\d\d)(\d\d)(?: |$)", layout(scene))
-        things = {(noun(thing), *(side * 100 // scene.size for side in thing.box)) for thing in scene.things}
-        assert {(words, *map(int, box)) for words, *box in found} == things and len(found) == len(scene.things)
-        assert [(top, left) for _, left, top, _, _ in found] == sorted((top, left) for _, left, top, _, _ in found)
+        assert set(layout(scene)) < set(LAYOUT_WORDS)
+        said = " ".join(layout(scene))
+        found = re.findall(r"(?:color ([a-z]+) )?thing ([a-z ]+) (\d+) (\d+) (\d+) (\d+)", said)
+        things = {(t.color or "", t.name, *(side * BINS // scene.size for side in t.box)) for t in scene.things}
+        assert {(*words, *map(int, box)) for *words, a, b, c, d in found for box in [(a, b, c, d)]} == things
+        assert len(found) == len(scene.things)
+        tops = [(int(top), int(left)) for _, _, left, top, _, _ in found]
+        assert tops == sorted(tops)
+        assert re.findall("ground (.*)", said) == [scene.background.name] * (scene.background.name is not None)
 
 
 def test_describe_puts_the_left_or_upper_thing_first(world):

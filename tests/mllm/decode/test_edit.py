@@ -58,6 +58,14 @@ def test_an_edit_does_not_depend_on_its_batch(make_tiny_model, kind):
         assert alone.tobytes() == together[row].tobytes()
 
 
+def test_a_plan_comes_before_an_edit_and_is_not_shown(make_tiny_model):
+    model, processor = make_tiny_model(plan_length=5)
+    first, seen = torch.tensor(sorted(processor.plan_ids)[:1]), []
+    model.lm_head.register_forward_hook(lambda _, __, logits: seen.append(1) or logits.index_fill(-1, first, 100.0))
+    [edited] = edit_images(model, processor, PICTURES[0], PROMPTS[0], seeds=4)
+    assert len(seen) == 5 and edited.size == (32, 32) and "answer" not in edited.info
+
+
 def test_an_engine_gives_the_same_edit(editor):
     [alone] = edit_images(*editor, PICTURES[0], PROMPTS[0], seeds=4)
     with Engine(*editor) as engine:

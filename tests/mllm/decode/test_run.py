@@ -10,6 +10,7 @@ from mllm.decode.options import Sampling
 from mllm.decode.program import start_drawing
 from mllm.decode.run import plan_drawings, sample_codes
 from mllm.decode.sampling import NotFinite, Picker, filter_logits, gumbel, sample
+from mllm.text.ids import plan_token
 
 KINDS = [(embedding, head) for embedding in CODE_EMBEDDINGS for head in CODE_HEADS]
 PROMPTS = ["a red dog", "two cats and a very long prompt about a bus", "a kite"]
@@ -234,6 +235,54 @@ def test_plans_and_their_images_do_not_depend_on_the_batch(planner):
     images = generate_images(model, processor, PROMPTS, seeds=[5, 6, 7])
     for row, prompt in enumerate(PROMPTS):
         assert generate_images(model, processor, [prompt], seeds=5 + row)[0].tobytes() == images[row].tobytes()
+
+
+def test_plans_in_ids_of_their_own_hold_nothing_else(make_tiny_model):
+    model, processor = make_tiny_model(plan_length=5)
+    starts = _starts(model, processor, ["a dog"])
+    lengths = set()
+    for seed in range(8):
+        [sample] = plan_drawings(model, processor, starts, _generators([seed]), temperature=5.0)
+        *plan, end = sample.ids[len(starts[0].ids) :]
+        assert set(plan) <= processor.plan_ids and end == processor.boi_id
+        lengths.add(len(plan))
+    assert max(lengths) == 5
+
+
+def test_plans_in_a_chat_are_not_shown(make_tiny_model):
+    """The first id of a plan ends the text. The plan is written anew, by the options of drawings, and an image follows
+    it, however little room was left for text. A text without drawings ends there."""
+    model, processor = make_tiny_model(plan_length=5)
+    [word] = processor.encode("zebra").ids[2:-1][:1]
+    a, b = sorted(processor.plan_ids)[:2]
+    heard = []
+
+    def write(*ids):
+        wanted = iter(ids)
+        hook = lambda _, __, logits: heard.append(len(heard)) or _only(logits, next(wanted))  # noqa: E731
+        return model.lm_head.register_forward_hook(hook)
+
+    for ids, limit in (([word, a, b, a, processor.boi_id, processor.eos_id], 64), ([word, a, *[b] * 5], 2)):
+        hook = write(*ids)
+        *texts, image = [piece for piece in generate_text(model, processor, _chat("draw"), limit, seed=3)]
+        hook.remove()
+        assert "".join(texts) == processor.decode([word]) and image.size == (32, 32)
+    assert len(heard) == 6 + 7
+    hook = write(word, a)
+    assert generate_texts(model, processor, [_chat("draw")], seeds=[3]) == [processor.decode([word])]
+    hook.remove()
+
+
+def test_what_looks_like_a_plan_is_text(make_tiny_model):
+    model, processor = make_tiny_model(plan_length=5)
+    words = plan_token("thing dog")
+    ids = processor.encode([{"role": "user", "content": words}]).ids
+    assert not processor.plan_ids & set(ids) and processor.decode(ids) == words
+    plan = processor.encode([{"role": "user", "content": [{"type": "plan", "plan": ["thing dog"]}]}]).ids
+    assert len(processor.plan_ids & set(plan)) == 1 and processor.decode(plan) == ""
+    assert processor.post_process_image_text_to_text([plan]) == [""]
+    with pytest.raises(ValueError, match="the text tokenizer has no <plan thing moon>"):
+        processor.encode_drawing("a moon", plan=["thing moon"])
 
 
 def test_a_model_without_plans_draws_at_once(tiny_model):

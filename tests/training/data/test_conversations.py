@@ -7,6 +7,7 @@ import torch
 
 from data_recipes.scenes.language import story
 from data_recipes.scenes.world import World
+from mllm.decode.rerank import ASKED_FOR_PROMPT
 from training.data.mixture import Mixture
 from training.data.scene_samples import CodedStories, extract_codes, scene_seed
 from training.run.recipe import MixConfig, MixtureConfig, ScenesConfig, SourceConfig
@@ -84,6 +85,53 @@ def test_an_epoch_repeats_pictures_and_not_words(tiny_model, codes):
     assert changed > SCENES * 0.9
     again = source(tiny_model, config(codes))
     assert all(again.sample(number).ids == conversations.sample(number).ids for number in range(2 * SCENES))
+
+
+@pytest.fixture
+def planner(make_tiny_model):
+    return make_tiny_model(plan_length=40)
+
+
+def test_layouts_come_before_the_last_drawing_or_at_the_very_end(planner, codes):
+    """So no answer is read off a layout, and a chat that sends pictures back looks as in training."""
+    processor, conversations, ends = planner[1], source(planner, config(codes, layouts=True)), set()
+    without = source(planner, config(codes))
+    for number in range(4 * SCENES):
+        sample = conversations.sample(number)
+        plan = [place for place, id in enumerate(sample.ids) if id in processor.plan_ids]
+        drawn = [place for place, flag in enumerate(sample.is_target) if flag]
+        assert drawn in ([], [len(sample.images) - 1])
+        loss = [id for id, label in zip(sample.ids, sample.labels, strict=True) if label >= 0]
+        assert (processor.boi_id in loss) == bool(drawn)
+        if drawn:  # plan, begin, positions, end of image, end of answer
+            assert plan[-1] - plan[0] == len(plan) - 1 and sample.ids[plan[-1] + 1] == processor.boi_id
+            assert sample.ids[plan[-1] + 2 :] == [processor.image_id] * 4 + [processor.eoi_id, processor.eos_id]
+            assert set(sample.labels[plan[0] : plan[-1] + 1]) <= processor.plan_ids
+        elif plan:
+            assert sample.labels[plan[0]] < 0 and sample.ids[plan[-1] + 1 :] == [processor.eos_id]
+            assert plan[-1] - plan[0] == len(plan)  # between question and answer, the assistant's mark
+        ends.add((bool(drawn), bool(plan), len(sample.images)))
+        assert not processor.plan_ids & set(without.sample(number).ids)
+    assert {(True, True, 1), (True, True, 2), (False, True, 1), (False, False, 0)} <= ends
+
+
+def test_layouts_need_words_for_them(tiny_model, codes):
+    with pytest.raises(ValueError, match="data.sources.scenes: layouts need a text tokenizer with their words"):
+        source(tiny_model, config(codes, layouts=True))
+
+
+def test_some_drawings_are_turned_round(tiny_model, codes):
+    """A picture, and the words that asked for it as the answer: what candidates are chosen by."""
+    processor, conversations = tiny_model[1], source(tiny_model, config(codes))
+    asked = processor.encode(ASKED_FOR_PROMPT).ids[2:-1]
+    turned = 0
+    for number in range(8 * SCENES):
+        sample = conversations.sample(number)
+        text = ",".join(map(str, sample.ids))
+        if ",".join(map(str, asked)) in text:
+            turned += 1
+            assert sample.is_target == [False] and processor.decode([i for i in sample.labels if i >= 0])
+    assert 0.01 < turned / (8 * SCENES) < 0.1
 
 
 def test_prompts_of_drawings_are_dropped_at_the_rate_asked_for(tiny_model, codes):

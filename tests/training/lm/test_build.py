@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mllm import Mllm
 from training.lm.backbones import load_pretrained
@@ -29,21 +28,6 @@ from training.run.recipe import (
 
 HEAD = {"layers": 1, "heads": 2}
 LORA = LoraConfig(rank=2, alpha=4.0, targets=["q_proj", "v_proj"])
-
-
-@pytest.fixture(scope="module")
-def pretrained_folder(tmp_path_factory):
-    """A tiny language model with tied embeddings that has never heard of images, and reads bytes and ChatML."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = Tokenizer(models.BPE({letter: id for id, letter in enumerate(letters)}, []))
-    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    own = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<|im_start|>", eos_token="<|im_end|>")
-    own.save_pretrained(folder)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    torch.manual_seed(5)
-    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(own), tie_word_embeddings=True)).save_pretrained(folder)
-    return folder
 
 
 def model_config(pretrained_folder, **options) -> ModelConfig:
@@ -172,8 +156,35 @@ def test_smollm2_answers_as_before():
 # ---- adapters
 
 
+@pytest.mark.parametrize("targets", [["q_proj"], []])
+def test_new_tokens_train_and_words_stay(pretrained_folder, tmp_path, targets):
+    """And a checkpoint's adapter, beside the weights it began with, is its merged model."""
+    lora = LoraConfig(rank=2, alpha=4.0, targets=targets, tokens=True)
+    config = model_config(pretrained_folder, plan_length=40, lora=lora)
+    before, processor, _ = build_model(config)
+    recipe = train_config(tmp_path, config, "tokens")
+    recipe.data.sources["scenes"].scenes.layouts = True
+    folder = train(recipe)
+    after, first = Mllm.from_pretrained(folder), processor.first_added_id()
+    assert processor.tokenizer.convert_ids_to_tokens(first) == "<pad>"
+    layers = (before.get_input_embeddings(), after.get_input_embeddings()), (before.lm_head, after.lm_head)
+    for old, new in layers:
+        assert torch.equal(new.weight[:first], old.base_layer.weight[:first])
+        assert not torch.equal(new.weight[first:], old.base_layer.weight[first:])
+    torch.manual_seed(0)
+    resumed = build_model(config, folder.parent).model
+    ids_BT = torch.tensor([[5, processor.boi_id, *sorted(processor.plan_ids)[:3], 9]])
+    torch.testing.assert_close(text_logits(resumed, ids_BT), text_logits(after, ids_BT), atol=1e-5, rtol=1e-5)
+
+
+def test_no_new_tokens_are_no_rows_to_train(tiny_folder):
+    with pytest.raises(ValueError, match="model.lora.tokens: no tokens were added"):
+        build_model(lora_config(tiny_folder, lora=LoraConfig(tokens=True)))
+
+
 def lora_config(tiny_folder, **options) -> ModelConfig:
-    return ModelConfig(init_from=str(tiny_folder), trainable=["code_embed", "code_head"], lora=LORA, **options)
+    options = {"lora": LORA, **options}
+    return ModelConfig(init_from=str(tiny_folder), trainable=["code_embed", "code_head"], **options)
 
 
 def stirred(config: ModelConfig):

@@ -19,6 +19,7 @@ from data_recipes.scenes.world import captions, layout, questions
 from mllm import Mllm, generate_images
 from mllm.decode.rerank import ASKED_FOR_PROMPT
 from mllm.model import MllmOutput
+from mllm.text.ids import plan_token
 from mllm.text.templates import IGNORED, join
 from tokenizer import SIZES, ImageTokenizer
 from training.data.mixture import ScenesSource
@@ -342,26 +343,27 @@ def test_every_question_about_an_image_is_asked_on_its_own(make_tiny_model, code
 
 
 def test_layouts_are_targets_before_drawings_and_in_answers(make_tiny_model, codes_folder):
-    _, processor = make_tiny_model()
+    _, processor = make_tiny_model(plan_length=32)
     scene, codes_LK = CodedScenes(SHAPES, codes_folder)[0]
     config = replace(_scenes(codes_folder), chats=0.0, caption_dropout=0.0, layouts=True)
     drawn = drawing_sample(processor, scene, codes_LK, config, random.Random(3))
     targets = [id for id in drawn.labels if id != IGNORED]
-    assert processor.decode(targets[: targets.index(processor.boi_id)]) == layout(scene)
+    plan = processor.tokenizer.convert_tokens_to_ids(list(map(plan_token, layout(scene))))
+    assert targets[: targets.index(processor.boi_id)] == plan and processor.decode(plan) == ""
     unconditional = drawing_sample(processor, scene, codes_LK, replace(config, caption_dropout=1.0), random.Random(3))
     assert unconditional.ids == processor.encode_drawing(None, codes_LK).ids
     answered = answering_sample(processor, scene, codes_LK, config, random.Random(3))
     targets = [
-        processor.decode(
-            [
-                label
-                for label, of in zip(answered.labels, answered.branches, strict=True)
-                if of == branch and label != IGNORED
-            ]
-        )
+        [
+            label
+            for label, of in zip(answered.labels, answered.branches, strict=True)
+            if of == branch and label != IGNORED
+        ]
         for branch in range(1, max(answered.branches) + 1)
     ]
-    assert targets.count(layout(scene)) == 1
+    assert targets.count([*plan, processor.eos_id]) == 1
+    spoken = "".join(processor.decode(answer) for answer in targets)
+    assert spoken and "<plan" not in spoken
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
