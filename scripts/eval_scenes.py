@@ -1,10 +1,12 @@
-"""Evaluate a scenes model: questions, drawings by GenEval's rules, edits, tokenizer, speed. Run again to go on.
+"""Evaluate a scenes model: questions, talk, drawings by GenEval's rules, edits, tokenizer, speed. Run again to go on.
 
 python -m scripts.eval_scenes --model scenes --out out/eval_scenes
 python -m scripts.eval_scenes --model scenes --parts questions,speed --limit 50 --out out/eval_quick
+python -m scripts.eval_scenes --model mine --backbone smollm2 --parts unseen_forms,talk --out out/eval_talk
 torchrun --nproc_per_node 2 -m scripts.eval_scenes --model scenes --parts questions,drawing --out out/eval_scenes
 
---limit holds for scenes, too. Speed is what one process measures, while others work.
+--limit holds for scenes and messages, too. Speed is what one process measures, while others work. With --backbone, talk
+says what the model has kept of what a pretrained one knows.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def write_results(file: Path, subject: Subject, results: dict[str, Any], argv: l
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--detector", type=Path, default=DETECTOR, help="folder (default: %(default)s)")
-    parser.add_argument("--parts", help="of speed,questions,free_wording,drawing,editing,tokenizer (default: all)")
+    parts = "speed,questions,free_wording,trained_forms,unseen_forms,talk,drawing,editing,tokenizer"
+    parser.add_argument("--parts", help=f"of {parts} (default: all)")
+    parser.add_argument("--backbone", metavar="NAME", help="the pretrained backbone to compare with, such as smollm2")
     parser.add_argument("--images-per-prompt", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--quantize", choices=QUANTIZATIONS, help="weights of the language model, on a CPU")
     add_benchmark_options(parser)
@@ -57,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         from eval.scenes.tables import print_report
 
         detector = Detector.from_pretrained(args.detector)
-    subject = Subject(args.model, *load_model(args.model, args.quantize), detector)
+    subject = Subject(args.model, *load_model(args.model, args.quantize), detector, args.backbone)
     results = evaluate_scenes(subject, settings, args.out, args.parts and args.parts.split(","))
     if results is None:
         print("this process has done its share; the one that ends last prints the scores")

@@ -73,6 +73,40 @@ FACTS = [
     Fact("What does a thermometer measure?", ("temperature",)),
 ]
 
+PLAIN_TEXT = (
+    "The old mill stands where the river bends to the south. Two hundred years ago, farmers brought their corn here in "
+    "carts, and the miller kept every tenth sack for himself. Today the wheel is gone, but the house is still dry, and "
+    "a family with three children has moved in.",
+    "Salt was once so valuable that whole cities grew rich from it. It kept meat and fish from going bad through the "
+    "winter, long before anyone had a refrigerator. Roads were built to carry it from the coast to the mountains, and "
+    "some of them are still in use.",
+    "To repot a plant, choose a container that is slightly larger than the old one. Put a layer of small stones at the "
+    "bottom so that water can drain, add some fresh soil, and set the plant in the middle. Press the soil down gently "
+    "and water it well.",
+    "A telescope gathers more light than the human eye can. The larger its mirror, the fainter the stars that it can "
+    "show. Because the air above us is never quite still, the best places for large telescopes are high mountains and "
+    "space itself.",
+    "Maria closed the door behind her and listened. The rain had stopped, and somewhere in the house a clock was "
+    "ticking. She put her wet coat over the back of a chair, lit the lamp on the table, and began to read the letter "
+    "for the second time.",
+    "The committee met on Tuesday to discuss the budget for the coming year. Most members agreed that the library "
+    "needs a new roof, but there was no agreement on how to pay for it. A decision is expected in March, after the "
+    "public has had a chance to comment.",
+    "Bats find their way in the dark by listening to echoes. They make very short sounds, too high for us to hear, and "
+    "judge from what comes back how far away an insect is and in which direction it flies. A single bat can catch "
+    "hundreds of mosquitoes in an hour.",
+    "When you learn a new language, it helps to use it every day, even if only for ten minutes. Listening comes before "
+    "speaking, and mistakes are part of the process. Many people find that songs and short stories teach them more "
+    "than long lists of words.",
+    "Bridges fail for many reasons: floods that wash away the ground under them, loads that are heavier than anyone "
+    "had planned for, or small cracks that nobody noticed in time. Engineers therefore inspect them regularly, and "
+    "close them if there is any doubt.",
+    "The bakery on the corner opens at six in the morning. By seven, the smell of fresh bread has reached the end of "
+    "the street, and people on their way to work stop to buy a roll and a cup of coffee. On Sundays there is a line "
+    "that goes around the block.",
+)
+"""Written for this purpose, so in no model's training: paragraphs of different kinds, for perplexity."""
+
 MESSAGES = (
     "Why do cats land on their feet?",
     "what should i feed a horse",

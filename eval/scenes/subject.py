@@ -15,6 +15,7 @@ class Subject(NamedTuple):
     model: Mllm
     processor: Processor
     detector: Detector
+    backbone: str | None = None  # the pretrained one that the model began with, to compare with
 
     @property
     def world(self) -> World:

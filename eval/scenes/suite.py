@@ -42,6 +42,7 @@ from ..geneval.rules import Prompt, judge_images, judge_prompt, load_records, su
 from ..images.similarity import psnr
 from ..images.zero_shot import reads, text_reader
 from ..pieces import claim, digest, finish, flatten, in_batches, mean, spread, work_json, write_rows
+from .conversation import answer_trained_forms, answer_unseen_forms, talk
 from .editing import judge_edits
 from .subject import Subject
 
@@ -301,6 +302,9 @@ PARTS = {
     "speed": measure_speed,
     "questions": answer_questions,
     "free_wording": answer_freely_worded,
+    "trained_forms": answer_trained_forms,
+    "unseen_forms": answer_unseen_forms,
+    "talk": talk,
     "drawing": judge_drawings,
     "editing": judge_edits,
     "tokenizer": measure_tokenizer,
@@ -312,6 +316,11 @@ PARTS = {
 AT_LEAST = {
     "questions.overall": 0.95,
     **{f"questions.{kind}": 0.90 for kind in QUESTIONS},
+    "trained_forms.overall": 0.96,
+    "unseen_forms": 0.90,
+    "talk.words": 1.0,
+    "talk.pictures": 0.98,
+    "talk.kept_facts": 0.93,
     "drawing.model.overall": 0.80,
     "drawing.ceiling.overall": 0.97,
     "editing.model.done": 0.80,
@@ -321,7 +330,7 @@ AT_LEAST = {
     "tokenizer.usage": 0.90,
     "tokenizer.zero_shot": 0.95,
 }
-AT_MOST = {"speed.image": 2.0, "speed.first_token": 0.3, "speed.chat_first_output": 10.0}
+AT_MOST = {"talk.perplexity_ratio": 1.02, "speed.image": 2.0, "speed.first_token": 0.3, "speed.chat_first_output": 10.0}
 
 
 class Line(NamedTuple):

@@ -110,7 +110,7 @@ def only(logits_BV: torch.Tensor, among: Collection[int] | None) -> torch.Tensor
         return logits_BV
     others = torch.ones(logits_BV.shape[1], dtype=torch.bool)
     others[list(among)] = False
-    return logits_BV.masked_fill(others.to(logits_BV.device), float("-inf"))
+    return logits_BV.masked_fill(send(others, logits_BV.device), float("-inf"))
 
 
 class Picker:

@@ -3,15 +3,18 @@
 import copy
 import json
 import re
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from data_recipes.scenes.language.questions import KINDS
 from data_recipes.scenes.world import CLASSES, COLORS, QUESTIONS, World
 from eval import drawn_folder
 from eval.geneval import drawing
+from eval.scenes import conversation
 from eval.scenes import suite as scenes
 from eval.scenes.detector import Detector, DetectorConfig
 from eval.scenes.suite import (
@@ -26,6 +29,7 @@ from eval.scenes.suite import (
 )
 from eval.scenes.tables import print_report
 from scripts.eval_scenes import write_results
+from training.lm.build import build_backbone
 
 SMALL = Settings(limit=3, images_per_prompt=2, batch_size=2)
 
@@ -94,7 +98,45 @@ def test_a_stopped_run_goes_on(subject, tmp_path, monkeypatch):
     assert [talk[0]["content"][1]["text"] for batch in calls for talk in batch] == last
 
 
-PARTS = ["questions", "free_wording", "drawing", "tokenizer"]
+@pytest.mark.parametrize("part", ["trained_forms", "unseen_forms"])
+def test_right_answers_in_all_forms_are_judged_right(subject, tmp_path, monkeypatch, part):
+    forms = {"trained_forms": "train", "unseen_forms": "held_out"}[part]
+    answers = iter([one.question.answer for one in conversation.asked(subject.world, range(3), forms)])
+    monkeypatch.setattr(conversation, "generate_texts", lambda _, __, chats, ___: [next(answers) for _ in chats])
+    scores = evaluate_scenes(subject, SMALL, tmp_path, [part])[part]["scores"]
+    assert set(scores.values()) == {1.0} and set(scores) == {"overall", *KINDS}
+    rows = read_rows(tmp_path / f"{part}.jsonl")
+    assert {row["scene"] for row in rows} == {0, 1, 2} and next(answers, None) is None
+
+
+def test_a_model_that_is_its_backbone_has_kept_all(subject, pretrained_folder, tmp_path):
+    model, processor = build_backbone(str(pretrained_folder))
+    subject = subject._replace(model=model, processor=processor, backbone=str(pretrained_folder))
+    scores = evaluate_scenes(subject, SMALL, tmp_path, ["talk"])["talk"]["scores"]
+    assert scores["perplexity_ratio"] == pytest.approx(1) and scores["perplexity"] > 1
+    rows = read_rows(tmp_path / "talk.jsonl")
+    counts = {kind: sum(row["kind"] == kind for row in rows) for kind in ("words", "refusals", "pictures", "facts")}
+    assert counts == {"words": 3, "refusals": 3, "pictures": 3, "facts": 3}
+    assert {"words", "refusals", "pictures", "facts", "kept_facts"} < set(scores)
+
+
+def test_talk_is_words_where_words_are_wanted_and_a_picture_where_it_is(subject, make_tiny_model, tmp_path):
+    for what, expected in (("picture", (0.0, 1.0)), ("words", (1.0, 0.0))):
+        model, processor = make_tiny_model()
+        first = processor.boi_id if what == "picture" else processor.encode("a").ids[2]
+        wanted = cycle([first, processor.eos_id])  # all rows of a batch are in step
+        model.lm_head.register_forward_hook(lambda _, __, logits, ids=wanted: only(logits, next(ids)))
+        model.text_losses = lambda h_BTD, _: h_BTD.new_zeros(1)  # which would take one of them
+        one = subject._replace(model=model, processor=processor)
+        scores = evaluate_scenes(one, SMALL, tmp_path / what, ["talk"])["talk"]["scores"]
+        assert (scores["words"], scores["pictures"]) == expected and scores["refusals"] == scores["words"]
+
+
+def only(logits: torch.Tensor, wanted: int) -> torch.Tensor:
+    return torch.full_like(logits, -10.0).index_fill_(-1, torch.tensor([wanted]), 10.0)
+
+
+PARTS = ["questions", "free_wording", "unseen_forms", "talk", "drawing", "tokenizer"]
 
 
 def test_two_processes_have_the_numbers_of_one(subject, tmp_path, monkeypatch):
@@ -207,7 +249,7 @@ def test_parts_add_up_and_are_written_with_their_goals(subject, tmp_path, capsys
 
 
 def test_an_unknown_part_names_the_known_ones(subject, tmp_path):
-    with pytest.raises(ValueError, match="unknown part 'speeed'; known: speed, questions, free_wording, drawing"):
+    with pytest.raises(ValueError, match="unknown part 'speeed'; known: speed, questions, free_wording, trained_forms"):
         evaluate_scenes(subject, SMALL, tmp_path, ["speeed"])
 
 
