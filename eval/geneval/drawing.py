@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -23,6 +23,7 @@ from ..drawn_folder import Picture, draw_missing, refusals, save
 from ..pieces import claim, digest, share, spread
 from .rules import NOT_DRAWN, load_records
 
+Entry = TypeVar("Entry")
 MAX_SEED = 10**11  # times the 10 million below, it still is a seed of torch
 
 
@@ -96,12 +97,12 @@ def plan_entries(name: str, prompts: Path, settings: Settings) -> list[Picture]:
     """One image a prompt, from a JSON file {id: {"prompt": ...}}; `name` may use the entry's other fields, too."""
     try:
         entries = json.loads(read_text(prompts))
-        files = {name.format(**entry, id=id): str(entry["prompt"]) for id, entry in entries.items()}
+        files = [(name.format(**entry, id=id), str(entry["prompt"])) for id, entry in entries.items()]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{prompts} is no JSON file with prompts by id, as {name} needs it: {error!r}") from error
     return [
         Picture(number, file, prompt, [settings.image_seed(number, 0)])
-        for number, (file, prompt) in spread(list(enumerate(files.items())), settings.limit)
+        for number, (file, prompt) in spread(list(enumerate(_checked(files, prompts))), settings.limit)
     ]
 
 
@@ -114,14 +115,28 @@ def plan_edits(name: str, prompt: str, source: str, prompts: Path, settings: Set
             entries = [json.loads(line) for line in split_lines(text) if line.strip()]
         else:
             entries = [{**entry, "key": key} for key, entry in json.loads(text).items()]
-        files = {name.format(**entry): (str(entry[prompt]), prompts.parent / entry[source]) for entry in entries}
+        files = [(name.format(**entry), (str(entry[prompt]), prompts.parent / entry[source])) for entry in entries]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         needed = f"entries with {prompt} and {source}, and what {name} needs"
         raise ValueError(f"{prompts} is no file of {needed}: {error!r}") from error
     return [
         Picture(number, file, asked, [settings.image_seed(number, 0)], source=picture)
-        for number, (file, (asked, picture)) in spread(list(enumerate(files.items())), settings.limit)
+        for number, (file, (asked, picture)) in spread(list(enumerate(_checked(files, prompts))), settings.limit)
     ]
+
+
+def _checked(files: Sequence[tuple[str, Entry]], prompts: Path) -> Sequence[tuple[str, Entry]]:
+    """Raises ValueError for a file outside of the folder to draw into, and for two entries of one file."""
+    seen = set()
+    for file, _ in files:
+        if file.startswith("/") or ".." in file.split("/"):
+            raise ValueError(
+                f"{prompts}: an entry names the file {file!r}, which is outside of the folder to draw into"
+            )
+        if file in seen:
+            raise ValueError(f"{prompts}: two entries name the file {file!r}")
+        seen.add(file)
+    return files
 
 
 PLANS = {

@@ -168,6 +168,21 @@ def test_pictures_of_editing_benchmarks_are_edited(tiny_model, tmp_path, name):
         PLANS[name](prompts, settings)
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "content"),
+    [
+        ("genai", "p.json", '{"../../etc/x": {"prompt": "a"}}'),
+        ("mjhq", "p.json", '{"1": {"prompt": "a", "category": "/etc"}, "2": {"prompt": "b", "category": ".."}}'),
+        ("imgedit", "p.jsonl", '{"key": "../x", "prompt": "a", "id": "a.png"}'),
+        ("imgedit", "p.jsonl", '{"key": "x", "prompt": "a", "id": "a.png"}\n' * 2),
+    ],
+)
+def test_files_stay_in_their_folder_and_apart(tmp_path, name, file, content):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match="is outside of the folder|two entries"):
+        PLANS[name](tmp_path / file, Settings())
+
+
 @pytest.mark.parametrize(("name", "content"), [("genai", "[1]"), ("mjhq", '{"1": {"prompt": "a"}}'), ("genai", "{")])
 def test_a_wrong_file_of_prompts_is_one_line(tmp_path, name, content):
     (tmp_path / "prompts.json").write_text(content)
