@@ -104,7 +104,7 @@ def test_right_answers_in_all_forms_are_judged_right(subject, tmp_path, monkeypa
     answers = iter([one.question.answer for one in conversation.asked(subject.world, range(3), forms)])
     monkeypatch.setattr(conversation, "generate_texts", lambda _, __, chats, ___: [next(answers) for _ in chats])
     scores = evaluate_scenes(subject, SMALL, tmp_path, [part])[part]["scores"]
-    assert set(scores.values()) == {1.0} and set(scores) == {"overall", *KINDS}
+    assert set(scores.values()) == {1.0} and {"overall"} < set(scores) <= {"overall", *KINDS}
     rows = read_rows(tmp_path / f"{part}.jsonl")
     assert {row["scene"] for row in rows} == {0, 1, 2} and next(answers, None) is None
 
@@ -123,7 +123,7 @@ def test_a_model_that_is_its_backbone_has_kept_all(subject, pretrained_folder, t
 def test_talk_is_words_where_words_are_wanted_and_a_picture_where_it_is(subject, make_tiny_model, tmp_path):
     for what, expected in (("picture", (0.0, 1.0)), ("words", (1.0, 0.0))):
         model, processor = make_tiny_model()
-        first = processor.boi_id if what == "picture" else processor.encode("a").ids[2]
+        first = processor.boi_id if what == "picture" else processor.encode("a").ids[-2]
         wanted = cycle([first, processor.eos_id])  # all rows of a batch are in step
         model.lm_head.register_forward_hook(lambda _, __, logits, ids=wanted: only(logits, next(ids)))
         model.text_losses = lambda h_BTD, _: h_BTD.new_zeros(1)  # which would take one of them
