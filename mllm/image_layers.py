@@ -125,7 +125,7 @@ class ImageLayers(nn.Module):
         at other positions."""
         T, longest = x_BTD.shape[1], max(1, int(is_start_BT.sum(1).max()))
         x_BTD, others_BT = x_BTD[:, :longest], ~is_start_BT[:, :longest]
-        if not backbone.get_input_embeddings().weight.requires_grad:
+        if not any(weight.requires_grad for weight in backbone.get_input_embeddings().parameters()):
             x_BTD = x_BTD.detach()  # the embeddings of codes, which train, are scattered among those of text
         if mask is not None:
             mask = mask[:, :longest] if mask.dim() == 2 else mask[:, :, :longest, :longest]

@@ -22,7 +22,7 @@ from mllm import Mllm
 from mllm.device import sync_is_free
 from mllm.fast.cpu import forget
 
-from ..lm.lora import merge_adapters
+from ..lm.lora import LoraLinear, merge_adapters
 from .device import autocast
 from .distributed import is_rank_zero, start_ranks, sum_gradients
 from .optim import State, check_names, load_optimizer_state, make_optimizer, optimizer_state, trained
@@ -107,12 +107,13 @@ class TorchEngine:
 def frozen_matrices(model: Mllm) -> list[str]:
     """Names of the weights of linear layers in the backbone, and of `lm_head`, that do not train. Not those shared
     with an embedding, and not those beside adapters, which are rounded together."""
-    embedding = model.get_input_embeddings().weight
+    kept = {part.weight for part in model.modules() if isinstance(part, nn.Embedding)}
+    kept |= {part.base_layer.weight for part in model.modules() if isinstance(part, LoraLinear)}
     return [
         f"{name}.weight"
         for name, part in model.named_modules()
         if isinstance(part, nn.Linear) and name.startswith(("backbone.", "lm_head"))
-        if not (part.weight.requires_grad or part.weight is embedding or name.endswith(".base_layer"))
+        if not part.weight.requires_grad and part.weight not in kept
     ]
 
 

@@ -89,8 +89,9 @@ def test_image_layers_train_beside_a_backbone_that_stays_bit_for_bit(pretrained_
         train(packed)
 
 
-def test_frozen_matrices_are_rounded_for_passes_and_kept_as_they_were(pretrained_folder, tmp_path):
-    config = train_config(tmp_path, model_config(pretrained_folder), "rounded", precision="bf16")
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, targets=["q_proj"], tokens=True)], ids=["plain", "lora"])
+def test_frozen_matrices_are_rounded_for_passes_and_kept_as_they_were(pretrained_folder, tmp_path, lora):
+    config = train_config(tmp_path, model_config(pretrained_folder, lora=lora), "rounded", precision="bf16")
     torch.manual_seed(0)
     model, processor, _ = build_model(config.model)
     choose_trained(model.train(), config.model)
@@ -99,13 +100,14 @@ def test_frozen_matrices_are_rounded_for_passes_and_kept_as_they_were(pretrained
     with torch.autocast("cpu", torch.bfloat16):
         expected = model(**batch)
     engine = TorchEngine(model, config, torch.device("cpu"))
-    assert model.lm_head.weight.dtype == torch.bfloat16
+    last = "lm_head.base_layer.weight" if lora else "lm_head.weight"
+    assert model.get_parameter(last).dtype == torch.bfloat16
     output = engine.forward(**batch)
     assert output.text_loss == expected.text_loss and output.code_loss == expected.code_loss
     assert all(torch.equal(tensor, before[name]) for name, tensor in engine.weights().items())
     with engine.whole():
         assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert model.lm_head.weight.dtype == torch.bfloat16
+    assert model.get_parameter(last).dtype == torch.bfloat16
 
 
 def test_new_tokens_are_no_likelier_than_the_average_one(pretrained_folder):
