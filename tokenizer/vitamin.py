@@ -31,16 +31,16 @@ class UpConv(nn.Module):
     """Nearest-neighbour doubling, then a 3x3 convolution, as one transposed convolution: of nine products with doubled
     pixels, equal ones are added up beforehand, which leaves four. Equal to rounding (1e-6)."""
 
-    # Row i of the 4x4 kernel is the sum of the rows j of the 3x3 kernel that meet the same pixel before doubling.
-    ROWS = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
-
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.conv.weight
-        rows = weight.new_tensor(self.ROWS)
+        # Row i of the 4x4 kernel is the sum of the rows j of the 3x3 kernel that meet the same pixel before doubling:
+        # i + j is 2 or 3. Written out as numbers, they would be copied to the device, which would be waited for.
+        sums = torch.arange(4, device=weight.device)[:, None] + torch.arange(3, device=weight.device)
+        rows = (sums // 2 == 1).to(weight.dtype)
         folded = (weight.flatten(2) @ torch.kron(rows, rows).T).unflatten(2, (4, 4)).transpose(0, 1)
         return F.conv_transpose2d(x, folded, self.conv.bias, stride=2, padding=1)
 

@@ -116,7 +116,7 @@ class Batch:
                 values |= dict.fromkeys(tracks, send(want.codes_K, self.model.device))
             elif isinstance(want, Write):
                 pick = Picker((), generators, sampling=want.sampling, scored=scored)
-                ids = pick(only(self.model.text_logits(self._hidden(rows)), want.among), 0).tolist()
+                ids = pick(only(self.model.text_logits(self._hidden(rows)), want.among), 0).cpu().tolist()
                 logps = pick.logps[0] if scored else ()
                 for track, id in zip(tracks, ids, strict=True):
                     if id == NONE:

@@ -126,10 +126,11 @@ def _near(x):
     return x.x if isinstance(x, Away) else x
 
 
-def _refuse(*_args, **_kwargs):
-    raise Waits(
-        "torch.tensor(..., device=...) copies from the host and waits; send(torch.tensor(...), device) does not"
-    )
+def _new_strided(size, stride, **options):
+    """Of factories, only torch.tensor(..., device=...) comes here: the rest goes by the mode."""
+    if 0 in size:  # nothing to copy
+        return Away(torch.empty_strided(size, stride, dtype=options.get("dtype")))
+    raise Waits("torch.tensor(..., device=...) waits; send(torch.tensor(...), device) does not")
 
 
 DEVICE_MODULE = SimpleNamespace(
@@ -145,4 +146,5 @@ DEVICE_MODULE = SimpleNamespace(
 )
 _setup_privateuseone_for_python_backend("away", DEVICE_MODULE)
 LIBRARY = torch.library.Library("aten", "IMPL")
-LIBRARY.impl("empty_strided", _refuse, "PrivateUse1")  # torch.tensor(..., device=...) passes modes by
+LIBRARY.impl("empty_strided", _new_strided, "PrivateUse1")
+LIBRARY.impl("_copy_from", lambda source, goal, non_blocking=False: goal, "PrivateUse1")  # of nothing

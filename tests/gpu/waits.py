@@ -103,7 +103,7 @@ def refusals(_: PreTrainedTokenizerBase) -> None:
     waiting = {
         "reads values": lambda x: x.sum().item(),
         "a truth": lambda x: bool(x.isfinite().all()),
-        "a list": lambda x: x.tolist(),
+        "a list": lambda x: x.cpu().tolist(),
         "to the host": lambda x: x.to("cpu", non_blocking=True),
         "from the host": lambda x: torch.ones(2).to(x.device),
         "a new tensor": lambda x: torch.tensor([1.0], device=x.device),

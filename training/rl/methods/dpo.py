@@ -38,7 +38,8 @@ class Dpo:
             batch = Scored(pairs(groups), processor, config.drawing, device)
             at_start = self.log_probabilities(frozen_pass(start, batch, engine), batch)
             now = self.log_probabilities(engine.forward(**batch.inputs), batch)
-            margin_G = (now - at_start).view(-1, 2) @ now.new_tensor([1.0, -1.0])
+            better_G, worse_G = (now - at_start).view(-1, 2).unbind(1)
+            margin_G = better_G - worse_G
             counts_G = torch.tensor([float(group.has_signal) for group in groups], device=device)
             loss = -(F.logsigmoid(config.dpo.beta * margin_G) * counts_G).sum()
             engine.backward(loss / count, last=place == len(micro_batches) - 1)
