@@ -129,9 +129,7 @@ def prepare(model: Mllm, config: TrainConfig, device: torch.device) -> None:
     model.image_tokenizer.eval()  # codes of training images are those of inference: no drop-path
     attention = "sdpa" if getattr(model.config.text_config, "sliding_window", None) else UNMASKED
     # On a CPU, eager attention is twice as fast at this length.
-    model.set_attn_implementation(
-        "eager" if device.type == "cpu" else attention
-    )  # on a CPU twice as fast at this length
+    model.set_attn_implementation("eager" if device.type == "cpu" else attention)
     if config.run.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     for line in advice(device):
