@@ -58,7 +58,7 @@ PARTS = {
         "torch:_assert_async",
     ],
 }
-STABLE = {"_exit", "_asdict", "_replace"}  # of Python's own library, documented
+STABLE = {"_exit", "_asdict", "_replace", "_fields_"}  # of Python's own library, documented
 EVERYWHERE = {"_forward_hooks", "_forward_pre_hooks"}  # of torch's modules since 2016
 
 

@@ -112,7 +112,7 @@ def compare_steps(name: str, backbone: nn.Module, batch: int, form: str, options
     if step := cpu.backbone(backbone):
         ways["C++"] = kernel(step)
     if form != "exact":
-        torch._dynamo.reset()
+        torch.compiler.reset()
         compiled = partial(plain, run_layer=torch.compile(eager.llama_layer, dynamic=False))
         ways["inductor"] = kernel(compiled, fixed_shapes=True)
     yield from compare(name, ways, kernel(plain), DIFFERENCE.get(form, COARSE), options)
@@ -128,7 +128,7 @@ def compare_heads(name: str, head: nn.Module, batch: int, form: str, options: Op
     if draw := cpu.head(head):
         ways["C++"] = lambda: draw(h_BD, pick)
     if form != "exact":
-        torch._dynamo.reset()
+        torch.compiler.reset()
         compiled = deepcopy(head)
         for layer in compiled.layers:
             layer.step = torch.compile(layer.step)

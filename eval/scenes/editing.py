@@ -211,7 +211,8 @@ def edited(
             boxes[place] = follow(edit, boxes[place], detected[place])
             about = {"file": f"{kind}_{number:05d}_{step + 1}.png", "kind": edit.kind, "prompt": prompts[place]}
             about |= {"step": step + 1, "held_out": makes_held_out(edit), "answer": image.info.get("answer")}
-            scores = {"model": model, "so_far": so_far[place], "codes_kept": kept[place], **rest[place]}
+            of_codes = None if about["answer"] else kept[place]  # with words in place of a drawing, none was drawn
+            scores = {"model": model, "so_far": so_far[place], "codes_kept": of_codes, **rest[place]}
             rows.append({**about, **scores, "detections": detected[place]})
             save(folder / about["file"], image, about)
         pictures = after

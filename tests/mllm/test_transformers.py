@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from transformers import (
@@ -191,7 +191,7 @@ def test_peft_adapts_all_linear_layers_of_the_language_model(make_tiny_model):
     model, processor = make_tiny_model()
     linear = {name: part for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
     expected = {name for name in linear if not name.startswith("image_tokenizer.") and name != "lm_head"}
-    model.add_adapter(LoraConfig(target_modules="all-linear", exclude_modules="image_tokenizer.*"))
+    inject_adapter_in_model(LoraConfig(target_modules="all-linear", exclude_modules="image_tokenizer.*"), model)
     assert {name for name, part in model.named_modules() if isinstance(part, BaseTunerLayer)} == expected
     batch = processor.collate([processor.encode_drawing("a dog", torch.randint(0, 16, (4, 2)))])
     model(**vars(batch)).loss.backward()

@@ -157,7 +157,7 @@ def test_a_finished_drawing_is_a_sample_of_ordinary_training(make_policy):
     drawing = drawn(model, processor)[0].drawings[0]
     sample = finished(processor, drawing, plans=True)
     assert sample.ids[-2:] == sample.labels[-2:] == [processor.eoi_id, processor.eos_id] and sample.is_target == [True]
-    ordinary = processor.encode_drawing("a red dog", drawing.codes, plan="dog")
+    ordinary = processor.encode_drawing("a red dog", drawing.codes)
     image, whole = (ids[ids.index(processor.boi_id) :] for ids in (sample.ids, ordinary.ids))
     assert image == whole and sample.ids[: sample.ids.index(processor.boi_id)] == drawing.sample.ids[: -len(image) + 2]
     left_alone = finished(processor, drawing, plans=False)
