@@ -6,6 +6,7 @@ Shapes: N images of this rank's batch, of which the first ones are decoded.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from statistics import fmean
 
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from data_recipes.images import SCENES, open_images
 from mllm.device import send, sync_is_free
@@ -156,9 +157,7 @@ class Learner:
         self.model = model.to(device, memory_format=torch.channels_last).train()
         freeze(self.model, config.trainable)
         self.optimizer = make_optimizer(self.model.named_parameters(), config.optim)
-        self.average = None
-        if config.ema:
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        self.average = deepcopy(self.model) if config.ema else None
         self.generator = torch.Generator()
         self.discriminator = build_discriminator(config.adversarial, self.generator)
         if self.discriminator:
@@ -176,7 +175,7 @@ class Learner:
     @property
     def evaluated(self) -> ImageTokenizer:
         """The weights to save and to look at."""
-        return self.average.module if self.average else self.model
+        return self.average or self.model
 
     def state_dict(self) -> dict:
         """What a checkpoint holds beside `evaluated`."""
@@ -199,7 +198,6 @@ class Learner:
         load_optimizer_state(self.optimizer, trained(self.model), state["optimizer"])
         if self.average:
             self.model.load_state_dict(state["weights"])
-            self.average.n_averaged.fill_(state["step"])
         if self.discriminator:
             self.discriminator.load_state_dict(state["discriminator"])
             before = state["discriminator_optimizer"]
@@ -232,7 +230,7 @@ class Learner:
             self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
         kept = self.upkeep.step() if self.upkeep else {}
         if self.average:
-            self.average.update_parameters(self.model)
+            self._update_average()
         _add(sums, self._train_discriminator(step, pairs))
 
         def report() -> dict[str, float]:
@@ -248,6 +246,17 @@ class Learner:
             return {**values, **upkeep, **{name: fmean(of) for name, of in use.items()}, **each}
 
         return report
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """It begins with the weights of the first update. torch's AveragedModel would wait for a GPU in each one."""
+        mine, theirs = [*self.average.parameters()], [*self.model.parameters()]
+        if self.steps == 1:
+            self.average.load_state_dict(self.model.state_dict())
+        else:
+            get_ema_multi_avg_fn(self.config.ema)(mine, theirs, None)
+        for one, other in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            one.copy_(other)
 
     def check_finite(self) -> None:
         """Raises ValueError if a loss or a gradient was not finite."""
