@@ -172,7 +172,7 @@ def generation(page: Page, shape: str) -> None:
 
     def load() -> list[str]:
         made.append(new_model(shape, page.device, torch.bfloat16))
-        return [f"{sum(p.numel() for p in made[0][0].parameters()) / 1e9:.2f} billion parameters"]
+        return [f"{sum(p.numel() for p in made[0][0].parameters()) / 1e9:.2f} billion parameters", "", "", "", ""]
 
     page.row("loaded", load)
     if not made:
