@@ -26,7 +26,7 @@ from .transform import load_image, to_images, to_pixels
 
 # Codes of an image must be those of any other machine. By default, GPUs convolve float32 with 10 bits of precision
 # (TF32), which flips near ties; matrix products are in float32 by default.
-torch.backends.cudnn.conv.fp32_precision = "ieee"
+torch.backends.cudnn.allow_tf32 = False
 
 
 class TrainingOutput(NamedTuple):
