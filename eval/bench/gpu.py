@@ -19,8 +19,7 @@ from mllm.decode.batch import Batch
 from mllm.decode.program import Track
 from mllm.decode.run import run_tracks, sample_codes
 from mllm.device import advice
-from mllm.text.processor import Batch as Inputs
-from mllm.text.templates import Sample
+from mllm.text.templates import IGNORED, Sample
 from tokenizer import SIZES, ImageTokenizer
 from training.lm.train import PADDED_TO, compile_layers, prepare
 from training.lm.update import train_step
@@ -33,7 +32,7 @@ from .figures import seconds
 from .generation import endless
 from .models import model_config, question
 from .reference import GUIDANCE, SAMPLING, reference_body, reference_draw, reference_pick
-from .roofline import step_costs
+from .roofline import bandwidth, step_costs, throughput, update_operations
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,8 @@ class Page:
 
     def __init__(self, device: torch.device, size: Size):
         self.device, self.size, self.end = device, size, time.monotonic() + 60 * MINUTES
-        self.bandwidth, self.peak = bandwidth(device, size.memory), throughput(device, size.matrix)
+        self.bandwidth = 1e9 * bandwidth(size.memory, device)
+        self.peak = 1e9 * throughput(size.matrix, torch.bfloat16, device)
 
     def head(self) -> None:
         name, about = "CPU", f"{torch.get_num_threads()} threads"
@@ -103,22 +103,6 @@ class Page:
     def bound(self, bytes: float, operations: float) -> float:
         """Seconds that this GPU takes at least."""
         return max(bytes / self.bandwidth, operations / self.peak)
-
-
-@torch.no_grad()
-def bandwidth(device: torch.device, bytes: int) -> float:
-    """Bytes a second of reading so many again and again."""
-    buffer = torch.ones(bytes // 4, device=device)
-    buffer.sum()
-    return bytes / median(seconds(buffer.sum) for _ in range(9))
-
-
-@torch.no_grad()
-def throughput(device: torch.device, side: int) -> float:
-    """Operations a second of large bfloat16 matrices."""
-    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
-    matrix @ matrix
-    return 2 * side**3 / median(seconds(lambda: matrix @ matrix) for _ in range(9))
 
 
 def print_page(shape: str | None, device: str) -> None:
@@ -268,9 +252,9 @@ def update(page: Page, engine: TorchEngine, processor: Processor, pack: int, sha
     took = page.time(lambda: train_step(engine, [batch], engine.config)())
     drawn = round(share * int(batch.is_target.sum()) * processor.num_positions)
     head = page.time(lambda: head_update(engine, drawn))
-    done = update_operations(engine.model, samples, batch, drawn)
-    tokens = sum(len(sample.ids) for sample in samples)
-    return [f"{tokens / took:.0f}", f"{done / took / page.peak:.0%}", f"{head / took:.0%}"]
+    lengths = [len(sample.ids) for sample in samples]
+    done = update_operations(engine.model, lengths, int((batch.labels != IGNORED).sum()), drawn)
+    return [f"{sum(lengths) / took:.0f}", f"{done / took / page.peak:.0%}", f"{head / took:.0%}"]
 
 
 def training_sample(model: Mllm, processor: Processor, row: int) -> Sample:
@@ -291,21 +275,6 @@ def head_update(engine: TorchEngine, drawn: int) -> None:
         logits_PKV = model.code_head(h_PD, codes_PK).float()
     F.cross_entropy(logits_PKV.flatten(0, 1), codes_PK.flatten()).backward()
     model.zero_grad()
-
-
-def update_operations(model: Mllm, samples: Sequence[Sample], batch: Inputs, drawn: int) -> float:
-    """Floating-point operations that an update needs, without padding: 6 for each weight that a token or a sub-code
-    meets, and causal attention (PaLM, arXiv 2204.02311, appendix B)."""
-    text, K = model.config.text_config, model.config.image_tokenizer["num_codebooks"]
-    lengths = [len(sample.ids) for sample in samples]
-    layers = sum(p.numel() for p in model.backbone.layers.parameters())
-    attention = 6 * text.num_hidden_layers * text.hidden_size * sum(length**2 for length in lengths)
-    targets = int((batch.labels != -100).sum())
-    head = model.code_head
-    of_head = K * sum(p.numel() for p in head.layers.parameters()) + sum(
-        head.outputs[k % len(head.outputs)].weight.numel() for k in range(K)
-    )
-    return 6 * (layers * sum(lengths) + model.lm_head.weight.numel() * targets + of_head * drawn) + attention
 
 
 # ---- the image tokenizer

@@ -58,9 +58,9 @@ def roofline(rate: Figure, per_step: float, bytes: float, operations: float) -> 
 
 
 @cache
-def bandwidth(bytes: int) -> float:
+def bandwidth(bytes: int, where: torch.device | None = None) -> float:
     """GB/s of reading so many bytes again and again."""
-    buffer = torch.ones(max(bytes // 4, 1), device=device())
+    buffer = torch.ones(max(bytes // 4, 1), device=where or device())
     return bytes / 1e9 / median(seconds(buffer.sum) for _ in range(9))
 
 
@@ -76,7 +76,8 @@ def update_operations(model: Mllm, lengths: Sequence[int], words: int, codes: in
     text, head = model.config.text_config, model.code_head
     adapters = sum(6 * p.numel() for name, p in model.backbone.named_parameters() if ADAPTER in name)
     attended = 6 * text.num_hidden_layers * text.hidden_size * sum(length**2 for length in lengths)
-    per_code = [head.layers] * head.num_codebooks + [head.enter, head.outputs]
+    outputs = [head.outputs[k % len(head.outputs)] for k in range(head.num_codebooks)]
+    per_code = [head.layers] * head.num_codebooks + [head.enter, *outputs]
     return (
         (cost(model.backbone) - adapters) * sum(lengths)
         + cost(model.lm_head) * words
@@ -86,7 +87,7 @@ def update_operations(model: Mllm, lengths: Sequence[int], words: int, codes: in
 
 
 @cache
-def throughput(size: int = 1024, dtype: torch.dtype = torch.float32) -> float:
-    """GFLOP/s of large matrices."""
-    matrix = torch.ones(size, size, device=device(), dtype=dtype)
+def throughput(size: int = 1024, dtype: torch.dtype = torch.float32, where: torch.device | None = None) -> float:
+    """GFLOP/s of large matrices. Of random numbers, as a GPU multiplies equal ones with less power, and so faster."""
+    matrix = torch.randn(size, size, device=where or device()).to(dtype)
     return 2 * size**3 / 1e9 / median(seconds(lambda: matrix @ matrix) for _ in range(9))

@@ -349,12 +349,13 @@ class Program:
 
         generators = candidate_generators(request.seed, request.candidates)
         results = yield self._candidates(start, steps, generators, L, request, sources)
-        if isinstance(results[0], str):  # and so are all: words are the most likely ones, whatever the seed
+        drawn = [one for one in results if not isinstance(one, str)]
+        if not drawn:
             picture = request.images[0].copy()
             picture.info["answer"] = results[0]
             return self.put(picture)
-        finish = (lambda drawn: region.put(drawn, request.images[0])) if region else None
-        self._show(results, request.prompt, sources, finish)
+        finish = (lambda image: region.put(image, request.images[0])) if region else None
+        self._show(drawn, request.prompt, sources, finish)
 
     def _chat(self, request: Chat) -> Generator[list[Track], list, None]:
         model, processor, L = self.model, self.processor, self.processor.num_positions

@@ -81,8 +81,8 @@ def _likelihoods(
     for row in rows:
         row.add([processor.image_id] * L)
     batch = processor.collate(rows)
-    ids_NT = batch.input_ids.to(model.device)
-    x_NTD = model.embed(ids_NT, batch.codes.to(model.device))
+    ids_NT = send(batch.input_ids, model.device)
+    x_NTD = model.embed(ids_NT, send(batch.codes, model.device))
     h_NLD = model.run_layers(x_NTD, ids_NT).last_hidden_state[:, -L - 1 : -1]
     logits_PKV = model.code_head(h_NLD.flatten(0, 1), codes_NLK.flatten(0, 1))
     chosen_PK1 = logits_PKV.float().log_softmax(-1).gather(-1, codes_NLK.flatten(0, 1)[..., None])

@@ -19,7 +19,7 @@ from ..lm.update import train_step
 from ..run.backends import TorchEngine, loading_in_parts, start_engine, start_engine_ranks
 from ..run.checkpoint import latest_checkpoint
 from ..run.device import allocator_lines, pick_device
-from ..run.distributed import barrier, rank_and_world, stop_ranks
+from ..run.distributed import barrier, is_rank_zero, rank_and_world, stop_ranks
 from ..run.folder import only_run
 from ..run.metrics import Metrics, Problems, StopSignal, due, peak_memory
 from ..run.optim import schedule, set_lr
@@ -50,70 +50,96 @@ def run_steps(
 ) -> None:
     """From the checkpoint, or the beginning, to the last step or a stop signal. Raises ValueError when the run should
     not go on: no signal, too many bad prompts, or understanding that falls."""
-    if config.method not in METHODS:
-        raise ValueError(f"recipe, method: unknown {config.method!r}; known: {', '.join(METHODS)}")
-    run, (rank, world) = config.run, rank_and_world()
+    run = config.run
     torch.manual_seed(run.seed)
-    with loading_in_parts(config, device):
-        model, processor, loaded = build_model(config.model, checkpoint, PolicyMllm)
-    prepare(model, config, device)
-    method = METHODS[config.method](config)
-    start = model_at_start(config, device) if method.needs_start else None
-    prompts = Prompts(config.draw, model, processor, run.seed, config.max_bad)
-    judge = Judge(config.rewards, rewards, model, processor)
-    ordinary = ordinary_updates(config, model, processor) if config.data.sources else None
-    conversations(config.prompts)
-    talk(parameter_lines(model, loaded), [f"prompts: {prompts.source.note}"], allocator_lines(device))
-    engine = start_engine(model, config, device)
-    questions = Questions(config.questions, engine, processor) if config.questions else None
-    done = restore(engine, checkpoint) if checkpoint else {"step": 0, "seen": 0, "idle": 0, "understanding": None}
-    metrics = Metrics(config, done["step"]) if rank == 0 else None
-    problems, left_out = Problems(config.max_bad), LeftOut(run.path, done["step"])
-    if questions and done["understanding"] is None:
-        with drawing_with(engine):
-            done["understanding"] = questions.ask(engine)
-        talk([f"understanding at the start: {done['understanding']:.4g}, by {questions.count} questions"])
+    learner = Learner(config, device, checkpoint, rewards)
+    metrics = Metrics(config, learner.done["step"]) if is_rank_zero() else None
+    learner.ask_at_start()
     with StopSignal() as stop:
-        for step in range(done["step"] + 1, run.steps + 1):
-            started = time.monotonic()
-            with drawing_with(engine):
-                micro_batches, bad = drawn_groups(engine, processor, prompts, done["seen"], config)
-                drawn = time.monotonic()
-                groups = [group for of_batch in micro_batches for group in of_batch]
-                judge(groups)
-            problems.add([*bad, *(group.problem for group in groups if group.problem)])
-            left_out.add(step, groups)
-            judged = time.monotonic()
-            rates = set_lr(engine, schedule(step - 1, run.steps, config.optim))
-            torch.manual_seed((run.seed * 1_000_003 + step) * 1009 + rank)  # a resumed run draws the same
-            report = method.update(engine, processor, start, micro_batches)
-            done["seen"] += world * run.accumulate * run.batch_size
-            if ordinary:
-                update = ordinary[step - 1]
-                problems.add(update.problems, update.complete)
-                loss = train_step(engine, batches_of(update, processor, engine), config)()["loss"]
-                report |= {"ordinary_loss": loss}
-            means = group_means(groups, config.rewards, model.config.image_tokenizer["num_codebooks"])
-            seconds = time.monotonic() - started
-            speed = {"drawings_per_s": world * len(groups) * config.group / seconds}
-            speed |= {"share_of_drawing": (drawn - started) / seconds, "share_of_rewards": (judged - drawn) / seconds}
-            report = {**means, **report, **rates, **speed, "memory_gb": peak_memory(device) / 2**30}
+        for step in range(learner.done["step"] + 1, run.steps + 1):
+            groups, report = learner.step(step)
             last = stop.anywhere() or step == run.steps
-            if questions and due(step, config.questions.every, run.steps):
-                with drawing_with(engine):
-                    report["understanding"] = questions.ask(engine)
+            if learner.questions and due(step, config.questions.every, run.steps):
+                report["understanding"] = learner.ask()
             if metrics:
                 metrics.log(step, report)
-            done["idle"] = done["idle"] + 1 if means["no_signal"] == 1 else 0
-            check(config, groups, done, report)
+            check(config, groups, learner.done, report)
             if config.prompts and run.sample_every and due(step, run.sample_every, run.steps):
-                show_samples(engine, processor, config.prompts, metrics, step)
+                show_samples(learner.engine, learner.processor, config.prompts, metrics, step)
             if last or step % run.save_every == 0:
-                save(engine, processor, step, {name: done[name] for name in ("seen", "idle", "understanding")})
+                save(learner.engine, learner.processor, step, learner.done)
             if last:
                 break
     if metrics:
         metrics.close()
+
+
+class Learner:
+    """What a step needs, and, in `done`, what is known after it: the `step`, how many prompts were `seen`, for how many
+    steps no prompt carried a signal (`idle`), and `understanding` at the start."""
+
+    def __init__(
+        self, config: RlConfig, device: torch.device, checkpoint: Path | None, rewards: Mapping[str, MakeReward]
+    ):
+        if config.method not in METHODS:
+            raise ValueError(f"recipe, method: unknown {config.method!r}; known: {', '.join(METHODS)}")
+        self.config, self.device = config, device
+        with loading_in_parts(config, device):
+            model, self.processor, loaded = build_model(config.model, checkpoint, PolicyMllm)
+        prepare(model, config, device)
+        self.method = METHODS[config.method](config)
+        self.start = model_at_start(config, device) if self.method.needs_start else None
+        self.prompts = Prompts(config.draw, model, self.processor, config.run.seed, config.max_bad)
+        self.judge = Judge(config.rewards, rewards, model, self.processor)
+        self.ordinary = ordinary_updates(config, model, self.processor) if config.data.sources else None
+        conversations(config.prompts)
+        talk(parameter_lines(model, loaded), [f"prompts: {self.prompts.source.note}"], allocator_lines(device))
+        self.engine = engine = start_engine(model, config, device)
+        self.questions = Questions(config.questions, engine, self.processor) if config.questions else None
+        begun = {"step": 0, "seen": 0, "idle": 0, "understanding": None}
+        self.done = restore(engine, checkpoint) if checkpoint else begun
+        self.problems, self.left_out = Problems(config.max_bad), LeftOut(config.run.path, self.done["step"])
+
+    def ask_at_start(self) -> None:
+        if self.questions and self.done["understanding"] is None:
+            self.done["understanding"] = self.ask()
+            talk([f"understanding at the start: {self.done['understanding']:.4g}, by {self.questions.count} questions"])
+
+    def ask(self) -> float:
+        with drawing_with(self.engine):
+            return self.questions.ask(self.engine)
+
+    def step(self, step: int) -> tuple[list[Group], dict[str, float]]:
+        """Draw, judge and learn; `step` counts from 1. -> this rank's groups, and numbers of all ranks."""
+        config, run, engine, (rank, world) = self.config, self.config.run, self.engine, rank_and_world()
+        started = time.monotonic()
+        with drawing_with(engine):
+            micro_batches, bad = drawn_groups(engine, self.processor, self.prompts, self.done["seen"], config)
+            drawn = time.monotonic()
+            groups = [group for of_batch in micro_batches for group in of_batch]
+            self.judge(groups)
+        self.problems.add([*bad, *(group.problem for group in groups if group.problem)])
+        self.left_out.add(step, groups)
+        judged = time.monotonic()
+        rates = set_lr(engine, schedule(step - 1, run.steps, config.optim))
+        torch.manual_seed((run.seed * 1_000_003 + step) * 1009 + rank)  # a resumed run draws the same
+        report = self.method.update(engine, self.processor, self.start, micro_batches) | self._ordinary(step)
+        means = group_means(groups, config.rewards, engine.model.config.image_tokenizer["num_codebooks"])
+        self.done["step"], self.done["seen"] = step, self.done["seen"] + world * run.accumulate * run.batch_size
+        self.done["idle"] = self.done["idle"] + 1 if means["no_signal"] == 1 else 0
+        seconds = time.monotonic() - started
+        speed = {"drawings_per_s": world * len(groups) * config.group / seconds}
+        speed |= {"share_of_drawing": (drawn - started) / seconds, "share_of_rewards": (judged - drawn) / seconds}
+        return groups, {**means, **report, **rates, **speed, "memory_gb": peak_memory(self.device) / 2**30}
+
+    def _ordinary(self, step: int) -> dict[str, float]:
+        """An update with `data`, if there is any."""
+        if not self.ordinary:
+            return {}
+        update = self.ordinary[step - 1]
+        self.problems.add(update.problems, update.complete)
+        batches = batches_of(update, self.processor, self.engine)
+        return {"ordinary_loss": train_step(self.engine, batches, self.config)()["loss"]}
 
 
 def model_at_start(config: RlConfig, device: torch.device) -> PolicyMllm:
