@@ -1,16 +1,11 @@
-"""LoRA (arXiv 2106.09685) on the backbone: low-rank adapters train beside frozen weights, and, if wanted, embeddings of
-new tokens beside those of words.
-
-An adapter and its matrix are made one once an update. So a forward pass costs what it costs without adapters, and their
-gradients come from products as narrow as they are.
+"""LoRA (arXiv 2106.09685) on the backbone, by peft: low-rank adapters train beside frozen weights, and, if wanted, the
+embeddings of new tokens beside those of words.
 
 Shapes: B sequences, T positions, D width, S ids of text.
 """
 
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,57 +21,6 @@ from ..run.recipe import LoraConfig, ModelConfig, save_config
 
 ADAPTER = ".lora_"  # in the name of every tensor of an adapter
 BASE = ".base_layer."  # in the names of the weights beside it
-
-
-class LoraLinear(nn.Module):
-    """The linear layer W + alpha / rank B A, of which A and B train. The names of its weights are those of peft.
-
-    `merge` must be called after each change of A and B. Outside of training, it is not needed."""
-
-    def __init__(self, base: nn.Linear, rank: int, alpha: float):
-        super().__init__()
-        self.in_features, self.out_features, self.scale = base.in_features, base.out_features, alpha / rank
-        self.base_layer = base
-        self.lora_A = nn.ModuleDict({"default": nn.Linear(base.in_features, rank, bias=False)})
-        self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, base.out_features, bias=False)})
-        nn.init.kaiming_uniform_(self.lora_A["default"].weight, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_B["default"].weight)
-        self.register_buffer("merged", None, persistent=False)
-
-    @torch.no_grad()
-    def merge(self, dtype: torch.dtype) -> None:
-        """Make the matrix that passes in training multiply with."""
-        base, down, up = self.base_layer.weight, self.lora_A["default"].weight, self.lora_B["default"].weight
-        if self.merged is None or self.merged.dtype != dtype:
-            self.merged = torch.empty_like(base, dtype=dtype)
-        self.merged.copy_(torch.add(base, up.to(dtype) @ down.to(dtype), alpha=self.scale))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        down, up = self.lora_A["default"].weight, self.lora_B["default"].weight
-        if self.training and self.merged is not None:
-            return _Merged.apply(x, self.merged, self.base_layer.bias, down, up, self.scale)
-        return self.base_layer(x) + self.scale * F.linear(F.linear(x, down), up)
-
-
-class _Merged(torch.autograd.Function):
-    """x W^T with the gradients of x, A and B, where W is made of them."""
-
-    @staticmethod
-    def forward(ctx: Any, x, weight_OI, bias_O, down_RI, up_OR, scale: float):
-        x = x.to(weight_OI.dtype)
-        ctx.save_for_backward(x, weight_OI, down_RI, up_OR)
-        ctx.scale = scale
-        return F.linear(x, weight_OI, None if bias_O is None else bias_O.to(weight_OI.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, dy):
-        x, weight_OI, down_RI, up_OR = ctx.saved_tensors
-        dy = dy.to(weight_OI.dtype)
-        x_PI, dy_PO = x.flatten(0, -2), dy.flatten(0, -2)
-        through_PR = dy_PO @ (ctx.scale * up_OR).to(dy.dtype)
-        inner_PR = x_PI @ (ctx.scale * down_RI).to(dy.dtype).t()
-        d_down_RI, d_up_OR = through_PR.t() @ x_PI, dy_PO.t() @ inner_PR
-        return dy @ weight_OI, None, None, d_down_RI.to(down_RI.dtype), d_up_OR.to(up_OR.dtype), None
 
 
 class _LastRows(nn.Module):
@@ -104,26 +48,25 @@ class OutputRows(_LastRows):
 def add_lora(model: Mllm, config: LoraConfig, first: int) -> None:
     """Add adapters to the backbone's matrices called `targets`, and with `tokens` rows for the ids from `first` on; at
     first they change nothing. Raises ValueError when there are no such matrices or ids."""
-    linears = {name: part for name, part in model.backbone.named_modules() if isinstance(part, nn.Linear)}
-    names = {name.rpartition(".")[2] for name in linears}
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError("model.lora needs peft: pip install peft") from error
+    names = {name.rpartition(".")[2] for name, part in model.backbone.named_modules() if hasattr(part, "in_features")}
     strange = sorted(set(config.targets) - names)
     if strange or not (config.targets or config.tokens):
         raise ValueError(f"recipe, model.lora.targets: the backbone has {', '.join(sorted(names))}; not {strange}")
-    for name, linear in linears.items():
-        if name.rpartition(".")[2] in config.targets:
-            model.backbone.set_submodule(name, LoraLinear(linear, config.rank, config.alpha))
+    if config.targets:
+        options = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets))
+        before = list(model.backbone.parameters())
+        peft.inject_adapter_in_model(options, model.backbone)
+        for parameter in before:  # peft freezes them, but the recipe says what trains
+            parameter.requires_grad_(True)
     if config.tokens:
         if first >= model.lm_head.out_features:
             raise ValueError("recipe, model.lora.tokens: no tokens were added to this text tokenizer")
         model.set_input_embeddings(EmbeddingRows(model.get_input_embeddings(), first))
         model.lm_head = OutputRows(model.lm_head, first)
-
-
-def merge_adapters(model: Mllm, dtype: torch.dtype) -> None:
-    """To be called before the first pass after each change of adapters, as engines do."""
-    for module in model.modules():
-        if isinstance(module, LoraLinear):
-            module.merge(dtype)
 
 
 def train_adapters(model: Mllm) -> None:

@@ -22,7 +22,6 @@ from mllm import Mllm
 from mllm.device import sync_is_free
 from mllm.fast.cpu import forget
 
-from ..lm.lora import LoraLinear, merge_adapters
 from .device import autocast
 from .distributed import is_rank_zero, start_ranks, sum_gradients
 from .optim import State, check_names, load_optimizer_state, make_optimizer, optimizer_state, trained
@@ -39,7 +38,6 @@ class TorchEngine:
         self.image_tokenizer = model.image_tokenizer
         self.trained = trained(model)
         self.optimizer = make_optimizer(model.named_parameters(), config.optim)
-        self.is_merged = False
         self.exact: dict[str, torch.Tensor] = {}
         if config.run.precision == "bf16" and not config.deepspeed:
             self.exact = {name: self._round(name) for name in frozen_matrices(model)}
@@ -56,15 +54,8 @@ class TorchEngine:
 
     def forward(self, **inputs: Any) -> Any:
         """The model's output, computed in `run.precision`."""
-        self._merge()
         with autocast(self.config.run, self.device):
             return self.model(**inputs)
-
-    def _merge(self) -> None:
-        """Before the first pass after each change of weights."""
-        if not self.is_merged:
-            merge_adapters(self.model, torch.bfloat16 if self.config.run.precision == "bf16" else torch.float32)
-        self.is_merged = True
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Accumulate gradients. `last` marks the last micro-batch of an update."""
@@ -73,7 +64,6 @@ class TorchEngine:
     def step(self) -> torch.Tensor:
         """Sum gradients over ranks, clip them, and update the weights. Returns the gradient norm before clipping.
         Raises ValueError, before the update, for a norm that is not finite, where reading it does not wait."""
-        self.is_merged = False
         sum_gradients(self.trained.values())
         norm = clip_grad_norm_(self.trained.values(), self.config.optim.clip)
         if sync_is_free(norm.device):
@@ -106,9 +96,8 @@ class TorchEngine:
 
 def frozen_matrices(model: Mllm) -> list[str]:
     """Names of the weights of linear layers in the backbone, and of `lm_head`, that do not train. Not those shared
-    with an embedding, and not those beside adapters, which are rounded together."""
+    with an embedding."""
     kept = {part.weight for part in model.modules() if isinstance(part, nn.Embedding)}
-    kept |= {part.base_layer.weight for part in model.modules() if isinstance(part, LoraLinear)}
     return [
         f"{name}.weight"
         for name, part in model.named_modules()
@@ -138,7 +127,6 @@ class ZeroEngine(TorchEngine):
         self.zero = deepspeed.zero
 
     def forward(self, **inputs: Any) -> Any:
-        self._merge()
         return self.engine(**inputs)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
@@ -146,7 +134,6 @@ class ZeroEngine(TorchEngine):
         self.engine.backward(loss * self.world, scale_wrt_gas=False)  # DeepSpeed takes the mean over ranks
 
     def step(self) -> torch.Tensor:  # DeepSpeed asks for values by itself
-        self.is_merged = False
         if self.stage == 0:
             norm = get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
             check_finite(norm)

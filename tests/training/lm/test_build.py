@@ -10,7 +10,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mllm import Mllm
 from training.lm.backbones import load_pretrained
 from training.lm.build import build_model, choose_trained, weights_to_save
-from training.lm.lora import merge_adapters
 from training.lm.train import train
 from training.run.backends import TorchEngine
 from training.run.optim import make_optimizer
@@ -227,22 +226,6 @@ def test_a_run_with_adapters_resumes_exactly_and_leaves_the_base_alone(tiny_fold
     in_backbone = {name for name in moved if name.startswith("backbone")}
     assert in_backbone == {name for name in one if name.endswith(("q_proj.weight", "v_proj.weight"))}
     assert {name.partition(".")[0] for name in moved} == {"backbone", "code_embed", "code_head"}
-
-
-def test_merged_once_an_update_they_have_the_gradients_of_adapters_beside(tiny_folder):
-    gradients = []
-    for merge in (True, False):
-        torch.manual_seed(0)
-        model, processor = stirred(lora_config(tiny_folder))
-        if merge:
-            merge_adapters(model, torch.float32)
-        sample = processor.encode_drawing("a dog", torch.zeros(4, 2, dtype=torch.long))
-        output = model.train()(**vars(processor.collate([sample, sample])))
-        output.loss.backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert sum(".lora_" in name for name in gradients[0]) == 2 * 2 * 2
-    for name, gradient in gradients[1].items():
-        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
