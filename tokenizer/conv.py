@@ -12,6 +12,7 @@ from torch import nn
 from .blocks import run_blocks, transformer_blocks
 
 STAGES = 4  # halvings of an image
+REFINED = 16  # channels of the last convolutions of a decoder, between pixels and pixels
 
 
 class Conv(nn.Module):
@@ -103,7 +104,8 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """features [N, L, C] -> pixels_N3HW, not clamped: the encoder mirrored."""
+    """features [N, L, C] -> pixels_N3HW, not clamped: the encoder mirrored, and two convolutions between pixels, without
+    which the squares that positions of the first stage become show as a fine grid on even ground."""
 
     def __init__(self, conv_widths, conv_depths, width: int, depth: int, heads: int, drop_path: float):
         super().__init__()
@@ -118,14 +120,17 @@ class ConvDecoder(nn.Module):
         self.stages = nn.Sequential(*reversed(stages))
         self.last_norm = nn.LayerNorm(conv_widths[0], eps=1e-6)
         self.last = Conv(conv_widths[0], 3 * self.side**2)
+        self.refine = nn.Sequential(Conv(3, REFINED), nn.ReLU(), Conv(REFINED, 3))
+        nn.init.zeros_(self.refine[-1].weight)
 
     @property
     def last_weight(self) -> nn.Parameter:
-        """Of the layer that gives the pixels."""
+        """Of the layer that first gives pixels."""
         return self.last.weight
 
     def forward(self, x_NLC: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """`grid` is (rows, columns) with rows * columns == L."""
         x_NLC = self.norm(run_blocks(self.blocks, x_NLC, self.checkpointing))
         x_NHWC = self.last(self.last_norm(self.stages(x_NLC.unflatten(1, grid))))
-        return F.pixel_shuffle(x_NHWC.permute(0, 3, 1, 2), self.side)
+        pixels_NHW3 = F.pixel_shuffle(x_NHWC.permute(0, 3, 1, 2), self.side).permute(0, 2, 3, 1)
+        return (pixels_NHW3 + self.refine(pixels_NHW3)).permute(0, 3, 1, 2)
