@@ -7,8 +7,8 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup/cpu.max")
 # How often a thread looks whether the others are done before it goes to sleep: about half a millisecond. OpenMP's own
-# choice, some 30 times as long, is no faster, and stands still beside another busy process. A tenth of it costs a waking
-# at most layers, and half of the speed (docs/speed.md).
+# choice, some 30 times as long, is no faster, and stands still beside another busy process. A tenth of it costs a
+# waking at most layers, and half of the speed (docs/speed.md).
 PATIENCE = "10000"
 
 

@@ -19,8 +19,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .config import CACHE, LLAMA_LIKE
 
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(layer, q_PNd, k_PHd, v_PHd) -> o_PNd."""
+Attend = Callable[[int, torch.Tensor], torch.Tensor]
+"""(layer, rows of queries, keys and values [., (N + 2 H) d], text first) -> what heads give at all positions, o_PX."""
 
 
 class ImageLayer(nn.Module):
@@ -42,6 +42,42 @@ class ImageLayer(nn.Module):
         return x_PW + self.down(F.silu(gate) * up)
 
 
+class Attention(nn.Module):
+    """What lies between the matrices of a layer, without weights: one graph of the compiler serves all layers."""
+
+    def __init__(self, heads: int, kv_heads: int, head_width: int):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width
+
+    def forward(
+        self,
+        rows: torch.Tensor,
+        order: torch.Tensor,
+        cos_P1d: torch.Tensor,
+        sin_P1d: torch.Tensor,
+        earlier: tuple[torch.Tensor, torch.Tensor],
+        mask_B1RS: torch.Tensor,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The last R of S columns of `earlier` keys and values [B, H, S, d] get those of `rows` added. Returns what
+        heads give, [B R, N d], and the keys and values."""
+        (B, _, R, S), places = mask_B1RS.shape, (0, 2, 1, 3)
+        q, *new = (x.unflatten(0, (B, R)).permute(places) for x in self.turned(rows, order, cos_P1d, sin_P1d))
+        known = [x.to(q.dtype).split([S - R, R], 2) for x in earlier]
+        k, v = (torch.cat([before, beside + x], 2) for (before, beside), x in zip(known, new, strict=True))
+        return attention(q, k, v, mask_B1RS, scale).permute(places).flatten(0, 1).flatten(1), k, v
+
+    def turned(
+        self, rows: torch.Tensor, order: torch.Tensor, cos_P1d: torch.Tensor, sin_P1d: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows, at the positions `order` -> q_PNd, k_PHd, v_PHd, turned by angle; zeros at other positions."""
+        qkv = rows.new_zeros(len(cos_P1d), rows.shape[-1]).index_copy(0, order, rows)
+        qk, v_PHd = qkv.unflatten(-1, (-1, self.head_width)).split([self.heads + self.kv_heads, self.kv_heads], 1)
+        qk = torch.addcmul(qk * cos_P1d, qk.roll(self.head_width // 2, -1), sin_P1d).to(rows.dtype)
+        q_PNd, k_PHd = qk.split([self.heads, self.kv_heads], 1)
+        return q_PNd, k_PHd, v_PHd
+
+
 class ImageLayers(nn.Module):
     """An `ImageLayer` of `width` and `hidden` units beside each layer of a backbone, and matrices between the two
     widths, so that image positions enter and leave as wide as text. Raises ValueError for a backbone that is not like
@@ -52,10 +88,10 @@ class ImageLayers(nn.Module):
         if config.model_type not in LLAMA_LIKE:
             raise ValueError(f"image_layers: the backbone is a {config.model_type}, not one of {', '.join(LLAMA_LIKE)}")
         heads, D, eps = config.num_attention_heads, config.hidden_size, config.rms_norm_eps
-        self.head_width = getattr(config, "head_dim", None) or D // heads
-        sizes = (width, hidden, heads, config.num_key_value_heads, self.head_width, eps)
+        of_heads = heads, config.num_key_value_heads, getattr(config, "head_dim", None) or D // heads
         self.enter = nn.Linear(D, width, bias=False)
-        self.layers = nn.ModuleList(ImageLayer(*sizes) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(ImageLayer(width, hidden, *of_heads, eps) for _ in range(config.num_hidden_layers))
+        self.attention = Attention(*of_heads)
         self.norm = nn.RMSNorm(width, eps=eps)
         self.leave = nn.Linear(width, D, bias=False)
 
@@ -99,17 +135,17 @@ class ImageLayers(nn.Module):
         text, image = ((is_rest_BT & kind)[:, first:].flatten().nonzero()[:, 0] for kind in (~is_image_BT, is_image_BT))
         mask_B1RS = _mask(visible_BTS[:, first:])
 
-        def attend(number: int, q_PNd: torch.Tensor, k_PHd: torch.Tensor, v_PHd: torch.Tensor) -> torch.Tensor:
-            q, *new = (x.unflatten(0, (B, T - first)).transpose(1, 2) for x in (q_PNd, k_PHd, v_PHd))
-            known = [x.to(q.dtype).split([past + first, T - first], 2) for x in earlier[number]]
-            k, v = (torch.cat([before, beside + x], 2) for (before, beside), x in zip(known, new, strict=True))
+        inputs, places = inputs_embeds[:, first:].flatten(0, 1), position_ids[:, first:].flatten()
+        order, angles = torch.cat([text, image]), _angles(backbone, inputs, places)
+
+        def attend(number: int, rows: torch.Tensor) -> torch.Tensor:
+            scale = backbone.layers[number].self_attn.scaling
+            o_PX, k, v = self.attention(rows, order, *angles, earlier[number], mask_B1RS, scale)
             if cache is not None:
                 cache.update(k[:, :, past:], v[:, :, past:], number)
-            o_BNRd = attention(q, k, v, mask_B1RS, backbone.layers[number].self_attn.scaling)
-            return o_BNRd.transpose(1, 2).flatten(0, 1)
+            return o_PX
 
-        inputs, places = inputs_embeds[:, first:].flatten(0, 1), position_ids[:, first:].flatten()
-        h_PD = self.run(backbone, inputs, text, image, places, attend)
+        h_PD = self.run(backbone, inputs, text, image, attend)
         h_BTD = torch.cat([h_BTD[:, :first], h_BTD[:, first:] + h_PD.unflatten(0, (B, T - first))], 1)
         return BaseModelOutputWithPast(last_hidden_state=h_BTD, **{CACHE: cache})
 
@@ -143,48 +179,44 @@ class ImageLayers(nn.Module):
         return _padded(h_BTD, T - longest), [[_padded(x, T - longest) for x in pair] for pair in pairs]
 
     def run(
-        self,
-        backbone: nn.Module,
-        x_PD: torch.Tensor,
-        text: torch.Tensor,
-        image: torch.Tensor,
-        places_P: torch.Tensor,
-        attend: Attend,
+        self, backbone: nn.Module, x_PD: torch.Tensor, text: torch.Tensor, image: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
         """All layers over positions in any arrangement, of which `text` and `image` are the indices: -> h_PD, zeros at
         others. `attend` knows who sees whom."""
-        order, d = torch.cat([text, image]), self.head_width
         x_text, x_image = x_PD[text], self.enter(x_PD[image]).to(x_PD.dtype)
-        cos_P1d, sin_P1d = (angles[0, :, None] for angles in backbone.rotary_emb(x_PD, places_P[None]))
-        sin_P1d = torch.cat([-sin_P1d[..., : d // 2], sin_P1d[..., d // 2 :]], -1)
         for number, (layer, mine) in enumerate(zip(backbone.layers, self.layers, strict=True)):
             theirs = layer.self_attn
-            heads, kv_heads = (proj.out_features // d for proj in (theirs.q_proj, theirs.k_proj))
             rows = mine.project(x_image)
             if len(text):
                 y = layer.input_layernorm(x_text)
                 rows = torch.cat([torch.cat([theirs.q_proj(y), theirs.k_proj(y), theirs.v_proj(y)], -1), rows])
-            qkv = rows.new_zeros(len(x_PD), rows.shape[-1]).index_copy(0, order, rows).unflatten(-1, (-1, d))
-            qk, v_PHd = qkv.split([heads + kv_heads, kv_heads], 1)
-            qk = torch.addcmul(qk * cos_P1d, qk.roll(d // 2, -1), sin_P1d).to(qkv.dtype)
-            q_PNd, k_PHd = qk.split([heads, kv_heads], 1)
-            o = attend(number, q_PNd, k_PHd, v_PHd).flatten(1)
+            o_PX = attend(number, rows)
             if len(text):
-                x_text = x_text + theirs.o_proj(o[text])
+                x_text = x_text + theirs.o_proj(o_PX[text])
                 x_text = x_text + layer.mlp(layer.post_attention_layernorm(x_text))
-            x_image = mine(x_image, o[image])
+            x_image = mine(x_image, o_PX[image])
         h = torch.cat([backbone.norm(x_text), self.leave(self.norm(x_image)).to(x_text.dtype)])
-        return h.new_zeros(len(x_PD), h.shape[-1]).index_copy(0, order, h)
+        return h.new_zeros(len(x_PD), h.shape[-1]).index_copy(0, torch.cat([text, image]), h)
 
     def step(self, backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
         """One position of every row, x_BD -> h_BD; `cache` is a `KeyValues`, and knows which of them are images'."""
-
-        def attend(number: int, q_BNd: torch.Tensor, k_BHd: torch.Tensor, v_BHd: torch.Tensor) -> torch.Tensor:
-            k, v = cache.update(k_BHd[:, :, None], v_BHd[:, :, None], number)
-            return attention(q_BNd[:, :, None], k, v, cache.mask(), backbone.layers[number].self_attn.scaling)[:, :, 0]
-
         text, image = (flags.nonzero()[:, 0] for flags in (~cache.is_image_B, cache.is_image_B))
-        return self.run(backbone, x_BD, text, image, cache.places_B, attend)
+        order, angles = torch.cat([text, image]), _angles(backbone, x_BD, cache.places_B)
+
+        def attend(number: int, rows: torch.Tensor) -> torch.Tensor:
+            q_BNd, k_BHd, v_BHd = self.attention.turned(rows, order, *angles)
+            k, v = cache.update(k_BHd[:, :, None], v_BHd[:, :, None], number)
+            o_BNTd = attention(q_BNd[:, :, None], k, v, cache.mask(), backbone.layers[number].self_attn.scaling)
+            return o_BNTd.flatten(1)
+
+        return self.run(backbone, x_BD, text, image, attend)
+
+
+def _angles(backbone: nn.Module, like: torch.Tensor, places_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [P, 1, d] by which `Attention.turned` turns; the signs are in the sines."""
+    cos_P1d, sin_P1d = (angles[0, :, None] for angles in backbone.rotary_emb(like, places_P[None]))
+    left, right = sin_P1d.chunk(2, -1)
+    return cos_P1d, torch.cat([-left, right], -1)
 
 
 def attention(

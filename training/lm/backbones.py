@@ -1,5 +1,6 @@
 """Pretrained language models as backbones, with their text tokenizers and room for the tokens of images."""
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -53,18 +54,23 @@ def text_config(pretrained: Pretrained) -> dict:
 
 
 @torch.no_grad()
-def copy_weights(model: Mllm, pretrained: Pretrained) -> None:
+def copy_weights(model: Mllm, pretrained: Pretrained, meanings: Mapping[int, Sequence[int]]) -> None:
     """Copy backbone and output layer. Embeddings of new tokens are sampled to be like the others', with a fixed seed.
-    Their output rows are the mean of the others'."""
+    Their output rows are the mean of the others'. New ids with `meanings`, which are ids of words, begin near these:
+    both rows are their means, with half as much of the sample, so that no two begin alike."""
     source = pretrained.model
     inputs, outputs = source.get_input_embeddings().weight, source.get_output_embeddings().weight
-    new = model.lm_head.out_features - len(inputs)
-    draws = torch.randn(new, inputs.shape[1], generator=torch.Generator().manual_seed(0))
+    first, rows = len(inputs), model.lm_head.out_features
+    draws = inputs.std(0) * torch.randn(rows - first, inputs.shape[1], generator=torch.Generator().manual_seed(0))
     state = source.base_model.state_dict()
     name = next(name for name, tensor in state.items() if tensor.data_ptr() == inputs.data_ptr())
-    state[name] = torch.cat([inputs, inputs.mean(0) + inputs.std(0) * draws])
+    state[name] = torch.cat([inputs, inputs.mean(0) + draws])
     model.backbone.load_state_dict(state)
-    model.lm_head.weight.copy_(torch.cat([outputs, outputs.mean(0).expand(new, -1)]))
+    model.lm_head.weight.copy_(torch.cat([outputs, outputs.mean(0).expand(rows - first, -1)]))
+    for new, words in meanings.items():
+        if new >= first:
+            model.get_input_embeddings().weight[new] = inputs[words].mean(0) + draws[new - first] / 2
+            model.lm_head.weight[new] = outputs[words].mean(0)
 
 
 def _gguf_file(name: str) -> Path:

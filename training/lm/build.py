@@ -14,7 +14,7 @@ from data_recipes.scenes.world import LAYOUT_WORDS
 from mllm import Mllm, MllmConfig, Processor
 from mllm.codes import CodebookEmbedding
 from mllm.folders import load_image_tokenizer, loading
-from mllm.text.ids import plan_token
+from mllm.text.ids import plan_token, text_ids
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 
 from ..run.optim import freeze
@@ -114,9 +114,16 @@ def _assemble(kind: type[Mllm], config: ModelConfig) -> Start:
     _share_codebooks(model)
     loaded = () if config.image_tokenizer.startswith(NEW) else ("image_tokenizer",)
     if pretrained:
-        copy_weights(model, pretrained)
+        copy_weights(model, pretrained, _meanings(text_tokenizer) if config.plan_length else {})
         loaded += ("backbone", "lm_head")
     return Start(model, processor, loaded)
+
+
+def _meanings(text_tokenizer: PreTrainedTokenizerBase) -> dict[int, list[int]]:
+    """The ids of plans' words, such as "color red", with those of their last part as text: " red"."""
+    ids = text_tokenizer.convert_tokens_to_ids(list(map(plan_token, LAYOUT_WORDS)))
+    words = [f" {word.partition(' ')[2] or word}" for word in LAYOUT_WORDS]
+    return dict(zip(ids, (text_ids(text_tokenizer, word) for word in words), strict=True))
 
 
 def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:

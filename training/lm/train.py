@@ -142,8 +142,8 @@ def compile_layers(model: Mllm) -> None:
     """Compile layer by layer: one small graph serves all layers, and batches of any length."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of nvcc where there is no GPU
     narrow = model.image_layers.layers if model.image_layers else []
-    projections = [layer.project for layer in narrow]
-    for layer in [*model.backbone.layers, *narrow, *projections, *getattr(model.code_head, "layers", [])]:
+    parts = [*(layer.project for layer in narrow), model.image_layers.attention] if narrow else []
+    for layer in [*model.backbone.layers, *narrow, *parts, *getattr(model.code_head, "layers", [])]:
         layer.compile(dynamic=True)
 
 

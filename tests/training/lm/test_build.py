@@ -121,6 +121,24 @@ def test_new_tokens_are_no_likelier_than_the_average_one(pretrained_folder):
     assert torch.equal(again, embeddings)
 
 
+def test_words_of_plans_begin_near_the_words_that_they_name(pretrained_folder):
+    model, processor, _ = build_model(model_config(pretrained_folder, plan_length=8))
+    read, write = model.get_input_embeddings().weight, model.lm_head.weight
+    tokenizer = processor.tokenizer
+
+    def plan(word: str) -> int:
+        return tokenizer.convert_tokens_to_ids(f"<plan {word}>")
+
+    def letters(text: str) -> list[int]:
+        return tokenizer(text).input_ids
+
+    torch.testing.assert_close(write[plan("color red")], write[letters(" red")].mean(0))
+    for ours, theirs in (("color red", " red"), ("thing dining table", " dining table")):
+        far = [(read[plan(ours)] - read[letters(text)].mean(0)).norm() for text in (theirs, " xyz")]
+        assert far[0] < far[1]
+    assert not torch.equal(read[plan("24")], read[plan("42")])
+
+
 def test_it_speaks_chatml(pretrained_folder):
     _, processor, _ = build_model(model_config(pretrained_folder))
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "a dog"}]
