@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from importlib.util import find_spec
 from pathlib import Path
 from weakref import ref
 
@@ -25,6 +24,7 @@ from mllm.fast import pick_kernels
 from mllm.fast.quantize import quantize
 from tests.gpu import work
 from tests.processes import ROOT
+from training.lm.train import UNMASKED
 
 pytestmark = pytest.mark.filterwarnings("error:generation runs without")
 CPU = torch.device("cpu")
@@ -98,8 +98,10 @@ def test_losses_of_twenty_updates(device, make_tiny_model, precision, ways):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_losses_of_the_image_tokenizer(device, precision):
+    """Less near than those of the language model, as other codes are chosen on the way."""
+
     def losses(where: torch.device, precision: str) -> list[float]:
-        learner = work.image_tokenizer_learner(where, precision, draws=False)
+        learner = work.image_tokenizer_learner(where, precision, calm=True)
         return [learner.update(step, 0, [work.image_batch(learner)])()["loss"] for step in range(10)]
 
     assert losses(device, precision) == pytest.approx(losses(CPU, "fp32"), rel=5 * PRECISIONS[precision])
@@ -148,11 +150,9 @@ def test_recorded_drawings(device, make_tiny_model, parts, options):
 
 @pytest.mark.parametrize("pack", [80, 0])
 @pytest.mark.parametrize("branches", [False, True], ids=["plain", "branches"])
-@pytest.mark.parametrize("kernel", ["sdpa", "flash_attention_2"])
+@pytest.mark.parametrize("kernel", ["sdpa", UNMASKED])
 def test_attention(device, make_tiny_model, kernel, pack, branches):
     """Losses and gradients of an update beside those of plain attention."""
-    if kernel != "sdpa" and not (device.type == "cuda" and find_spec("flash_attn")):
-        kernel = "sdpa"  # what is taken without it
 
     def one(attention: str) -> list[float]:
         engine, batches = work.training(*make_tiny_model(), device, pack=2 * pack, branches=branches, precision="bf16")
@@ -162,6 +162,7 @@ def test_attention(device, make_tiny_model, kernel, pack, branches):
     assert one(kernel) == pytest.approx(one("eager"), rel=2e-2)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's compiler looks at it
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_compiled_layers(device, make_tiny_model, precision):
     one, other = (

@@ -29,9 +29,10 @@ def gaussian_blur(pixels_N3HW: torch.Tensor, fade: float) -> torch.Tensor:
     offsets = torch.arange(-radius, radius + 1, device=pixels_N3HW.device)
     kernel = torch.exp2(-(offsets / sigma).square())
     kernel = (kernel / kernel.sum()).expand(3, 1, -1)
-    x = F.pad(pixels_N3HW, [radius] * 4, mode="reflect")
-    x = F.conv2d(x, kernel[:, :, None, :], groups=3)
-    return F.conv2d(x, kernel[:, :, :, None], groups=3)
+    x = F.pad(pixels_N3HW.float(), [radius] * 4, mode="reflect")
+    with torch.autocast(x.device.type, enabled=False):  # in bfloat16, torch's kernel for CPUs takes minutes
+        x = F.conv2d(x, kernel[:, :, None, :], groups=3)
+        return F.conv2d(x, kernel[:, :, :, None], groups=3)
 
 
 def _translate(pixels_N3HW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
