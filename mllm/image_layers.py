@@ -123,24 +123,23 @@ class ImageLayers(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=inputs_embeds.device).expand(B, T)
         visible_BTS = _visible(attention_mask, is_image_BT, past)
+        mask_B1TS = _mask(visible_BTS)
         if past:
             is_start_BT = torch.zeros_like(is_image_BT)
             h_BTD = torch.zeros_like(inputs_embeds)
             earlier = [[_padded(x, T) for x in (layer.keys, layer.values)] for layer in cache.layers]
         else:
             is_start_BT = is_image_BT.cumsum(1) == 0
-            h_BTD, earlier = self._read_start(backbone, inputs_embeds, is_start_BT, attention_mask, position_ids)
+            h_BTD, earlier = self._read_start(backbone, inputs_embeds, is_start_BT, mask_B1TS, position_ids)
         first = int(is_start_BT.sum(1).min())
         is_rest_BT = ~is_start_BT & visible_BTS[..., past:].diagonal(dim1=1, dim2=2)
         text, image = ((is_rest_BT & kind)[:, first:].flatten().nonzero()[:, 0] for kind in (~is_image_BT, is_image_BT))
-        mask_B1RS = _mask(visible_BTS[:, first:])
-
         inputs, places = inputs_embeds[:, first:].flatten(0, 1), position_ids[:, first:].flatten()
         order, angles = torch.cat([text, image]), _angles(backbone, inputs, places)
 
         def attend(number: int, rows: torch.Tensor) -> torch.Tensor:
             scale = backbone.layers[number].self_attn.scaling
-            o_PX, k, v = self.attention(rows, order, *angles, earlier[number], mask_B1RS, scale)
+            o_PX, k, v = self.attention(rows, order, *angles, earlier[number], mask_B1TS[:, :, first:], scale)
             if cache is not None:
                 cache.update(k[:, :, past:], v[:, :, past:], number)
             return o_PX
@@ -154,29 +153,21 @@ class ImageLayers(nn.Module):
         backbone: nn.Module,
         x_BTD: torch.Tensor,
         is_start_BT: torch.Tensor,
-        mask: torch.Tensor | None,
-        position_ids: torch.Tensor,
+        mask_B1TT: torch.Tensor,
+        places_BT: torch.Tensor,
     ) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
         """The text before the first image of each row: -> h_BTD, and keys and values of each layer [B, H, T, d], zeros
         at other positions."""
         T, longest = x_BTD.shape[1], max(1, int(is_start_BT.sum(1).max()))
-        x_BTD, others_BT = x_BTD[:, :longest], ~is_start_BT[:, :longest]
+        x_BTD, others_BT, places_BT = x_BTD[:, :longest], ~is_start_BT[:, :longest], places_BT[:, :longest]
         if not any(weight.requires_grad for weight in backbone.get_input_embeddings().parameters()):
             x_BTD = x_BTD.detach()  # the embeddings of codes, which train, are scattered among those of text
-        if mask is not None:
-            mask = mask[:, :longest] if mask.dim() == 2 else mask[:, :, :longest, :longest]
-        read = DynamicCache()
-        output = backbone(
-            inputs_embeds=x_BTD,
-            attention_mask=mask,
-            position_ids=position_ids[:, :longest],
-            use_cache=True,
-            **{CACHE: read},
-        )
-        h_BTD = output.last_hidden_state.masked_fill(others_BT[..., None], 0)
-        hidden = others_BT[:, None, :, None]
-        pairs = [[x.masked_fill(hidden, 0) for x in (layer.keys, layer.values)] for layer in read.layers]
-        return _padded(h_BTD, T - longest), [[_padded(x, T - longest) for x in pair] for pair in pairs]
+        angles, mask, kept = backbone.rotary_emb(x_BTD, places_BT), mask_B1TT[..., :longest, :longest], _Kept()
+        others, pairs = others_BT[:, None, :, None], []
+        for layer in backbone.layers:
+            x_BTD = layer(x_BTD, attention_mask=mask, position_embeddings=angles, **{CACHE: kept})
+            pairs.append([_padded(x.masked_fill(others, 0), T - longest) for x in kept.pair])
+        return _padded(backbone.norm(x_BTD).masked_fill(others_BT[..., None], 0), T - longest), pairs
 
     def run(
         self, backbone: nn.Module, x_PD: torch.Tensor, text: torch.Tensor, image: torch.Tensor, attend: Attend
@@ -210,6 +201,15 @@ class ImageLayers(nn.Module):
             return o_BNTd.flatten(1)
 
         return self.run(backbone, x_BD, text, image, attend)
+
+
+class _Kept:
+    """A cache for one pass of one layer. It does not look at the layer's number, which would make the compiler write a
+    graph for each."""
+
+    def update(self, k: torch.Tensor, v: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.pair = k, v
+        return k, v
 
 
 def _angles(backbone: nn.Module, like: torch.Tensor, places_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

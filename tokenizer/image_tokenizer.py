@@ -5,6 +5,7 @@ E channels of the embedding shared with text.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +26,10 @@ from .text_tower import TextTower
 from .transform import load_image, to_images, to_pixels
 
 # Codes of an image must be those of any other machine. By default, GPUs convolve float32 with 10 bits of precision
-# (TF32), which flips near ties; matrix products are in float32 by default.
-torch.backends.cudnn.allow_tf32 = False
+# (TF32), which flips near ties; matrix products are in float32 by default. Older versions of torch warn of this name,
+# but the new one (`cudnn.conv.fp32_precision`) is not known to torch.compile.
+with warnings.catch_warnings(action="ignore"):
+    torch.backends.cudnn.allow_tf32 = False
 
 
 class TrainingOutput(NamedTuple):
