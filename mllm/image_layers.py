@@ -42,6 +42,18 @@ class ImageLayer(nn.Module):
         return x_PW + self.down(F.silu(gate) * up)
 
 
+def project_text(layer: nn.Module, x_PD: torch.Tensor) -> torch.Tensor:
+    """Queries, keys and values of text in a layer of transformers, as `ImageLayer.project` gives those of images."""
+    y_PD, theirs = layer.input_layernorm(x_PD), layer.self_attn
+    return torch.cat([theirs.q_proj(y_PD), theirs.k_proj(y_PD), theirs.v_proj(y_PD)], -1)
+
+
+def finish_text(layer: nn.Module, x_PD: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    """The layer after attention, as `ImageLayer.forward`."""
+    x_PD = x_PD + layer.self_attn.o_proj(attended)
+    return x_PD + layer.mlp(layer.post_attention_layernorm(x_PD))
+
+
 class Attention(nn.Module):
     """What lies between the matrices of a layer, without weights: one graph of the compiler serves all layers."""
 
@@ -92,6 +104,7 @@ class ImageLayers(nn.Module):
         self.enter = nn.Linear(D, width, bias=False)
         self.layers = nn.ModuleList(ImageLayer(width, hidden, *of_heads, eps) for _ in range(config.num_hidden_layers))
         self.attention = Attention(*of_heads)
+        self.project_text, self.finish_text = project_text, finish_text  # for the compiler to take the place of
         self.norm = nn.RMSNorm(width, eps=eps)
         self.leave = nn.Linear(width, D, bias=False)
 
@@ -176,15 +189,12 @@ class ImageLayers(nn.Module):
         others. `attend` knows who sees whom."""
         x_text, x_image = x_PD[text], self.enter(x_PD[image]).to(x_PD.dtype)
         for number, (layer, mine) in enumerate(zip(backbone.layers, self.layers, strict=True)):
-            theirs = layer.self_attn
             rows = mine.project(x_image)
             if len(text):
-                y = layer.input_layernorm(x_text)
-                rows = torch.cat([torch.cat([theirs.q_proj(y), theirs.k_proj(y), theirs.v_proj(y)], -1), rows])
+                rows = torch.cat([self.project_text(layer, x_text), rows])
             o_PX = attend(number, rows)
             if len(text):
-                x_text = x_text + theirs.o_proj(o_PX[text])
-                x_text = x_text + layer.mlp(layer.post_attention_layernorm(x_text))
+                x_text = self.finish_text(layer, x_text, o_PX[text])
             x_image = mine(x_image, o_PX[image])
         h = torch.cat([backbone.norm(x_text), self.leave(self.norm(x_image)).to(x_text.dtype)])
         return h.new_zeros(len(x_PD), h.shape[-1]).index_copy(0, torch.cat([text, image]), h)

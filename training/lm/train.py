@@ -141,10 +141,15 @@ def prepare(model: Mllm, config: TrainConfig, device: torch.device) -> None:
 def compile_layers(model: Mllm) -> None:
     """Compile layer by layer: one small graph serves all layers, and batches of any length."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of nvcc where there is no GPU
-    narrow = model.image_layers.layers if model.image_layers else []
-    parts = [*(layer.project for layer in narrow), model.image_layers.attention] if narrow else []
-    for layer in [*model.backbone.layers, *narrow, *parts, *getattr(model.code_head, "layers", [])]:
-        layer.compile(dynamic=True)
+    parts = [*model.backbone.layers, *getattr(model.code_head, "layers", [])]
+    if model.image_layers:
+        mixed = model.image_layers
+        parts += [mixed.attention, *mixed.layers, *(layer.project for layer in mixed.layers)]
+        mixed.project_text, mixed.finish_text = (
+            torch.compile(part, dynamic=True) for part in (mixed.project_text, mixed.finish_text)
+        )
+    for part in parts:
+        part.compile(dynamic=True)
 
 
 def updates(data: MixtureUpdates, config: TrainConfig) -> Iterator[Update]:
