@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tokenizer.projection import AttnProjection
-from tokenizer.quantizers import Quantized, look_up, make_quantizer
+from tokenizer.quantizers import Quantized, make_quantizer
 
 Pick = Callable[[torch.Tensor, int], torch.Tensor]
 """(logits_BV, k) -> ids_B of sub-code k: guidance and sampling live in here, heads never hear of them."""
@@ -83,10 +83,10 @@ class CodebookEmbedding(nn.Module):
         if quantized is not None:
             return self._project(quantized.features_NLQ, None)
         if cache is None:
-            return self._project(look_up(self.quantizer.entries(), codes_NLK), None)
+            return self._project(self.quantizer.look_up(codes_NLK), None)
         if not cache:  # normalising the codebooks takes longer than the rest of a step
             cache.update(entries=self.quantizer.entries(), attention={})
-        features_NLQ = look_up(cache["entries"], codes_NLK)
+        features_NLQ = self.quantizer.look_up(codes_NLK, cache["entries"])
         return self._project(features_NLQ, cache["attention"])
 
     def _project(self, features_NLQ: torch.Tensor, cache: dict | None) -> torch.Tensor:

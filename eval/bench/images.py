@@ -18,7 +18,7 @@ def bench_encode(options: Options, batch: int) -> list[Figure]:
     pixels_N3HW = pixels_N3HW.to(image_tokenizer.device)
 
     codes_NLK = image_tokenizer.encode(pixels_N3HW)
-    cosine_KPV = torch.bmm(quantizer.slices(image_tokenizer.features(pixels_N3HW)), quantizer.entries().mT)
+    cosine_KPV = quantizer.scores(quantizer.split(quantizer.bound(image_tokenizer.features(pixels_N3HW))))
     check_codes(codes_NLK, reference_encode(image_tokenizer, pixels_N3HW), gap(cosine_KPV).T.reshape(codes_NLK.shape))
     return compare(
         f"encode, batch {batch}",

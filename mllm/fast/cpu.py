@@ -307,9 +307,8 @@ class CompiledEmbedding(Packed):
 
     def __init__(self, embedding: nn.Module):
         super().__init__()
-        self.entries_KVq = (
-            embedding.quantizer.entries().float()
-        )  # normalising them takes longer than the rest of a step
+        self.look_up = embedding.quantizer.look_up
+        self.entries_KVq = embedding.quantizer.entries()  # normalising them takes longer than the rest of a step
         projection, (last, first, _, second) = embedding.attn_projection, embedding.mm_projector
         attention, mlp = projection.attn, projection.mlp
         q, k, v = self.matrices(attention.qkv, 3)
@@ -331,7 +330,7 @@ class CompiledEmbedding(Packed):
         """codes_NK of the position after those in `cache` -> embeds_ND. `cache` is a dict, empty at first; with None,
         the position is embedded as the first."""
         cache = {} if cache is None else cache
-        features_NQ = self.entries_KVq[torch.arange(codes_NK.shape[1]), codes_NK].flatten(1)
+        features_NQ = self.look_up(codes_NK, self.entries_KVq)
         rows, place = len(features_NQ), cache.setdefault("place", 0)
         if place == cache.setdefault("memory", features_NQ.new_empty(2, rows, 0, self.inner)).shape[2]:
             memory = features_NQ.new_empty(2, rows, max(64, 2 * place), self.inner)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tokenizer.quantizers.multi_codebook import MultiCodebookOptions, MultiCodebookQuantizer, Revival
+from tokenizer.quantizers.multi_codebook import CodebookUpkeep, MultiCodebookOptions, MultiCodebookQuantizer, k_means
 
 
-def _revival(after: int) -> Revival:
+def _revival(after: int) -> CodebookUpkeep:
     """For one process."""
     quantizer = MultiCodebookQuantizer(4, 2, 16)
     return quantizer.upkeep(MultiCodebookOptions(revive_after=after), lambda tensor: tensor, lambda tensor: tensor)
@@ -124,7 +124,7 @@ def test_dead_entries_move_onto_features_and_living_ones_stay():
     quantizer = revival.quantizer
     before = quantizer.codebooks_KVq.detach().clone()
     quantized = quantizer(torch.randn(1, 5, 4))
-    steps = [(revival.add(quantized), revival.step()["revived"])[1] for _ in range(3)]
+    steps = [(revival.add(quantized), revival.step(update)["revived"])[1] for update in range(1, 4)]
     assert steps[:2] == [0, 0]
     moved = steps[2]
     after = quantizer.codebooks_KVq.detach()
@@ -147,6 +147,29 @@ def test_an_entry_that_any_micro_batch_used_is_alive():
         for micro_batch_NLQ in features_NLQ.split(sizes):
             revival.add(revival.quantizer(micro_batch_NLQ))
         torch.manual_seed(1)
-        moved.append(revival.step()["revived"])
+        moved.append(revival.step(1)["revived"])
     assert moved[0] == moved[1] > 0
     assert torch.equal(whole.quantizer.codebooks_KVq, parts.quantizer.codebooks_KVq)
+
+
+def test_codebooks_move_to_the_centres_of_features_once_and_the_distance_falls():
+    torch.manual_seed(0)
+    quantizer = MultiCodebookQuantizer(4, 2, 16)
+    upkeep = quantizer.upkeep(MultiCodebookOptions(k_means_at=2), lambda tensor: tensor, lambda tensor: tensor)
+    features_NLQ, losses = torch.randn(4, 100, 4), []
+    for update in range(1, 4):
+        quantized = quantizer(features_NLQ)
+        losses.append(quantized.loss.item())
+        upkeep.add(quantized)
+        upkeep.step(update)
+    assert losses[1] == losses[0] > 2 * losses[2]
+    assert torch.equal(quantizer(features_NLQ).codes_NLK, quantizer.encode(features_NLQ))
+
+
+def test_centres_are_the_means_of_what_is_nearest_to_them():
+    torch.manual_seed(0)
+    places_KVq = torch.tensor([[[-9.0, 0.0], [9.0, 0.0]], [[0.0, -9.0], [0.0, 9.0]]])
+    points_KMq = (places_KVq[:, :, None] + torch.randn(2, 2, 50, 2)).flatten(1, 2)
+    centres_KVq = k_means(points_KMq, 2)
+    order_KVq = centres_KVq.sum(-1).argsort(1)[..., None].expand_as(centres_KVq)
+    torch.testing.assert_close(centres_KVq.gather(1, order_KVq), points_KMq.unflatten(1, (2, 50)).mean(2))

@@ -105,7 +105,7 @@ def _encoded(case: Case) -> dict[str, torch.Tensor]:
     model = case.model
     x_NLC = model.encoder(case.pixels_N3HW)
     features_NLQ = model.quant_proj(x_NLC)
-    cosine_KPV = torch.bmm(model.quantizer.slices(features_NLQ), model.quantizer.entries().mT)
+    cosine_KPV = model.quantizer.scores(model.quantizer.split(model.quantizer.bound(features_NLQ)))
     best_KP2 = cosine_KPV.topk(2).values
     margin_NKL = (best_KP2[..., 0] - best_KP2[..., 1]).unflatten(1, features_NLQ.shape[:2]).transpose(0, 1)
     return {

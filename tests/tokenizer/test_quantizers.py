@@ -36,22 +36,25 @@ def test_each_code_is_one_entry_and_features_of_all_codes_are_encoded(quantizer,
     assert codes_NLK.shape == (20, 50, K) and codes_NLK.dtype == torch.int64
     assert [sorted(codes_NLK[..., k].unique().tolist()) for k in range(K)] == [[*range(V)]] * K
     entries_KVq = quantizer.entries()
-    assert entries_KVq.shape == (K, V, Q // K) and entries_KVq.dtype == torch.float32
+    assert entries_KVq.shape == (K, V, Q if quantizer.summed else Q // K) and entries_KVq.dtype == torch.float32
     assert all(len(entries_Vq.unique(dim=0)) == V for entries_Vq in entries_KVq)
 
 
 def test_decoding_looks_up_the_entries(quantizer, features_NLQ):
     codes_NLK = quantizer.encode(features_NLQ)
     slices = [quantizer.entries()[k, codes_NLK[..., k]] for k in range(K)]
-    assert torch.equal(quantizer.decode(codes_NLK), torch.cat(slices, -1))
+    features_NLQ = sum(slices) if quantizer.summed else torch.cat(slices, -1)
+    assert torch.equal(quantizer.decode(codes_NLK), features_NLQ)
+    assert torch.equal(quantizer.look_up(codes_NLK[0, 3], quantizer.entries()), features_NLQ[0, 3])
 
 
-def test_a_code_depends_on_its_own_slice_alone(quantizer, features_NLQ):
+def test_a_code_depends_on_its_own_position_alone_and_on_its_slice_if_it_has_one(quantizer, features_NLQ):
     changed_NLQ = features_NLQ.clone()
     changed_NLQ[0, 0, Q // K :] *= -1
     before, after = quantizer.encode(features_NLQ), quantizer.encode(changed_NLQ)
     assert after[0, 0, 1] != before[0, 0, 1]
-    after[0, 0, 1] = before[0, 0, 1]
+    first = 0 if quantizer.summed else 1
+    after[0, 0, first:] = before[0, 0, first:]
     assert torch.equal(after, before)
 
 
@@ -104,8 +107,26 @@ def test_the_state_dict_tells_the_codes(quantizer, kind, features_NLQ):
 def test_options_have_defaults_and_schedules(quantizer):
     options = quantizer.Options()
     assert asdict(options.at(0, 10)) == asdict(options), "a run begins with what the recipe says"
+    fading = replace(options, perturbed=0.4, perturbed_final=0.5)
+    assert [fading.at(step, 5).perturbed for step in range(5)] == pytest.approx([0.4, 0.35, 0.3, 0.25, 0.2])
     with pytest.raises(ValueError, match="quantizer.index_temperature: -1 is outside"):
         quantizer.Options(index_temperature=-1)
+
+
+def test_perturbed_codes_are_near_ones(quantizer, features_NLQ):
+    """As many as wanted, by the distances of entries, which large codebooks compare in several parts."""
+    codes_NLK, share_N = quantizer.encode(features_NLQ), torch.arange(20) / 20
+    moved_NLK = quantizer.perturb(codes_NLK, share_N, nearest=3)
+    changed_NLK = moved_NLK != codes_NLK
+    torch.testing.assert_close(changed_NLK.float().mean((1, 2)), share_N, atol=0.2, rtol=0)
+    entries_KVq = quantizer.entries().detach()
+    for k, entries_Vq in enumerate(entries_KVq):
+        distances_VV = torch.cdist(entries_Vq, entries_Vq).fill_diagonal_(torch.inf)
+        third_V = distances_VV.topk(3, largest=False).values[:, -1]
+        pairs = codes_NLK[..., k][changed_NLK[..., k]], moved_NLK[..., k][changed_NLK[..., k]]
+        assert (distances_VV[pairs] <= third_V[pairs[0]] + 1e-5).all()
+    exact, moved = quantizer(features_NLQ), quantizer(features_NLQ, quantizer.Options(perturbed=0.8, nearest=3))
+    assert torch.equal(moved.codes_NLK, exact.codes_NLK) and not torch.equal(moved.features_NLQ, exact.features_NLQ)
 
 
 def test_arguments_that_it_does_not_take_are_named(kind):
@@ -126,7 +147,7 @@ def test_images_become_codes_and_pixels_and_weights_are_saved(kind, tmp_path):
 
 
 def test_an_unknown_kind_is_named():
-    with pytest.raises(ValueError, match="unknown quantizer 'rvq'; known: multi_codebook"):
+    with pytest.raises(ValueError, match="unknown quantizer 'rvq'; known: multi_codebook, residual"):
         ImageTokenizer(replace(SIZES["tiny"], quantizer="rvq"))
 
 

@@ -3,13 +3,22 @@ promises in tests/tokenizer/test_quantizers.py hold it to `Quantizer`."""
 
 from typing import Any
 
-from .base import Quantized, Quantizer, QuantizerOptions, code_use, count_codes, look_up
+from .base import Quantized, Quantizer, QuantizerOptions, code_use, count_codes
+from .binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from .fsq import FiniteScalarQuantizer
 from .multi_codebook import MultiCodebookQuantizer
+from .quantile import QuantileQuantizer
+from .residual import ResidualQuantizer
+from .shared_index import SharedIndexQuantizer
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "multi_codebook": MultiCodebookQuantizer,
+    "residual": ResidualQuantizer,
+    "shared_index": SharedIndexQuantizer,
+    "lfq": LookupFreeQuantizer,
+    "bsq": BinarySphericalQuantizer,
     "fsq": FiniteScalarQuantizer,
+    "quantile": QuantileQuantizer,
 }
 
 
@@ -32,7 +41,6 @@ __all__ = [
     "QuantizerOptions",
     "code_use",
     "count_codes",
-    "look_up",
     "make_quantizer",
     "quantizer_kind",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .base import Quantized, Quantizer, QuantizerOptions
+from .base import Quantizer
 
 
 class FiniteScalarQuantizer(Quantizer):
@@ -38,33 +38,16 @@ class FiniteScalarQuantizer(Quantizer):
         levels_Vq = codes_V[:, None] // self._places() % self.levels_q
         return self._values(levels_Vq).expand(self.num_codebooks, -1, -1)
 
-    def forward(self, features_NLQ: torch.Tensor, options: QuantizerOptions | None = None) -> Quantized:
-        with torch.autocast(features_NLQ.device.type, enabled=False):
-            z_NLKq = self._bounded(features_NLQ)
-            levels_NLKq = self._levels(z_NLKq)
-            features_NLQ = (z_NLKq + (self._values(levels_NLKq) - z_NLKq).detach()).flatten(-2)
-            shares_KMV = None
-            if options and options.index_temperature:
-                z_KMq = z_NLKq.flatten(0, 1).transpose(0, 1)
-                squared_KMV = (z_KMq[:, :, None] - self.entries()[:, None]).square().sum(-1)
-                shares_KMV = (-squared_KMV / options.index_temperature).softmax(-1)
-        return Quantized(features_NLQ, self._codes(levels_NLKq), features_NLQ.new_zeros(()), shares_KMV=shares_KMV)
+    def bound(self, features_NLQ: torch.Tensor) -> torch.Tensor:
+        return features_NLQ.float().tanh()
 
-    def encode(self, features_NLQ: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(features_NLQ.device.type, enabled=False):
-            return self._codes(self._levels(self._bounded(features_NLQ)))
-
-    def _bounded(self, features_NLQ: torch.Tensor) -> torch.Tensor:
-        return features_NLQ.float().unflatten(-1, (self.num_codebooks, -1)).tanh()
-
-    def _levels(self, z_NLKq: torch.Tensor) -> torch.Tensor:
-        return ((z_NLKq + 1) / 2 * (self.levels_q - 1)).round().long()
+    def nearest(self, z_KMq: torch.Tensor) -> torch.Tensor:
+        levels_KMq = ((z_KMq + 1) / 2 * (self.levels_q - 1)).round().long()
+        return (levels_KMq * self._places()).sum(-1)
 
     def _values(self, levels: torch.Tensor) -> torch.Tensor:
+        """Levels [..., q] -> what they stand for."""
         return 2 * levels.float() / (self.levels_q - 1) - 1
-
-    def _codes(self, levels_NLKq: torch.Tensor) -> torch.Tensor:
-        return (levels_NLKq * self._places()).sum(-1)
 
     def _places(self) -> torch.Tensor:
         """What a level of each channel counts in a code, [q]."""

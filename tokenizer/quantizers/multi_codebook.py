@@ -1,52 +1,31 @@
 """Multi-codebook quantization (arXiv 2502.20321, section 3.2): each slice of a feature has its own codebook.
 
-Shapes: N images, L positions, Q channels = K sub-codebooks x q channels, V entries per sub-codebook.
+Shapes: N images, L positions, M = N * L, Q channels = K sub-codebooks x q channels, V entries per sub-codebook.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import Across, Quantized, Quantizer, QuantizerOptions, Upkeep, count_codes
+from .base import Across, EntropyOptions, Quantized, Quantizer, Upkeep, count_codes
 
 
 @dataclass
-class MultiCodebookOptions(QuantizerOptions):
+class MultiCodebookOptions(EntropyOptions):
     """The defaults are UniTok's.
 
-    `entropy_every` n takes the entropy loss over each n-th feature (0: not at all): on a CPU the whole of it is a fifth
-    of a training step. `index_temperature` above 0 sends the gradient to all entries, through their shares in each
-    choice (index backpropagation, IBQ, arXiv 2412.02692). `revive_after` steps without use, an entry moves to where
-    features are (0: never).
-
-    Of each image, a share of the codes, drawn between 0 and `perturbed`, is exchanged for one of the `nearest` other
-    entries, as those that a language model gets wrong would be (RobustTok, arXiv 2503.08354). During a run, `perturbed`
-    falls linearly to `perturbed_final` of itself, so that the decoder ends on cleaner codes.
+    `revive_after` steps without use, an entry moves to where features are (0: never). After update `k_means_at`, all
+    entries move to the centres of its features (0: never), as in DiGIT (arXiv 2410.12490), whose encoder is frozen.
     """
 
-    entropy_every: int = 0
-    perturbed: float = 0.0
-    perturbed_final: float = 0.5
-    nearest: int = 8
     revive_after: int = 0
+    k_means_at: int = 0
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("perturbed", "perturbed_final"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"quantizer.{name}: {getattr(self, name)} is outside [0, 1]")
-        for name in ("entropy_every", "revive_after"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"quantizer.{name}: {getattr(self, name)} is outside [0, inf); 0 goes without")
-        if self.nearest < 1:
-            raise ValueError(f"quantizer.nearest: {self.nearest} is below 1; without exchanged codes, perturbed is 0")
-
-    def at(self, step: int, steps: int) -> Self:
-        progress = step / max(1, steps - 1)
-        return replace(self, perturbed=self.perturbed * (1 - (1 - self.perturbed_final) * progress))
+        self.check_from_zero("revive_after", "k_means_at")
 
 
 class MultiCodebookQuantizer(Quantizer):
@@ -62,10 +41,6 @@ class MultiCodebookQuantizer(Quantizer):
         self.codebooks_KVq = nn.Parameter(torch.empty(num_codebooks, codebook_size, self.slice_width))
         self.reset_parameters()
 
-    @classmethod
-    def from_config(cls, config: Any, **more: Any) -> Self:
-        return super().from_config(config, commitment=config.commitment, **more)
-
     def reset_parameters(self):
         # Unit rows: only directions count, and on the reference's tiny rows (norm 0.01) one Adam step of 1e-3 turns an
         # entry by many degrees, so that the decoder never sees the same codebook twice.
@@ -77,66 +52,44 @@ class MultiCodebookQuantizer(Quantizer):
         """The unit-length entries [K, V, q]."""
         return F.normalize(self.codebooks_KVq.float(), dim=-1)
 
-    def slices(self, features_NLQ: torch.Tensor) -> torch.Tensor:
-        """Features as unit-length slices [K, N*L, q]."""
-        z = features_NLQ.float().flatten(0, 1).unflatten(-1, (self.num_codebooks, -1)).transpose(0, 1)
-        return F.normalize(z, dim=-1)
+    def bound(self, features_NLQ: torch.Tensor) -> torch.Tensor:
+        """Each slice with unit length."""
+        slices = features_NLQ.float().unflatten(-1, (self.num_codebooks, -1))
+        return F.normalize(slices, dim=-1).flatten(-2)
 
-    def forward(self, features_NLQ: torch.Tensor, options: MultiCodebookOptions | None = None) -> Quantized:
-        """`codes_NLK` are the nearest entries, perturbed or not."""
-        options, (N, L, _) = options or MultiCodebookOptions(), features_NLQ.shape
-        with torch.autocast(features_NLQ.device.type, enabled=False):
-            z, e = self.slices(features_NLQ), self.entries()
-            cosine = torch.bmm(z, e.mT)  # [K, N*L, V]
-            codes = cosine.argmax(-1)
-            q = _look_up(e, codes)
-            loss = self.commitment * F.mse_loss(z, q.detach()) + F.mse_loss(q, z.detach())
-            entropy_loss = loss.new_zeros(())
-            if options.entropy_every:
-                entropy_loss = _entropy_loss(cosine[:, :: options.entropy_every], self.temperature)
-            shown, p = q, None
-            if options.perturbed:
-                share_N = options.perturbed * torch.rand(N, device=z.device)
-                codes_NLK = self.perturb(codes.t().reshape(N, L, -1), share_N, options.nearest)
-                shown = _look_up(e, codes_NLK.flatten(0, 1).t())
-            if options.index_temperature:
-                p = (cosine / options.index_temperature).softmax(-1)
-                x = shown + torch.bmm(p - p.detach(), e)
-            else:
-                x = z + (shown - z).detach()
-        features = x.permute(1, 0, 2).reshape(N, L, -1)
-        return Quantized(features, codes.t().reshape(N, L, -1), loss, entropy_loss, p, z.detach())
+    def scores(self, z_KMq: torch.Tensor) -> torch.Tensor:
+        """Cosines."""
+        return torch.bmm(z_KMq, self.entries().mT)
 
-    def encode(self, features_NLQ: torch.Tensor) -> torch.Tensor:
-        N, L, _ = features_NLQ.shape
-        with torch.autocast(features_NLQ.device.type, enabled=False):
-            codes = torch.bmm(self.slices(features_NLQ), self.entries().mT).argmax(-1)
-        return codes.t().reshape(N, L, -1)
+    def loss(self, z_KMq: torch.Tensor, q_KMq: torch.Tensor) -> torch.Tensor:
+        return self.commitment * F.mse_loss(z_KMq, q_KMq.detach()) + F.mse_loss(q_KMq, z_KMq.detach())
 
-    @torch.no_grad()
-    def perturb(self, codes_NLK: torch.Tensor, share_N: torch.Tensor, nearest: int) -> torch.Tensor:
-        """-> codes_NLK, each exchanged with the probability `share_N` of its image for one of the `nearest` other
-        entries by cosine. Draws come from torch's global generator. Raises ValueError for a codebook without so many.
-        """
-        e = self.entries()
-        K, V, _ = e.shape
-        if nearest >= V:
-            raise ValueError(f"quantizer.nearest: {nearest} other entries, but a sub-codebook has {V} in all")
-        cosine = torch.bmm(e, e.mT) - 3 * torch.eye(V, device=e.device)  # an entry is not near itself
-        near_KVn = cosine.topk(nearest).indices
-        choice_NLK = torch.randint(nearest, codes_NLK.shape, device=e.device)
-        other_NLK = near_KVn[torch.arange(K, device=e.device), codes_NLK, choice_NLK]
-        return torch.where(torch.rand(codes_NLK.shape, device=e.device) < share_N[:, None, None], other_NLK, codes_NLK)
+    def entropy_loss(self, z_KMq: torch.Tensor, options: MultiCodebookOptions) -> torch.Tensor:
+        if not options.entropy_every:
+            return z_KMq.new_zeros(())
+        squared_KMV = -2 * self.scores(z_KMq[:, :: options.entropy_every])  # but for what all have in common
+        log_p = (-squared_KMV / self.temperature).log_softmax(-1)
+        p = log_p.exp()
+        mean = p.mean(1)
+        return -(p * log_p).sum(-1).mean() + (mean * (mean + 1e-7).log()).sum(-1).mean()
 
-    def upkeep(self, options: MultiCodebookOptions, sum_over: Across, of_first: Across) -> "Revival | None":
-        return Revival(self, options.revive_after, sum_over, of_first) if options.revive_after else None
+    def centres(self, z_KMq: torch.Tensor) -> torch.Tensor:
+        """What codebooks begin from, [K, V, q], where features are `z_KMq`."""
+        return k_means(z_KMq, self.codebook_size)
+
+    def upkeep(self, options: MultiCodebookOptions, sum_over: Across, of_first: Across) -> "CodebookUpkeep | None":
+        wanted = options.revive_after or options.k_means_at
+        return CodebookUpkeep(self, options, sum_over, of_first) if wanted else None
 
 
-class Revival(Upkeep):
-    """Entries that no feature of any process chose for `after` steps move onto features of the present update."""
+class CodebookUpkeep(Upkeep):
+    """Entries that no feature of any process chose for `revive_after` steps move onto features of the present update;
+    once, all move to centres of features."""
 
-    def __init__(self, quantizer: MultiCodebookQuantizer, after: int, sum_over: Across, of_first: Across):
-        self.quantizer, self.after, self.sum_over, self.of_first = quantizer, after, sum_over, of_first
+    def __init__(
+        self, quantizer: MultiCodebookQuantizer, options: MultiCodebookOptions, sum_over: Across, of_first: Across
+    ):
+        self.quantizer, self.options, self.sum_over, self.of_first = quantizer, options, sum_over, of_first
         codebooks_KVq = quantizer.codebooks_KVq
         self.unused_KV = torch.zeros(codebooks_KVq.shape[:2], dtype=torch.long, device=codebooks_KVq.device)
         self._begin()
@@ -149,14 +102,17 @@ class Revival(Upkeep):
         self.slices.append(quantized.slices_KMq)
 
     @torch.no_grad()
-    def step(self) -> dict[str, torch.Tensor]:
+    def step(self, update: int) -> dict[str, torch.Tensor]:
         """-> `revived`, the number of entries moved. Whether there are any is not asked: that would wait for the
         device."""
         codebooks_KVq, slices_KMq = self.quantizer.codebooks_KVq, torch.cat(self.slices, 1)
         counts_KV = self.sum_over(self.counts_KV)
         self._begin()
+        if update == self.options.k_means_at:
+            codebooks_KVq.copy_(self.of_first(self.quantizer.centres(slices_KMq).to(codebooks_KVq)))
+            counts_KV = torch.ones_like(counts_KV)
         self.unused_KV = torch.where(counts_KV > 0, 0, self.unused_KV + 1)
-        due_KV = self.unused_KV >= self.after
+        due_KV = self.unused_KV >= (self.options.revive_after or torch.inf)
         chosen_KV = torch.randint(slices_KMq.shape[1], due_KV.shape, device=due_KV.device)
         features_KVq = slices_KMq.gather(1, chosen_KV[..., None].expand_as(codebooks_KVq)).contiguous()
         features_KVq = self.of_first(features_KVq).to(codebooks_KVq)
@@ -171,13 +127,15 @@ class Revival(Upkeep):
         self.unused_KV.copy_(state["unused_KV"])
 
 
-def _look_up(entries_KVq: torch.Tensor, codes_KM: torch.Tensor) -> torch.Tensor:
-    return torch.gather(entries_KVq, 1, codes_KM[..., None].expand(-1, -1, entries_KVq.shape[-1]))
-
-
-def _entropy_loss(cosine: torch.Tensor, temperature: float) -> torch.Tensor:
-    log_p = (2 * (cosine - 1) / temperature).log_softmax(-1)  # -|z - e|^2 / T for unit vectors
-    p = log_p.exp()
-    per_sample = -(p * log_p).sum(-1).mean()
-    mean = p.mean(1)
-    return per_sample + (mean * (mean + 1e-7).log()).sum(-1).mean()
+def k_means(points_KMq: torch.Tensor, count: int, rounds: int = 10) -> torch.Tensor:
+    """-> centres [K, count, q] of K sets of points, by Lloyd's algorithm from random points. Without a point, a centre
+    stays."""
+    chosen_KV = torch.randint(points_KMq.shape[1], (len(points_KMq), count), device=points_KMq.device)
+    centres_KVq = points_KMq.gather(1, chosen_KV[..., None].expand(-1, -1, points_KMq.shape[-1]))
+    for _ in range(rounds):
+        scores_KMV = torch.baddbmm(-0.5 * centres_KVq.square().sum(-1)[:, None], points_KMq, centres_KVq.mT)
+        nearest_KM1 = scores_KMV.argmax(-1, keepdim=True)
+        sums_KVq = torch.zeros_like(centres_KVq).scatter_add_(1, nearest_KM1.expand_as(points_KMq), points_KMq)
+        counts_KV1 = count_codes(nearest_KM1.transpose(0, 2), count)[..., None]
+        centres_KVq = torch.where(counts_KV1 > 0, sums_KVq / counts_KV1.clamp(min=1), centres_KVq)
+    return centres_KVq

@@ -228,7 +228,7 @@ class Learner:
         grad_norm = self._apply(self.optimizer, self.model, config.optim.clip)
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-        kept = self.upkeep.step() if self.upkeep else {}
+        kept = self.upkeep.step(self.steps) if self.upkeep else {}
         if self.average:
             self._update_average()
         _add(sums, self._train_discriminator(step, pairs))

@@ -31,7 +31,7 @@ FIXED = {
     ),
 }
 # A part of the model that is there or not: on and off are fixed, how much is not.
-SWITCHES = ("adversarial.weight", "ema", "quantizer.revive_after")
+SWITCHES = ("adversarial.weight", "ema", "quantizer.revive_after", "quantizer.k_means_at")
 # Of the fixed keys, these can change: they say how a model is used or trained, or where it lay.
 FREE = ("model.plan_length", "model.tune.")
 FREE_WITH_LORA = ("model.init_from",)  # an adapter knows its weights by their hash

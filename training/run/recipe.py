@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from mllm.decode.options import DrawingOptions
 from tokenizer import SIZES
-from tokenizer.quantizers import QuantizerOptions, quantizer_kind
+from tokenizer.quantizers import Quantizer, QuantizerOptions, quantizer_kind
 
 from .values import Section, check_values, one_of, within
 
@@ -188,12 +188,17 @@ class TokenizerTrainConfig(Section):
         if self.size not in SIZES:
             raise ValueError(f"recipe, size: unknown {self.size!r}; known: {', '.join(SIZES)}")
         self.quantizer = asdict(self.quantizer_options())  # all of them, so that config.yaml says what was done
+        if self.losses.disentangle and self.quantizer_kind().summed:
+            raise ValueError("recipe, losses.disentangle: this kind of quantizer adds its entries up; set it to 0")
+
+    def quantizer_kind(self) -> type[Quantizer]:
+        return quantizer_kind(self.model.get("quantizer", SIZES[self.size].quantizer))
 
     def quantizer_options(self) -> QuantizerOptions:
         """`quantizer` as the model's kind of quantizer takes it. Raises ValueError for others."""
-        options = quantizer_kind(self.model.get("quantizer", SIZES[self.size].quantizer)).Options
+        options = OmegaConf.structured(self.quantizer_kind().Options)
         try:
-            return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options), self.quantizer))
+            return OmegaConf.to_object(OmegaConf.merge(options, self.quantizer))
         except OmegaConfBaseException as error:
             raise ValueError(f"recipe, quantizer: {' '.join(str(error).split())}") from error
 
