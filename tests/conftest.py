@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,9 +57,10 @@ def new_tiny_model(
     image_layers: dict | None = None,
     plan_length: int = 0,
     kind: type[Mllm] = Mllm,
+    **sizes: Any,
 ) -> tuple[Mllm, Processor]:
     """A fresh (model, processor), always with the same weights."""
-    image_tokenizer = replace(SIZES["tiny"], text_vocab_size=len(text_tokenizer) + 1, quantizer=quantizer)
+    image_tokenizer = replace(SIZES["tiny"], text_vocab_size=len(text_tokenizer) + 1, quantizer=quantizer, **sizes)
     if plan_length:
         text_tokenizer = deepcopy(text_tokenizer)
         text_tokenizer.add_tokens(list(map(plan_token, LAYOUT_WORDS)), special_tokens=True)
@@ -83,8 +85,9 @@ def new_tiny_model(
 
 @pytest.fixture(scope="session")
 def make_tiny_model(text_tokenizer) -> Callable[..., tuple[Mllm, Processor]]:
-    """A function: (code_embedding, code_head, quantizer, image_layers, plan_length) -> a fresh (model, processor),
-    always with the same weights. With a plan_length, its text tokenizer has the words of layouts."""
+    """A function: (code_embedding, code_head, quantizer, image_layers, plan_length, fields of the image tokenizer) -> a
+    fresh (model, processor), always with the same weights. With a plan_length, its text tokenizer has the words of
+    layouts."""
     return partial(new_tiny_model, text_tokenizer)
 
 

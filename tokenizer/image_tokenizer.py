@@ -1,7 +1,7 @@
-"""ImageTokenizer: images to a grid of code tuples and back, with a contrastive branch (UniTok, arXiv 2502.20321).
+"""ImageTokenizer: images to code tuples and back, with a contrastive branch (UniTok, arXiv 2502.20321).
 
-Shapes: N images, H x W pixels, L = H/16 * W/16 positions, K sub-codebooks, Q quantized channels, C encoder channels,
-E channels of the embedding shared with text.
+Shapes: N images, H x W pixels, L positions (H/16 * W/16 in a grid), K sub-codebooks, Q quantized channels, C encoder
+channels, E channels of the embedding shared with text.
 """
 
 import math
@@ -19,6 +19,7 @@ from torch import nn
 from transformers.utils import torch_compilable_check
 
 from .architectures import ARCHITECTURES
+from .layouts import make_layout
 from .projection import PROJECTIONS
 from .quantizers import Quantized, QuantizerOptions, make_quantizer
 from .sizes import STRIDE, ImageTokenizerConfig
@@ -59,6 +60,7 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         encoder, decoder = ARCHITECTURES[config.architecture]
         rest = (config.heads, config.drop_path)
         self.encoder = encoder(config.conv_widths, config.conv_depths, config.width, config.depth, *rest)
+        self.layout = make_layout(config)
         self.quant_proj = project(config.width, config.code_width, heads, causal=config.causal)
         self.quantizer = make_quantizer(config)
         self.post_quant_proj = project(config.code_width, config.width, heads, causal=config.causal)
@@ -104,13 +106,13 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         H, W = pixels_N3HW.shape[-2:]
         if H % STRIDE or W % STRIDE or not H or not W:
             raise ValueError(f"pixels of {H} x {W}; both sides must be multiples of {STRIDE}")
-        x_NLC = self.encoder(pixels_N3HW)
+        x_NLC = self.layout.gather(self.encoder(pixels_N3HW))
         # Projection and quantizer stay in float32 under autocast: near ties between entries flip otherwise.
         with torch.autocast(x_NLC.device.type, enabled=False):
             return self.quant_proj(x_NLC.float())
 
     def widen(self, features_NLQ: torch.Tensor) -> torch.Tensor:
-        """Quantized features -> [N, L, C], what decoder and contrastive branch read."""
+        """Quantized features -> [N, L, C], what layout, decoder and contrastive branch read."""
         with torch.autocast(features_NLQ.device.type, enabled=False):
             return self.post_quant_proj(features_NLQ)
 
@@ -129,7 +131,7 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
     @torch.no_grad()
     def decode(self, codes_NLK: torch.Tensor, grid: tuple[int, int] | None = None) -> list[Image.Image]:
         """codes_NLK -> PIL images; `grid` is (rows, columns), square if not given. Raises ValueError for codes outside
-        the codebooks, and for weights that are not finite."""
+        the codebooks, for as many positions as make no picture, and for weights that are not finite."""
         with torch.autocast(self.device.type, enabled=False):
             pixels_N3HW = self.decode_pixels(codes_NLK.to(self.device), grid)
         if not bool(pixels_N3HW.isfinite().all()):
@@ -142,7 +144,7 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
 
     def decode_features(self, features_NLQ: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
         """Quantized features -> pixels_N3HW, not clamped."""
-        return self.decoder(self.widen(features_NLQ), grid or _square(features_NLQ.shape[1]))
+        return self.decoder(*self.layout.spread(self.widen(features_NLQ), grid))
 
     def image_features(self, images: Sequence[Image.Image | torch.Tensor] | torch.Tensor) -> torch.Tensor:
         """-> unit vectors [N, E], from the quantized features as the decoder sees them."""
@@ -170,7 +172,7 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         quantized = self.quantizer(self.features(pixels_N3HW), options)
         x_NLC = self.widen(quantized.features_NLQ)
         return TrainingOutput(
-            self.decoder(x_NLC[:decoded], (H // STRIDE, W // STRIDE)),
+            self.decoder(*self.layout.spread(x_NLC[:decoded], (H // STRIDE, W // STRIDE))),
             quantized,
             self._pool(x_NLC),
             self.text_features(ids_NT),
@@ -193,13 +195,6 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         config = self.config
         image = load_image(image) if isinstance(image, str | Path) else image
         return to_pixels(image, config.image_size, config.resize_ratio, config.interpolation)
-
-
-def _square(positions: int) -> tuple[int, int]:
-    side = math.isqrt(positions)
-    if side * side != positions:
-        raise ValueError(f"{positions} positions are no square grid: pass grid=(rows, columns)")
-    return side, side
 
 
 def _init_weights(model: ImageTokenizer) -> None:

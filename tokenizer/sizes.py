@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .layouts import layout_kind
 from .transform import INTERPOLATIONS
 
 STRIDE = 16  # encoders halve the image four times
@@ -20,6 +21,7 @@ class ImageTokenizerConfig:
     given, the decoder mirrors the encoder.
     `quantizer` is the kind of quantizer (see quantizers/), `quantizer_args` what it takes beside the sizes:
     `code_width` (Q) is split into `num_codebooks` (K) slices, each with `codebook_size` (V) entries.
+    `layout` says how positions lie in an image (see layouts/), `layout_args` what it takes.
     `causal` makes the two attention projections causal, as in UniTok's first release.
     """
 
@@ -37,6 +39,8 @@ class ImageTokenizerConfig:
     drop_path: float = 0.0
     quantizer: str = "multi_codebook"
     quantizer_args: dict[str, Any] = field(default_factory=dict)
+    layout: str = "grid"
+    layout_args: dict[str, Any] = field(default_factory=dict)
     code_width: int = 64
     num_codebooks: int = 8
     codebook_size: int = 4096
@@ -75,16 +79,17 @@ class ImageTokenizerConfig:
         for whole, part in (("width", "heads"), ("code_width", "num_codebooks"), ("text_width", "text_heads")):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
+        layout_kind(self.layout).count(self.grid, self.layout_args)  # raises ValueError for what cannot be
 
     @property
     def grid(self) -> int:
-        """Positions along one side of an image of `image_size`."""
+        """Places along one side of an image of `image_size`, each 16 x 16 pixels."""
         return self.image_size // STRIDE
 
     @property
     def num_positions(self) -> int:
         """L: positions of an image of `image_size`."""
-        return self.grid**2
+        return layout_kind(self.layout).count(self.grid, self.layout_args)
 
     def to_dict(self) -> dict:
         return asdict(self)

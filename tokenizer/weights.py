@@ -9,7 +9,8 @@ from torch import nn
 
 from .unitok import compare
 
-GIVE_CODES = ("encoder.", "quant_proj.", "quantizer.")  # the parts of an image tokenizer from pixels to codes
+# The parts of an image tokenizer from pixels to codes.
+GIVE_CODES = ("encoder.", "layout.reading.", "quant_proj.", "quantizer.")
 
 
 def read_weights(file: str | Path, what: str) -> dict[str, torch.Tensor]:

@@ -86,7 +86,7 @@ Request: TypeAlias = Chat | Drawing | Edit
 
 @dataclass(frozen=True)
 class Preview:
-    """An unfinished image: the codes of its first rows, [P, K]."""
+    """An unfinished image: the codes of its first positions, [P, K]."""
 
     codes_PK: torch.Tensor
     positions: int  # of the whole image
@@ -99,9 +99,9 @@ class Preview:
     @torch.no_grad()
     def image(self, model: MllmForConditionalGeneration) -> Image.Image:
         """An RGBA image of the full size, transparent where nothing is drawn yet."""
-        side = math.isqrt(self.positions)
-        rows = len(self.codes_PK) // side
-        [part] = model.image_tokenizer.decode(self.codes_PK[None], (rows, side))
+        grid = model.image_tokenizer.layout.shown(len(self.codes_PK), self.positions)
+        [part] = model.image_tokenizer.decode(self.codes_PK[None], grid)
+        rows, side = grid or (1, 1)
         image = Image.new("RGBA", (part.width, part.height * side // rows))
         image.paste(part, (0, 0))
         return image
@@ -335,6 +335,8 @@ class Program:
         start = start_editing(model, processor, request.prompt, sources)
         region = kept = None
         if request.mask:
+            if not model.image_tokenizer.layout.on_grid:
+                raise ValueError("this image tokenizer's codes have no place in the picture: edit without a mask")
             region = read_region(request.mask, request.images[0], processor.view(request.images[0]))
             free = region.free_positions(math.isqrt(L))
             kept = {place: sources[0][place] for place in range(L) if not free[place]}
@@ -429,8 +431,7 @@ class Program:
 
     def _draw(self, track: Track, options: DrawingOptions, kept: Mapping[int, torch.Tensor] | None = None) -> Steps:
         L, previews = self.processor.num_positions, self.request.previews
-        side = math.isqrt(L)
-        at = {side * (side * place // (previews + 1)) for place in range(1, previews + 1)}  # full rows
+        at = self.model.image_tokenizer.layout.stops(L, previews)
 
         def told(codes: list[torch.Tensor]) -> None:
             if len(codes) in at:

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from mllm import Mllm, Processor, generate_images, generate_texts
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
+from mllm.decode.engine import Engine
+from mllm.decode.program import Drawing
+from mllm.decode.run import edit_images
 from tokenizer import SIZES
 from tokenizer.quantizers import QUANTIZERS
 from tokenizer.weights import codes_hash
@@ -93,10 +97,13 @@ def test_every_sub_code_counts_in_an_embedding(name):
         assert not torch.allclose(embedding(changed_NLK), embedding(codes_NLK), atol=1e-3)
 
 
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
+QUERIES = {"layout": "queries", "layout_args": {"positions": 3, "tail_drop": "uniform"}}
+
+
+@pytest.mark.parametrize("sizes", [*({"quantizer": kind} for kind in QUANTIZERS), QUERIES], ids=str)
 @pytest.mark.parametrize("name", CODE_EMBEDDINGS)
-def test_a_model_with_any_quantizer_sees_draws_and_is_loaded(make_tiny_model, tmp_path, name, quantizer):
-    model, processor = make_tiny_model(name, quantizer=quantizer)
+def test_a_model_with_any_quantizer_or_layout_sees_draws_and_is_loaded(make_tiny_model, tmp_path, name, sizes):
+    model, processor = make_tiny_model(name, **sizes)
     for part in (model, processor):
         part.save_pretrained(tmp_path)
     loaded = Mllm.from_pretrained(tmp_path).eval(), Processor.from_pretrained(tmp_path)
@@ -109,3 +116,13 @@ def test_a_model_with_any_quantizer_sees_draws_and_is_loaded(make_tiny_model, tm
     chat = [{"role": "user", "content": [{"type": "image", "image": drawn}, {"type": "text", "text": "what is it?"}]}]
     answers = [generate_texts(*pair, chat, max_new_tokens=8, temperature=0) for pair in ((model, processor), loaded)]
     assert answers[0] == answers[1]
+
+
+def test_codes_without_a_place_make_previews_of_the_whole_picture_and_take_no_mask(make_tiny_model):
+    model, processor = make_tiny_model(**QUERIES)
+    with Engine(model, processor) as engine:
+        *previews, drawn = engine.submit(Drawing("a red dog", previews=2)).stream(60)
+    assert [len(preview.codes_PK) for preview in previews] == [1, 2]
+    assert all(preview.image(model).getchannel("A").getbbox() == (0, 0, *drawn.size) for preview in previews)
+    with pytest.raises(ValueError, match="codes have no place in the picture: edit without a mask"):
+        edit_images(model, processor, drawn, "make it blue", masks=Image.new("RGBA", (32, 32)))

@@ -44,6 +44,10 @@ def build_model(config: ModelConfig, checkpoint: Path | None = None, plain: type
     kind = TunedMllm if config.tune else WordsMllm if config.words else plain
     folder = checkpoint / "model" if checkpoint and not config.lora else config.init_from
     start = _load(kind, folder, config, folder != config.init_from) if folder else _assemble(kind, config)
+    if config.words and not start.model.image_tokenizer.layout.on_grid:
+        raise ValueError(
+            "recipe, model.words: this image tokenizer's codes have no place in the picture to have a word"
+        )
     if config.tune:
         start.model.guard(config.tune)
     if config.lora:

@@ -1,0 +1,112 @@
+"""What every layout promises; a new one is tested by being listed in LAYOUTS, and in ARGS if it needs arguments.
+
+Images of 32 x 32 pixels, 2 x 2 places.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tokenizer import SIZES, ImageTokenizer
+from tokenizer.layouts import LAYOUTS
+from tokenizer.weights import codes_hash
+
+ARGS = {"queries": {"positions": 3, "depth": 1}}
+
+
+def make(layout: str, **args) -> ImageTokenizer:
+    torch.manual_seed(0)
+    return ImageTokenizer(replace(SIZES["tiny"], layout=layout, layout_args={**ARGS.get(layout, {}), **args}))
+
+
+@pytest.fixture(params=LAYOUTS)
+def image_tokenizer(request) -> ImageTokenizer:
+    return make(request.param).eval()
+
+
+def test_images_become_as_many_codes_as_the_config_says_and_pictures_and_weights_are_saved(image_tokenizer, tmp_path):
+    pixels_N3HW, positions = torch.rand(2, 3, 32, 32) * 2 - 1, image_tokenizer.config.num_positions
+    codes_NLK = image_tokenizer.encode(pixels_N3HW)
+    assert codes_NLK.shape == (2, positions, 2)
+    assert [image.size for image in image_tokenizer.decode(codes_NLK)] == [(32, 32)] * 2
+    image_tokenizer.save_pretrained(tmp_path)
+    loaded = ImageTokenizer.from_pretrained(tmp_path).eval()
+    assert loaded.config == image_tokenizer.config and codes_hash(loaded) == codes_hash(image_tokenizer)
+    assert torch.equal(loaded.encode(pixels_N3HW), codes_NLK)
+    assert torch.equal(loaded.decode_pixels(codes_NLK), image_tokenizer.decode_pixels(codes_NLK))
+
+
+def test_every_code_counts_in_the_picture(image_tokenizer):
+    codes_NLK = torch.zeros(1, image_tokenizer.config.num_positions, 2, dtype=torch.long)
+    before = image_tokenizer.decode_pixels(codes_NLK)
+    for place in range(codes_NLK.shape[1]):
+        changed_NLK = codes_NLK.clone()
+        changed_NLK[0, place] = 7
+        assert (image_tokenizer.decode_pixels(changed_NLK) - before).abs().max() > 1e-5
+
+
+def test_other_sizes_are_encoded_and_decoded_into_their_grid(image_tokenizer):
+    codes_NLK = image_tokenizer.encode(torch.zeros(1, 3, 32, 48))
+    assert [image.size for image in image_tokenizer.decode(codes_NLK, (2, 3))] == [(48, 32)]
+
+
+def test_a_training_pass_gives_a_gradient_to_all_weights_of_images(image_tokenizer):
+    output = image_tokenizer.train()(torch.rand(2, 3, 32, 32), torch.ones(2, 4, dtype=torch.long))
+    assert output.pixels_N3HW.shape == (2, 3, 32, 32)
+    (output.pixels_N3HW.square().sum() + output.quantized.loss).backward()
+    for part in (image_tokenizer.encoder, image_tokenizer.layout, image_tokenizer.decoder):
+        missing = [name for name, p in part.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        assert missing == []
+
+
+def test_codes_have_another_name_with_another_weight_that_reads():
+    image_tokenizer = make("queries")
+    hashes = {codes_hash(image_tokenizer)}
+    for parameter in image_tokenizer.layout.reading.parameters():
+        parameter.data += 1
+        hashes.add(codes_hash(image_tokenizer))
+    assert len(hashes) == 1 + len([*image_tokenizer.layout.reading.parameters()])
+    before = codes_hash(image_tokenizer)
+    image_tokenizer.layout.writing.asking_AC.data += 1
+    assert codes_hash(image_tokenizer) == before, "a decoder that goes on training keeps the codes"
+
+
+@pytest.mark.parametrize("tail_drop", ["uniform", "powers"])
+def test_the_first_positions_alone_make_a_picture_as_in_training(tail_drop):
+    image_tokenizer = make("queries", positions=6, tail_drop=tail_drop)
+    x_NPC = torch.randn(200, 6, 32)
+    torch.manual_seed(1)
+    dropped_NLC, _ = image_tokenizer.layout.spread(x_NPC, None)
+    image_tokenizer.eval()
+    by_length = torch.stack([image_tokenizer.layout.spread(x_NPC[:, :n], None)[0] for n in range(1, 7)])
+    distances = (by_length - dropped_NLC).abs().amax((2, 3))  # of each image to each number of positions
+    lengths = distances.argmin(0) + 1
+    assert distances.amin(0).max() < 1e-5
+    assert set(lengths.tolist()) == ({1, 2, 3, 4, 5, 6} if tail_drop == "uniform" else {1, 2, 4, 6})
+    assert [image.size for image in image_tokenizer.decode(torch.zeros(1, 2, 2, dtype=torch.long))] == [(32, 32)]
+
+
+def test_as_many_positions_as_make_no_picture_are_refused():
+    image_tokenizer = make("queries")
+    with pytest.raises(ValueError, match="2 positions of 3: only image tokenizers trained with layout_args.tail_drop"):
+        image_tokenizer.decode(torch.zeros(1, 2, 2, dtype=torch.long))
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=f"{count} positions, but this image tokenizer's pictures have 1 to 3"):
+            image_tokenizer.decode(torch.zeros(1, count, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("layout", "args", "message"),
+    [
+        ("spiral", {}, "unknown layout 'spiral'; known: grid, queries"),
+        ("grid", {"positions": 4}, "layout_args: this layout takes none, not positions"),
+        ("queries", {}, "layout_args: positions None of queries must be a whole number above 0"),
+        ("queries", {"positions": 4, "depth": 0}, "layout_args: depth 0 of queries"),
+        ("queries", {"positions": 4, "tail_drop": "head"}, "unknown tail_drop 'head'; known: none, uniform, powers"),
+        ("queries", {"positions": 4, "deep": 1}, "takes positions, depth, tail_drop, not deep"),
+    ],
+)
+def test_layouts_that_cannot_be_are_named(layout, args, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SIZES["tiny"], layout=layout, layout_args=args)

@@ -1,0 +1,98 @@
+"""Positions without a place: learned queries ask the whole picture (TiTok, arXiv 2406.07550).
+
+Shapes: N images, L = rows x columns places of a grid, P positions of codes, C channels.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..blocks import transformer_blocks
+from .base import Layout
+
+TAIL_DROPS = ("none", "uniform", "powers")
+
+
+class QueryLayout(Layout):
+    """`positions` queries read the features of all places, whatever the image's size, through `depth` transformer
+    blocks; as many blocks bring their answers back to places.
+
+    With `tail_drop`, training keeps only the first positions of each image: any number of them, equally often
+    ("uniform", One-D-Piece, arXiv 2501.10064), or a power of two or all ("powers", FlexTok, arXiv 2502.13967). Then the
+    first positions alone make a picture, a coarser one. Raises ValueError for values that make no sense.
+    """
+
+    on_grid = False
+
+    def __init__(self, width: int, heads: int, grid: int, positions: int, depth: int = 2, tail_drop: str = "none"):
+        super().__init__(width, heads, grid)
+        self.positions, self.grid, self.tail_drop = positions, grid, tail_drop
+        self.reading = Asking(positions, width, depth, heads)
+        self.writing = Asking(grid**2, width, depth, heads)
+        self.order_PC = nn.Parameter(0.02 * torch.randn(positions, width))
+        self.absent_C = nn.Parameter(0.02 * torch.randn(width))  # in place of a position that is not there
+
+    @classmethod
+    def count(cls, grid: int, args: dict[str, Any]) -> int:
+        super().count(grid, args)
+        for name in ("positions", "depth"):
+            number = args.get(name, 1 if name == "depth" else None)
+            if type(number) is not int or number < 1:
+                raise ValueError(f"layout_args: {name} {number} of queries must be a whole number above 0")
+        if args.get("tail_drop", "none") not in TAIL_DROPS:
+            raise ValueError(f"layout_args: unknown tail_drop {args['tail_drop']!r}; known: {', '.join(TAIL_DROPS)}")
+        return args["positions"]
+
+    def gather(self, x_NLC: torch.Tensor) -> torch.Tensor:
+        return self.reading(x_NLC, self.reading.asking_AC)
+
+    def spread(self, x_NPC: torch.Tensor, grid: tuple[int, int] | None) -> tuple[torch.Tensor, tuple[int, int]]:
+        given, grid = x_NPC.shape[1], grid or (self.grid, self.grid)
+        if not 1 <= given <= self.positions:
+            raise ValueError(f"{given} positions, but this image tokenizer's pictures have 1 to {self.positions}")
+        if given < self.positions and self.tail_drop == "none":
+            raise ValueError(
+                f"{given} positions of {self.positions}: only image tokenizers trained with layout_args.tail_drop "
+                "make a picture of the first ones"
+            )
+        present_NP1 = self._kept(x_NPC)[..., None]
+        x_NPC = torch.where(present_NP1, F.pad(x_NPC, (0, 0, 0, self.positions - given)), self.absent_C)
+        places_CHW = self.writing.asking_AC.T.unflatten(1, (self.grid, self.grid))
+        if grid != (self.grid, self.grid):
+            places_CHW = F.interpolate(places_CHW[None], grid, mode="bilinear")[0]
+        return self.writing(x_NPC + self.order_PC, places_CHW.flatten(1).T), grid
+
+    def _kept(self, x_NPC: torch.Tensor) -> torch.Tensor:
+        """Which positions are there, [N, P]: those that are given, and in training some of the first."""
+        N, given, _ = x_NPC.shape
+        lengths_N = torch.full((N,), given, device=x_NPC.device)
+        if self.training and self.tail_drop == "uniform":
+            lengths_N = torch.randint(1, given + 1, (N,), device=x_NPC.device)
+        elif self.training and self.tail_drop == "powers":
+            powers_N = 2 ** torch.randint((given - 1).bit_length() + 1, (N,), device=x_NPC.device)
+            lengths_N = powers_N.clamp(max=given)
+        return torch.arange(self.positions, device=x_NPC.device) < lengths_N[:, None]
+
+    def stops(self, positions: int, count: int) -> list[int]:
+        if self.tail_drop == "none":
+            return []
+        return [positions * place // (count + 1) for place in range(1, count + 1) if positions * place > count]
+
+    def shown(self, places: int, positions: int) -> None:
+        return None
+
+
+class Asking(nn.Module):
+    """A learned vectors, [A, C], and the transformer blocks in which they ask others."""
+
+    def __init__(self, count: int, width: int, depth: int, heads: int):
+        super().__init__()
+        self.asking_AC = nn.Parameter(0.02 * torch.randn(count, width))
+        self.blocks = transformer_blocks(width, depth, heads, 0.0)
+
+    def forward(self, x_NLC: torch.Tensor, asking_AC: torch.Tensor) -> torch.Tensor:
+        """-> what `asking_AC` become, [N, A, C]."""
+        asking_NAC = asking_AC.to(x_NLC.dtype).expand(len(x_NLC), -1, -1)
+        return self.blocks(torch.cat([x_NLC, asking_NAC], 1))[:, x_NLC.shape[1] :]
