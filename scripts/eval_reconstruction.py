@@ -8,7 +8,9 @@ torchrun --nproc_per_node 2 -m scripts.eval_reconstruction photos --model checkp
 
 Images are resized and cropped as the model's config says, reconstructions rounded to 8 bits. rFID over features of
 EfficientNet-Lite0, whose weights come with pip, compares only with itself, and at equal numbers of images; published
-numbers need Inception's weights as a file. Damaged images are named and left out. Run the same command again to go on.
+numbers need Inception's weights as a file. pFID is the same of images some of whose codes are exchanged for near ones,
+as those that a language model gets wrong would be. Damaged images are named and left out. Run the same command again to
+go on.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ def main(argv: list[str] | None = None) -> None:
     add_image_options(parser, "out/eval_reconstruction")
     parser.add_argument("--inception", type=Path, metavar="FILE", help="weights of FID's Inception, for rFID")
     parser.add_argument("--lpips", type=Path, metavar="FILE", help="weights of LPIPS on VGG16 (lpips_with_vgg.pth)")
+    parser.add_argument("--perturbed", type=float, default=0.0, metavar="SHARE", help="of codes, for pFID (e.g. 0.1)")
     args = parser.parse_args(argv)
+    if not 0 <= args.perturbed <= 1:
+        raise ValueError(f"--perturbed {args.perturbed} is outside 0 to 1")
     images = choose_images(args)
     with stop_at_once():
         from eval.images.distribution import efficientnet, inception
@@ -36,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
 
         judges = load_judges(inception(args.inception) if args.inception else efficientnet(), args.lpips)
     image_tokenizer = load_image_tokenizer(args.model)
-    result = evaluate_reconstruction(image_tokenizer, images, judges, args.out / "pieces")
+    result = evaluate_reconstruction(image_tokenizer, images, judges, args.out / "pieces", args.perturbed)
     config, extractor = image_tokenizer.config, judges.extractor
     settings = {
         **{name: getattr(config, name) for name in ("image_size", "resize_ratio", "interpolation")},
@@ -44,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         "features_hash": extractor.weights_hash,
         "features_size": extractor.size,
         "lpips_hash": judges.lpips_hash,
+        "perturbed": args.perturbed,
         **{name: version(name) for name in ("torchmetrics", "scikit-image", "stlpips-pytorch")},
     }
     report("eval_reconstruction", argv, args, images, settings, result)

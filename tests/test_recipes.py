@@ -1,6 +1,7 @@
 """Every recipe in the repository loads, and a mistake in one is refused by name."""
 
 import json
+import math
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from tokenizer.quantizers import make_quantizer
 from training.image_tokenizer.train import model_config_of
 from training.run.recipe import AblationConfig, RlConfig, TokenizerTrainConfig, TrainConfig, load_config
 from training.run.values import ALLOWED, Interval
@@ -17,7 +19,7 @@ RECIPES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("training/stages", "data_recipes")
     for path in (ROOT / folder).rglob("*.yaml")
-    if path.name not in ("ablation.yaml", "sweep.yaml")
+    if path.name not in ("ablation.yaml", "sweep.yaml", "tokenizers.yaml")
 )
 
 
@@ -94,6 +96,15 @@ def test_every_variant_of_the_sweep_is_a_recipe():
         model_config_of(load(sweep.base, *changes))
 
 
+def test_every_variant_of_image_tokenizers_says_as_many_bits():
+    table = load_config(AblationConfig, ROOT / "data_recipes" / "tokenizers.yaml")
+    assert len(table.variants) >= 20 and load(table.language).data.sources
+    for name, changes in table.variants.items():
+        sizes = model_config_of(load(table.base, *changes))
+        make_quantizer(sizes)
+        assert sizes.num_positions * sizes.num_codebooks * math.log2(sizes.codebook_size) == 1024, name
+
+
 def test_the_variants_of_the_ablation_have_as_many_entries():
     ablation = load_config(AblationConfig, ROOT / "data_recipes" / "ablation.yaml")
     assert len(ablation.seeds) >= 2
@@ -117,6 +128,7 @@ def test_the_variants_of_the_ablation_have_as_many_entries():
         ("adversarial.optim.lr=-1", "adversarial.optim.lr: -1.0 is not above 0"),
         ("optim.lr_by_prefix={encoder: -1}", "optim.lr_by_prefix.encoder: -1.0 is below 0"),
         ("losses.decoded=0", "losses.decoded: 0 is below 1"),
+        ("quantizer.k_means_at=-1", "quantizer.k_means_at: -1 is outside"),
         ("losses.l2=-1", "losses.l2: -1.0 is below 0"),
         ("quantizer.entropy_every=-1", "quantizer.entropy_every: -1 is outside"),
         ("quantizer.entropy_every=often", "recipe, quantizer: Value 'often'"),

@@ -34,12 +34,15 @@ with warnings.catch_warnings(action="ignore"):
 
 
 class TrainingOutput(NamedTuple):
-    """What the losses of the image tokenizer need; image and text features are unit vectors [N, E]."""
+    """What the losses of the image tokenizer need; image and text features are unit vectors [N, E]; `places_NLC` is
+    what the decoder read, `teacher_NLT` what it says of a teacher's features, None without `teacher_width`."""
 
     pixels_N3HW: torch.Tensor
     quantized: Quantized
     image_features: torch.Tensor
     text_features: torch.Tensor
+    places_NLC: torch.Tensor
+    teacher_NLT: torch.Tensor | None
 
 
 class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
@@ -68,6 +71,7 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         self.decoder = decoder(config.conv_widths, conv_depths, config.width, depth, *rest)
         self.fc_norm = nn.LayerNorm(config.width, eps=1e-6)
         self.projection = nn.Linear(config.width, config.embed_dim)
+        self.teacher_projection = nn.Linear(config.width, config.teacher_width) if config.teacher_width else None
         self.text_encoder = TextTower(
             config.text_vocab_size,
             config.text_context,
@@ -171,11 +175,14 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         H, W = pixels_N3HW.shape[-2:]
         quantized = self.quantizer(self.features(pixels_N3HW), options)
         x_NLC = self.widen(quantized.features_NLQ)
+        places_NLC, grid = self.layout.spread(x_NLC[:decoded], (H // STRIDE, W // STRIDE))
         return TrainingOutput(
-            self.decoder(*self.layout.spread(x_NLC[:decoded], (H // STRIDE, W // STRIDE))),
+            self.decoder(places_NLC, grid),
             quantized,
             self._pool(x_NLC),
             self.text_features(ids_NT),
+            places_NLC,
+            self.teacher_projection(places_NLC) if self.teacher_projection else None,
         )
 
     def _pool(self, x_NLC: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ class ImageTokenizerConfig:
     `quantizer` is the kind of quantizer (see quantizers/), `quantizer_args` what it takes beside the sizes:
     `code_width` (Q) is split into `num_codebooks` (K) slices, each with `codebook_size` (V) entries.
     `layout` says how positions lie in an image (see layouts/), `layout_args` what it takes.
+    `teacher_width`, above 0, is the number of a teacher's channels that training predicts from codes (losses.teacher).
     `causal` makes the two attention projections causal, as in UniTok's first release.
     """
 
@@ -48,6 +49,7 @@ class ImageTokenizerConfig:
     projection: str = "attn"
     causal: bool = False
     embed_dim: int = 768
+    teacher_width: int = 0
     text_vocab_size: int = 49408
     text_context: int = 77
     text_width: int = 768
@@ -59,7 +61,7 @@ class ImageTokenizerConfig:
             setattr(self, name, tuple(getattr(self, name)))
         if not 1 <= self.resize_ratio <= 4:
             raise ValueError(f"resize_ratio {self.resize_ratio} is outside 1 to 4; 1 crops as little as possible")
-        from_zero = ("drop_path", "commitment", "conv_depths", "decoder_conv_depths", "decoder_depth")
+        from_zero = ("drop_path", "commitment", "conv_depths", "decoder_conv_depths", "decoder_depth", "teacher_width")
         for name, value in vars(self).items():
             least = 0 if name in from_zero else 1
             for number in value if isinstance(value, tuple) else (value,):

@@ -33,9 +33,11 @@ from training.run.recipe import AblationConfig, TokenizerTrainConfig, load_confi
 from ..threads import choose_threads
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "coins", "ihc", "motorcycle_left", "retina", "rocket", "hubble_deep_field")
+PERTURBED = 0.1  # the share of codes that pFID exchanges
 UNSEEN = 1_000_003  # a seed of the scenes' order that no run has
 SHOWN = {
     "rfid_efficientnet_lite0": "rFID",
+    "pfid_efficientnet_lite0": "pFID",
     "psnr": "PSNR",
     "st_lpips": "ST-LPIPS",
     "photo_psnr": "PSNR, photographs",
@@ -70,9 +72,12 @@ class Run:
 
     def measure(self, data: Path, text_tokenizer: str | None, language: str | None) -> dict[str, float]:
         """On what `prepare` wrote; zero-shot accuracy with a text tokenizer only, nats with a `language` recipe."""
-        on_crops = self.score("reconstruction", str(data / "crops"))
+        on_crops = self.score("reconstruction", str(data / "crops"), "--perturbed", str(PERTURBED))
         on_photos = self.score("reconstruction", str(data / "photos"))
-        scores = {name: on_crops[name] for name in ("rfid_efficientnet_lite0", "psnr", "ssim", "st_lpips")}
+        scores = {
+            name: on_crops[name]
+            for name in ("rfid_efficientnet_lite0", "pfid_efficientnet_lite0", "psnr", "ssim", "st_lpips")
+        }
         scores |= {"usage": on_crops["usage"]["mean"], "photo_psnr": on_photos["psnr"], "photo_ssim": on_photos["ssim"]}
         if text_tokenizer:
             options = ["--classes", str(data / "classes.txt"), "--text-tokenizer", text_tokenizer]
@@ -148,9 +153,10 @@ def averages(runs: Sequence[Run], scores: Sequence[dict[str, float]]) -> dict[st
 
 def plot(table: dict[str, dict[str, list[float]]], file: Path) -> None:
     """A panel for each score, a point for each variant, with the range over seeds."""
-    figure = Figure(figsize=(3.2 * len(SHOWN), 3.4), layout="constrained")
-    for place, (name, title) in enumerate(SHOWN.items(), start=1):
-        axes = figure.add_subplot(1, len(SHOWN), place, title=title)
+    shown = {name: title for name, title in SHOWN.items() if any(name in scores for scores in table.values())}
+    figure = Figure(figsize=(3.2 * len(shown), 3.4), layout="constrained")
+    for place, (name, title) in enumerate(shown.items(), start=1):
+        axes = figure.add_subplot(1, len(shown), place, title=title)
         rows = {variant: scores[name] for variant, scores in table.items() if name in scores}
         means, lows, highs = zip(*rows.values(), strict=True)
         errors = [

@@ -1,4 +1,6 @@
-"""What an image tokenizer keeps of images: rFID, PSNR, SSIM, ST-LPIPS, LPIPS, and how much of its codebooks it uses.
+"""What an image tokenizer keeps of images: rFID, PSNR, SSIM, ST-LPIPS, LPIPS, and how much of its codebooks it uses;
+and how well it stands codes that are not all right: pFID, the rFID of what perturbed codes become (RobustTok, arXiv
+2503.08354).
 
 Shapes: N images, L positions, K sub-codebooks. Both sides of a comparison are 8-bit images, as a viewer sees them.
 """
@@ -27,6 +29,9 @@ from .image_pieces import Arrays, Images, Result, Task, gather, image_jobs
 from .similarity import METRICS
 from .st_lpips import Distance
 
+FEATURES = ("original", "decoded", "perturbed")  # arrays of an image, the last one only for pFID
+NEAREST = 8  # entries, one of which takes the place of a perturbed code
+
 
 class Judges(NamedTuple):
     """The features of rFID, and metrics of an original and what is decoded, by name; the hash of LPIPS's file, if it is
@@ -48,26 +53,30 @@ def load_judges(extractor: Extractor, lpips_file: Path | None) -> Judges:
 
 
 def evaluate_reconstruction(
-    image_tokenizer: ImageTokenizer, images: Images, judges: Judges, folder: Path
+    image_tokenizer: ImageTokenizer, images: Images, judges: Judges, folder: Path, perturbed: float = 0.0
 ) -> Result | None:
-    """Files in `folder` let a second run go on, and processes share the work. None while other processes are at theirs.
-    Raises ValueError when too many images are damaged."""
+    """With pFID, where a share of the codes is to be `perturbed`. Files in `folder` let a second run go on, and
+    processes share the work. None while other processes are at theirs. Raises ValueError when too many images are
+    damaged."""
     model_hash = weights_hash(image_tokenizer)
-    jobs = image_jobs(_task(image_tokenizer, model_hash, images.source, judges), images)
+    jobs = image_jobs(_task(image_tokenizer, model_hash, images.source, judges, perturbed), images)
     files = work(folder, list(jobs), lambda name: jobs[name](), "reconstructing")
     if files is None:
         return None
     rows, left_out = gather(files, images.max_bad)
-    original, decoded = (summarize(rows.pop(name), tuple(left_out)) for name in ("original", "decoded"))
+    original, *others = (summarize(rows.pop(name), tuple(left_out)) for name in FEATURES if name in rows)
     codes_NLK = torch.from_numpy(rows.pop("codes"))
     each = code_use(count_codes(codes_NLK, image_tokenizer.config.codebook_size))
     use = {name: {"mean": fmean(of), **{str(k): value for k, value in enumerate(of)}} for name, of in each.items()}
-    rfid = {f"rfid_{judges.extractor.name.replace('-', '_')}": fid(decoded, original)}
+    names = [f"{name}_{judges.extractor.name.replace('-', '_')}" for name in ("rfid", "pfid")]
+    fids = {name: fid(other, original) for name, other in zip(names, others, strict=False)}
     means = {name: float(values_N.mean(dtype=np.float64)) for name, values_N in rows.items()}
-    return Result({**rfid, **means, **use}, original.count, left_out, model_hash)
+    return Result({**fids, **means, **use}, original.count, left_out, model_hash)
 
 
-def _task(image_tokenizer: ImageTokenizer, model_hash: str, source: ImageSource, judges: Judges) -> Task:
+def _task(
+    image_tokenizer: ImageTokenizer, model_hash: str, source: ImageSource, judges: Judges, perturbed: float
+) -> Task:
     config, extractor = image_tokenizer.config, judges.extractor
     networks = [model_hash, extractor.name, extractor.weights_hash, judges.lpips_hash, *judges.metrics]
 
@@ -75,18 +84,43 @@ def _task(image_tokenizer: ImageTokenizer, model_hash: str, source: ImageSource,
         return to_pixels(source[number].image, config.image_size, config.resize_ratio, config.interpolation)
 
     def compute(pixels: list[torch.Tensor]) -> Arrays:
-        return reconstruct_and_compare(image_tokenizer, torch.stack(pixels), judges)
+        return reconstruct_and_compare(image_tokenizer, torch.stack(pixels), judges, perturb)
 
-    return Task(["reconstruction", networks, config.to_dict()], read, compute)
+    perturb = Perturbation(image_tokenizer, perturbed) if perturbed else None
+    return Task(["reconstruction", networks, config.to_dict(), perturbed], read, compute)
+
+
+class Perturbation:
+    """codes_NLK -> codes_NLK, each exchanged with the probability `share` for one of the nearest other entries. Draws
+    depend on the codes of an image alone, not on the batch around it."""
+
+    def __init__(self, image_tokenizer: ImageTokenizer, share: float):
+        self.quantizer, self.share = image_tokenizer.quantizer, torch.tensor([share], device=image_tokenizer.device)
+        self.near_KVn = self.quantizer.neighbours(min(NEAREST, self.quantizer.codebook_size - 1))
+        self.generator = torch.Generator(image_tokenizer.device)
+
+    def __call__(self, codes_NLK: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self._one(codes_1LK) for codes_1LK in codes_NLK.split(1)])
+
+    def _one(self, codes_1LK: torch.Tensor) -> torch.Tensor:
+        self.generator.manual_seed(int(codes_1LK.sum()))
+        return self.quantizer.perturb(codes_1LK, self.share, self.near_KVn, self.generator)
 
 
 @torch.inference_mode()
-def reconstruct_and_compare(image_tokenizer: ImageTokenizer, pixels_N3HW: torch.Tensor, judges: Judges) -> Arrays:
-    """-> for each image its codes, the features of the original and of what is decoded, and their metrics."""
+def reconstruct_and_compare(
+    image_tokenizer: ImageTokenizer, pixels_N3HW: torch.Tensor, judges: Judges, perturb: Perturbation | None = None
+) -> Arrays:
+    """-> for each image its codes, the features of the original, of what is decoded and of what perturbed codes become,
+    and the metrics of the first two."""
     codes_NLK = image_tokenizer.encode(pixels_N3HW)
     originals, decoded = to_images(pixels_N3HW), image_tokenizer.decode(codes_NLK)
     pairs = list(zip(originals, decoded, strict=True))
+    more = {}
+    if perturb:
+        more["perturbed"] = _features(judges.extractor, image_tokenizer.decode(perturb(codes_NLK)))
     return {
+        **more,
         "codes": codes_NLK.to("cpu", torch.int32).numpy(),
         "original": _features(judges.extractor, originals),
         "decoded": _features(judges.extractor, decoded),

@@ -61,6 +61,7 @@ def test_two_processes_give_the_numbers_of_one(run, folder, tiny_folder, tmp_pat
         (["scenes"], "the scenes have no end: say how many with --limit"),
         (["{folder}", "--limit", "0"], "--limit 0 is below 1"),
         (["{folder}", "--batch-size", "-1"], "--batch-size -1 is below 1"),
+        (["{folder}", "--perturbed", "1.5"], "--perturbed 1.5 is outside 0 to 1"),
         (["{folder}", "--max-bad", "-1"], "--max-bad -1 is below 0"),
         (["{folder}", "--model", "no_such_model"], "unknown model 'no_such_model'"),
         (["{folder}", "--lpips", "nowhere.pth"], "no weights of LPIPS"),

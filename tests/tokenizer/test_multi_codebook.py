@@ -80,7 +80,7 @@ def test_without_a_share_nothing_is_perturbed_or_drawn():
 def test_perturbed_codes_are_near_ones():
     torch.manual_seed(0)
     quantizer, codes_NLK = MultiCodebookQuantizer(8, 2, 16), torch.randint(16, (2, 500, 2))
-    moved_NLK = quantizer.perturb(codes_NLK, torch.tensor([0.0, 0.5]), nearest=3)
+    moved_NLK = quantizer.perturb(codes_NLK, torch.tensor([0.0, 0.5]), quantizer.neighbours(3))
     assert torch.equal(moved_NLK[0], codes_NLK[0]), "an image has a share of its own"
     changed_LK = moved_NLK[1] != codes_NLK[1]
     assert changed_LK.float().mean().item() == pytest.approx(0.5, abs=0.04)
@@ -89,7 +89,7 @@ def test_perturbed_codes_are_near_ones():
         order = (entries @ entries.T).argsort(descending=True).tolist()
         assert {order[code].index(other) for code, other in pairs} == {1, 2, 3}, "the nearest is the entry itself"
     with pytest.raises(ValueError, match="quantizer.nearest: 16 other entries, but a sub-codebook has 16"):
-        quantizer.perturb(codes_NLK, torch.ones(2), nearest=16)
+        quantizer.neighbours(16)
 
 
 def test_what_is_decoded_is_perturbed_and_codes_still_name_the_image():

@@ -116,7 +116,7 @@ def test_options_have_defaults_and_schedules(quantizer):
 def test_perturbed_codes_are_near_ones(quantizer, features_NLQ):
     """As many as wanted, by the distances of entries, which large codebooks compare in several parts."""
     codes_NLK, share_N = quantizer.encode(features_NLQ), torch.arange(20) / 20
-    moved_NLK = quantizer.perturb(codes_NLK, share_N, nearest=3)
+    moved_NLK = quantizer.perturb(codes_NLK, share_N, quantizer.neighbours(3))
     changed_NLK = moved_NLK != codes_NLK
     torch.testing.assert_close(changed_NLK.float().mean((1, 2)), share_N, atol=0.2, rtol=0)
     entries_KVq = quantizer.entries().detach()

@@ -182,7 +182,7 @@ class Quantizer(nn.Module, ABC):
             q_KMq = shown_KMq = _gather(entries_KVq, codes_KM)
             if options.perturbed:
                 share_N = options.perturbed * torch.rand(len(features_NLQ), device=features_NLQ.device)
-                perturbed_NLK = self.perturb(codes_NLK, share_N, options.nearest)
+                perturbed_NLK = self.perturb(codes_NLK, share_N, self.neighbours(options.nearest))
                 shown_KMq = _gather(entries_KVq, perturbed_NLK.flatten(0, 1).T)
             if options.index_temperature:
                 p_KMV = (self.scores(z_KMq) / options.index_temperature).softmax(-1)
@@ -226,22 +226,32 @@ class Quantizer(nn.Module, ABC):
         return bounded_NLQ.flatten(0, 1).unflatten(-1, (self.num_codebooks, -1)).transpose(0, 1)
 
     @torch.no_grad()
-    def perturb(self, codes_NLK: torch.Tensor, share_N: torch.Tensor, nearest: int) -> torch.Tensor:
-        """-> codes_NLK, each exchanged with the probability `share_N` of its image for one of the `nearest` other
-        entries of its sub-codebook. Draws come from torch's global generator. Raises ValueError for a codebook without
-        so many."""
-        e, device = self.entries(), codes_NLK.device
-        K, V, _ = e.shape
-        if nearest >= V:
-            raise ValueError(f"quantizer.nearest: {nearest} other entries, but a sub-codebook has {V} in all")
+    def neighbours(self, count: int) -> torch.Tensor:
+        """The `count` other entries of its sub-codebook that are nearest to each entry, [K, V, count]. Raises
+        ValueError for a codebook without so many."""
+        e, V = self.entries(), self.codebook_size
+        if count >= V:
+            raise ValueError(f"quantizer.nearest: {count} other entries, but a sub-codebook has {V} in all")
         near = []
         for start in range(0, V, ROWS):  # of large codebooks, not all distances at once
             scores_KRV = self.scores(e[:, start : start + ROWS])
             scores_KRV.diagonal(start, 1, 2).fill_(-torch.inf)  # an entry is not near itself
-            near.append(scores_KRV.topk(nearest).indices)
-        choice_NLK = torch.randint(nearest, codes_NLK.shape, device=device)
-        other_NLK = torch.cat(near, 1)[torch.arange(K, device=device), codes_NLK, choice_NLK]
-        return torch.where(torch.rand(codes_NLK.shape, device=device) < share_N[:, None, None], other_NLK, codes_NLK)
+            near.append(scores_KRV.topk(count).indices)
+        return torch.cat(near, 1)
+
+    def perturb(
+        self,
+        codes_NLK: torch.Tensor,
+        share_N: torch.Tensor,
+        near_KVn: torch.Tensor,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """-> codes_NLK, each exchanged with the probability `share_N` of its image for one of its `neighbours`. Draws
+        come from torch's global generator if none is given."""
+        shape, how = codes_NLK.shape, {"generator": generator, "device": codes_NLK.device}
+        choice_NLK = torch.randint(near_KVn.shape[-1], shape, **how)
+        other_NLK = near_KVn[torch.arange(len(near_KVn), device=codes_NLK.device), codes_NLK, choice_NLK]
+        return torch.where(torch.rand(shape, **how) < share_N[:, None, None], other_NLK, codes_NLK)
 
 
 def _gather(entries_KVq: torch.Tensor, codes_KM: torch.Tensor) -> torch.Tensor:

@@ -39,8 +39,8 @@ def disentangling_loss(features_NLQ: torch.Tensor, num_codebooks: int) -> torch.
 
 
 def perceptual_network(weights: ReconstructionConfig) -> PerceptualLoss | None:
-    """What the perceptual and the Gram loss compare features of. Raises ValueError for a file that is not LPIPS."""
-    if not weights.perceptual and not weights.gram:
+    """What several losses compare features of. Raises ValueError for a file that is not LPIPS."""
+    if not any(getattr(weights, name, 0) for name in ("perceptual", "gram", "teacher", "relations")):
         return None
     return LPIPS(weights.lpips) if weights.lpips else EfficientNetLoss()
 
@@ -56,19 +56,30 @@ class Pair:
         return self.decoded_N3HW.float() - self.target_N3HW
 
     @cached_property
-    def features(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Of the decoded ones, and of the target without gradient."""
+    def target_features(self) -> list[torch.Tensor]:
+        """Without gradient."""
         with torch.no_grad():
-            target = self.network.features(self.target_N3HW)
-        return self.network.features(self.decoded_N3HW), target
+            return self.network.features(self.target_N3HW)
+
+    @cached_property
+    def features(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Of the decoded ones, and of the target."""
+        return self.network.features(self.decoded_N3HW), self.target_features
 
 
 class Trained(NamedTuple):
-    """What a training pass gave, the ids of the captions, and the temperature of the contrastive loss (its inverse)."""
+    """What a training pass gave, the ids of the captions, the temperature of the contrastive loss (its inverse), and
+    the images that were decoded."""
 
     output: TrainingOutput
     ids_NT: torch.Tensor
     scale: torch.Tensor
+    pair: Pair
+
+    def teacher_NLT(self) -> torch.Tensor:
+        """Unit-length features of the frozen network's stage that has as many places as the decoder reads."""
+        L = self.output.places_NLC.shape[1]
+        return next(x.flatten(2).mT for x in self.pair.target_features if x.shape[2] * x.shape[3] == L)
 
 
 def _entropy(trained: Trained) -> torch.Tensor:
@@ -90,6 +101,25 @@ def _contrastive(trained: Trained) -> torch.Tensor:
     return contrastive_loss(image, text, trained.scale, ids)
 
 
+def _teacher(trained: Trained) -> torch.Tensor:
+    """1 - cosine, as in VQ-KD (BEiT v2, arXiv 2208.06366)."""
+    told_NLT, teacher_NLT = trained.output.teacher_NLT, trained.teacher_NLT()
+    width = 0 if told_NLT is None else told_NLT.shape[-1]
+    if width != teacher_NLT.shape[-1]:
+        raise ValueError(
+            f"recipe, losses.teacher: the teacher has {teacher_NLT.shape[-1]} channels, model.teacher_width is {width}"
+        )
+    return 1 - (F.normalize(told_NLT.float(), dim=-1) * teacher_NLT).sum(-1).mean()
+
+
+def _relations(trained: Trained) -> torch.Tensor:
+    """Mean squared difference of the cosines between all places of an image (as in Hybrid Distillation, arXiv
+    2306.15876, whose relations are those of attention)."""
+    x_NLC, teacher_NLT = F.normalize(trained.output.places_NLC.float(), dim=-1), trained.teacher_NLT()
+    with torch.autocast(x_NLC.device.type, enabled=False):
+        return (x_NLC @ x_NLC.mT - teacher_NLT @ teacher_NLT.mT).square().mean()
+
+
 RECONSTRUCTION_LOSSES: dict[str, Callable[[Pair], torch.Tensor]] = {
     "l1": lambda pair: pair.difference.abs().mean(),
     "l2": lambda pair: pair.difference.pow(2).mean(),
@@ -101,6 +131,8 @@ LOSSES: dict[str, Callable[[Trained], torch.Tensor]] = {
     "entropy": _entropy,
     "disentangle": _disentangle,
     "contrastive": _contrastive,
+    "teacher": _teacher,
+    "relations": _relations,
 }
 ALWAYS = ("l1", "l2", "quantizer")  # cost nothing, and are worth a look at weight 0, too
 
@@ -109,7 +141,11 @@ def reconstruction_losses(
     decoded_N3HW: torch.Tensor, target_N3HW: torch.Tensor, weights: ReconstructionConfig, network: PerceptualLoss | None
 ) -> dict[str, torch.Tensor]:
     """The terms that compare pixels, and `reconstruction`, their weighted sum. `network` is that of the weights."""
-    total, terms = _weighted(RECONSTRUCTION_LOSSES, Pair(decoded_N3HW, target_N3HW, network), weights)
+    return _reconstruction(Pair(decoded_N3HW, target_N3HW, network), weights)
+
+
+def _reconstruction(pair: Pair, weights: ReconstructionConfig) -> dict[str, torch.Tensor]:
+    total, terms = _weighted(RECONSTRUCTION_LOSSES, pair, weights)
     return {"reconstruction": total, **terms}
 
 
@@ -123,8 +159,9 @@ def tokenizer_losses(
 ) -> dict[str, torch.Tensor]:
     """Each term that has a weight, unweighted; `reconstruction`; and `loss`, the weighted sum of all."""
     decoded_N3HW = output.pixels_N3HW
-    pixels = reconstruction_losses(decoded_N3HW, pixels_N3HW[: len(decoded_N3HW)], weights, network)
-    total, terms = _weighted(LOSSES, Trained(output, ids_NT, scale), weights)
+    pair = Pair(decoded_N3HW, pixels_N3HW[: len(decoded_N3HW)], network)
+    pixels = _reconstruction(pair, weights)
+    total, terms = _weighted(LOSSES, Trained(output, ids_NT, scale, pair), weights)
     return {"loss": pixels["reconstruction"] + total, **pixels, **terms}
 
 

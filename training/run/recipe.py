@@ -130,13 +130,16 @@ class ReconstructionConfig(Section):
 @dataclass
 class TokenizerLossConfig(ReconstructionConfig):
     """Weights of the image tokenizer's loss terms (UniTok, arXiv 2502.20321, section 3.1). `disentangle` keeps
-    sub-codebooks apart (FQGAN, arXiv 2411.16681). The first `decoded` images of a rank's batch (null: all) are decoded;
-    all of them count in the contrastive loss."""
+    sub-codebooks apart (FQGAN, arXiv 2411.16681). `teacher` lets codes tell the features of a frozen network (VQ-KD,
+    arXiv 2208.06366), `relations` how alike they are at any two places; the network is that of `perceptual`. The first
+    `decoded` images of a rank's batch (null: all) are decoded; all of them count in the contrastive loss."""
 
     quantizer: float = within("[0, inf)", 1.0)
     entropy: float = within("[0, inf)", 0.0)
     disentangle: float = within("[0, inf)", 0.0)
     contrastive: float = within("[0, inf)", 1.0)
+    teacher: float = within("[0, inf)", 0.0)
+    relations: float = within("[0, inf)", 0.0)
     decoded: int | None = within("[1, inf)", None)
 
 

@@ -109,6 +109,18 @@ def test_the_numbers_are_those_of_a_plain_computation(image_tokenizer, folder, t
         assert result.scores["perplexity"][str(k)] == pytest.approx(np.prod(frequency**-frequency))
 
 
+def test_perturbed_codes_lose_more_whatever_the_batch(image_tokenizer, folder, tmp_path):
+    plain, small, large, few = (
+        evaluate_reconstruction(
+            image_tokenizer, images_of(folder, batch_size=size), Judges(MEANS, LOADED), tmp_path / "out", share
+        ).scores
+        for share, size in ((0.0, 3), (1.0, 1), (1.0, 4), (0.01, 4))
+    )
+    assert small == large and {name: large[name] for name in plain} == plain
+    assert large["pfid_mean_colors"] != large["rfid_mean_colors"]
+    assert few["pfid_mean_colors"] == pytest.approx(few["rfid_mean_colors"], rel=0.05)
+
+
 def test_lpips_is_of_the_rounded_images(image_tokenizer, folder, tmp_path):
     torch.save(lpips_tensors(), tmp_path / "lpips.pth")
     judges = load_judges(MEANS, tmp_path / "lpips.pth")

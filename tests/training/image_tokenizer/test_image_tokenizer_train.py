@@ -144,9 +144,9 @@ def test_the_decoder_alone_trains_on_perturbed_codes_and_codes_stay(tmp_path, te
     before = build_image_tokenizer(config).state_dict()
     shares, perturb = [], MultiCodebookQuantizer.perturb
 
-    def spy(quantizer, codes_NLK, share_N, nearest):
+    def spy(quantizer, codes_NLK, share_N, near_KVn):
         shares.append(share_N)
-        return perturb(quantizer, codes_NLK, share_N, nearest)
+        return perturb(quantizer, codes_NLK, share_N, near_KVn)
 
     monkeypatch.setattr(MultiCodebookQuantizer, "perturb", spy)
     after = load_file(train_tokenizer(config) / "model.safetensors")

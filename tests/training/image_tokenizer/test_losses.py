@@ -1,6 +1,6 @@
 """What every loss of the image tokenizer promises; a new one is tested by being listed in one of the dicts."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -31,7 +31,10 @@ def _weights(**given: float) -> TokenizerLossConfig:
 
 def _pass(weights: TokenizerLossConfig, network: EfficientNetLoss) -> tuple[ImageTokenizer, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
-    model, ids_NT = ImageTokenizer(SIZES["tiny"]).train(), torch.tensor([[3, 63, 0], [5, 7, 63]])
+    model, ids_NT = (
+        ImageTokenizer(replace(SIZES["tiny"], teacher_width=112)).train(),
+        torch.tensor([[3, 63, 0], [5, 7, 63]]),
+    )
     pixels_N3HW = torch.rand(2, 3, 32, 32) * 2 - 1
     output = model(pixels_N3HW, ids_NT, model.quantizer.Options(entropy_every=1))
     return model, tokenizer_losses(output, pixels_N3HW, ids_NT, model.logit_scale.exp(), weights, network)
@@ -80,6 +83,32 @@ def test_a_weight_for_what_the_quantizer_has_not_is_refused(network):
     output = output._replace(quantized=output.quantized._replace(entropy_loss=None))
     with pytest.raises(ValueError, match="recipe, losses.entropy: this kind of quantizer has no entropy loss"):
         tokenizer_losses(output, pixels_N3HW, ids_NT, model.logit_scale.exp(), weights, network)
+
+
+def test_a_teacher_of_another_width_is_refused(network):
+    pixels_N3HW, ids_NT = torch.zeros(1, 3, 32, 32), torch.tensor([[3, 63]])
+    for width in (0, 8):
+        model = ImageTokenizer(replace(SIZES["tiny"], teacher_width=width))
+        with pytest.raises(
+            ValueError, match=f"losses.teacher: the teacher has 112 channels, model.teacher_width is {width}"
+        ):
+            tokenizer_losses(
+                model(pixels_N3HW, ids_NT), pixels_N3HW, ids_NT, torch.ones(()), _weights(teacher=1.0), network
+            )
+
+
+def test_what_tells_the_teachers_features_loses_nothing(network):
+    """In any rotation, as far as relations are concerned."""
+    torch.manual_seed(0)
+    model, ids_NT = ImageTokenizer(replace(SIZES["tiny"], teacher_width=112)), torch.tensor([[3, 63]])
+    pixels_N3HW = torch.rand(2, 3, 32, 32) * 2 - 1
+    teacher_NLT = network.features(pixels_N3HW)[3].flatten(2).mT
+    turned_NLT = teacher_NLT @ torch.linalg.qr(torch.randn(112, 112)).Q
+    output = model(pixels_N3HW, ids_NT)._replace(teacher_NLT=3 * teacher_NLT, places_NLC=turned_NLT)
+    losses = tokenizer_losses(
+        output, pixels_N3HW, ids_NT, torch.ones(()), _weights(teacher=1.0, relations=1.0), network
+    )
+    assert losses["teacher"].item() == pytest.approx(0, abs=1e-5) == losses["relations"].item()
 
 
 def test_without_a_network_only_pixels_are_compared():
