@@ -23,10 +23,11 @@ def get_image_tokenizer(model: str | None, shape: str | None) -> ImageTokenizer:
             torch.manual_seed(0)
             image_tokenizer = ImageTokenizer(known(SIZES, shape)).to(device()).eval()
     config = image_tokenizer.config
-    if (config.architecture, config.quantizer) != ("vitamin", "multi_codebook"):
+    kinds = config.architecture, config.quantizer, config.layout
+    if kinds != ("vitamin", "multi_codebook", "grid"):
         raise ValueError(
-            f"{model or shape}: the loops of the reference, which this is compared with, know architecture vitamin and"
-            f" quantizer multi_codebook, not {config.architecture} and {config.quantizer}"
+            f"{model or shape}: the loops of the reference, which this is compared with, know architecture vitamin,"
+            f" quantizer multi_codebook and layout grid, not {', '.join(kinds)}"
         )
     return image_tokenizer
 

@@ -12,7 +12,7 @@ from tokenizer import SIZES, ImageTokenizer
 from tokenizer.layouts import LAYOUTS
 from tokenizer.weights import codes_hash
 
-ARGS = {"queries": {"positions": 3, "depth": 1}}
+ARGS = {"queries": {"positions": 3, "depth": 1}, "holistic": {"queries": 2}}
 
 
 def make(layout: str, **args) -> ImageTokenizer:
@@ -96,14 +96,22 @@ def test_as_many_positions_as_make_no_picture_are_refused():
             image_tokenizer.decode(torch.zeros(1, count, 2, dtype=torch.long))
 
 
+def test_a_whole_picture_needs_all_its_places():
+    image_tokenizer = make("holistic")
+    for count, grid in ((2, None), (5, (2, 2))):
+        with pytest.raises(ValueError, match=f"{count} positions, 2 of which lie nowhere, are no whole picture"):
+            image_tokenizer.decode(torch.zeros(1, count, 2, dtype=torch.long), grid)
+
+
 @pytest.mark.parametrize(
     ("layout", "args", "message"),
     [
-        ("spiral", {}, "unknown layout 'spiral'; known: grid, queries"),
+        ("spiral", {}, "unknown layout 'spiral'; known: grid, queries, holistic"),
         ("grid", {"positions": 4}, "layout_args: this layout takes none, not positions"),
-        ("queries", {}, "layout_args: positions None of queries must be a whole number above 0"),
-        ("queries", {"positions": 4, "depth": 0}, "layout_args: depth 0 of queries"),
+        ("queries", {}, "layout_args: positions None must be a whole number above 0"),
+        ("queries", {"positions": 4, "depth": 0}, "layout_args: depth 0 must"),
         ("queries", {"positions": 4, "tail_drop": "head"}, "unknown tail_drop 'head'; known: none, uniform, powers"),
+        ("holistic", {"queries": 0}, "layout_args: queries 0 must"),
         ("queries", {"positions": 4, "deep": 1}, "takes positions, depth, tail_drop, not deep"),
     ],
 )

@@ -4,9 +4,10 @@ here; the promises in tests/tokenizer/test_layouts.py hold it to `Layout`."""
 from typing import Any
 
 from .base import Layout
+from .holistic import HolisticLayout
 from .queries import QueryLayout
 
-LAYOUTS: dict[str, type[Layout]] = {"grid": Layout, "queries": QueryLayout}
+LAYOUTS: dict[str, type[Layout]] = {"grid": Layout, "queries": QueryLayout, "holistic": HolisticLayout}
 
 
 def layout_kind(name: str) -> type[Layout]:

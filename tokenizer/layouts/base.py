@@ -29,7 +29,16 @@ class Layout(nn.Module):
         if unknown := sorted(args.keys() - known):
             takes = f"takes {', '.join(known)}" if known else "takes none"
             raise ValueError(f"layout_args: this layout {takes}, not {', '.join(unknown)}")
+        cls.whole(args, "depth", 1)
         return grid**2
+
+    @staticmethod
+    def whole(args: dict[str, Any], name: str, default: int | None = None) -> int:
+        """An argument. Raises ValueError for one that is no whole number above 0."""
+        number = args.get(name, default)
+        if type(number) is not int or number < 1:
+            raise ValueError(f"layout_args: {name} {number} must be a whole number above 0")
+        return number
 
     def gather(self, x_NLC: torch.Tensor) -> torch.Tensor:
         """Features of places -> of positions, [N, P, C]."""

@@ -37,13 +37,9 @@ class QueryLayout(Layout):
     @classmethod
     def count(cls, grid: int, args: dict[str, Any]) -> int:
         super().count(grid, args)
-        for name in ("positions", "depth"):
-            number = args.get(name, 1 if name == "depth" else None)
-            if type(number) is not int or number < 1:
-                raise ValueError(f"layout_args: {name} {number} of queries must be a whole number above 0")
         if args.get("tail_drop", "none") not in TAIL_DROPS:
             raise ValueError(f"layout_args: unknown tail_drop {args['tail_drop']!r}; known: {', '.join(TAIL_DROPS)}")
-        return args["positions"]
+        return cls.whole(args, "positions")
 
     def gather(self, x_NLC: torch.Tensor) -> torch.Tensor:
         return self.reading(x_NLC, self.reading.asking_AC)

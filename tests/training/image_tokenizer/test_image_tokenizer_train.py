@@ -61,13 +61,13 @@ def test_resuming_is_invisible_with_every_option(tmp_path, text_folder):  # noqa
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_every_quantizer_trains_and_resumes(tmp_path, text_folder, quantizer):  # noqa: F811
     def config(name: str) -> TokenizerTrainConfig:
-        config = _tokenizer_config(tmp_path, text_folder, name, batch_size=8, steps=20, save_every=10)
+        config = _tokenizer_config(tmp_path, text_folder, name, batch_size=8, steps=10, save_every=5)
         model, losses = {**config.model, "quantizer": quantizer}, TokenizerLossConfig(contrastive=0.1)
         return replace(config, model=model, losses=losses, quantizer={})
 
     whole, parts = config("whole"), config("parts")
     folder = train_tokenizer(whole)
-    _stop_after(parts, 10, train_tokenizer)
+    _stop_after(parts, 5, train_tokenizer)
     weights = load_file(train_tokenizer(parts) / "model.safetensors")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(folder / "model.safetensors").items())
     assert _losses(whole)[-1] < 0.95 * _losses(whole)[0]
