@@ -340,5 +340,5 @@ def test_every_command_is_tested():
 
 
 def test_an_image_tokenizer_that_the_reference_does_not_know_is_refused():
-    with pytest.raises(ValueError, match="scenes-conv: the loops of the reference, .* not conv and multi_codebook"):
+    with pytest.raises(ValueError, match="scenes-conv: the loops of the reference, .* not conv, multi_codebook, grid"):
         get_image_tokenizer(None, "scenes-conv")
