@@ -127,23 +127,28 @@ def caches(patient: Patient) -> str:
 
 @torch.no_grad()
 def draw_both_ways(patient: Patient) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A greedy drawing with the cache, step by step, and the same sequence in one pass without. -> hidden states_LD
-    before each position from both, the codes_LK, and the logits_LKV of the one pass."""
+    """A greedy drawing with the cache, step by step, and the same sequence in one pass without. -> what each position
+    is predicted from, [L, D], of both, the codes_LK, and the logits_LKV of the one pass, all in the order of
+    drawing."""
     _, model, processor = patient
-    kernels, cache, states, codes = pick_kernels(model), {}, [], []
+    kernels, cache, states, codes, order = pick_kernels(model), {}, [], [], model.order
     stream = Stream(model, [processor.encode_drawing(PROMPT)], processor, kernels)
-    while True:
-        states.append(stream.h_BD[0])
-        codes.append(kernels.draw(stream.h_BD, Picker((), [], sampling=Sampling(temperature=0.0))))
-        if len(codes) == processor.num_positions:
-            break
-        stream.feed(kernels.embed(codes[-1], cache), torch.ones(1, dtype=torch.bool, device=model.device))
-    codes_LK = torch.cat(codes)
+    for step in order.steps:
+        n, device = len(step.places), model.device
+        slots = torch.arange(step.first, step.first + n, device=device)
+        states.append(order.aim(stream.h_ED[list(step.sources)], slots))
+        codes.append(kernels.draw(states[-1], Picker((), [], sampling=Sampling(temperature=0.0))))
+        if step is not order.steps[-1]:
+            x_nD = torch.cat([kernels.embed(codes_1K, cache) for codes_1K in codes[-1].split(1)])
+            stream.feed(x_nD, torch.ones(n, dtype=torch.bool, device=device), [n])
+    codes_LK = order.of_places(torch.cat(codes), 0)
     batch = processor.collate([processor.encode_drawing(PROMPT, codes_LK)])
-    ids_BT = batch.input_ids.to(model.device)
-    h_TD = model.run_layers(model.embed(ids_BT, codes_LK[None]), ids_BT).last_hidden_state[0]
-    whole_LD = h_TD[:-1][ids_BT[0, 1:] == processor.image_id]
-    return torch.stack(states), whole_LD, codes_LK, model.code_head(whole_LD, codes_LK)
+    ids_BT = batch.input_ids.to(device)
+    h_BTD = model.run_layers(model.embed(ids_BT, codes_LK[None]), ids_BT).last_hidden_state
+    whole_NLD, codes_NLK = model.predictors(
+        h_BTD, ids_BT, codes_LK[None], torch.zeros(1, dtype=torch.long, device=device)
+    )
+    return torch.cat(states), whole_NLD[0], codes_NLK[0], model.code_head(whole_NLD[0], codes_NLK[0])
 
 
 def sample_image(size: int) -> Image.Image:

@@ -41,7 +41,8 @@ class CodeTables(nn.Module):
 
 
 class PlacedTables(CodeTables):
-    """K tables, summed, and one more of the L places in the image: rows and columns need not be counted out.
+    """K tables, summed, and one more of the L positions in the order of drawing: rows and columns need not be counted
+    out.
 
     Feeding an image step by step needs a `cache` (a dict, empty at first) that knows how far it is.
     """

@@ -17,12 +17,12 @@ class MllmConfig(PretrainedConfig):
     """`text_config` is any decoder-only config of transformers (Llama by default); `image_tokenizer` has the fields of
     an ImageTokenizerConfig. `code_embedding` and `code_head` are keys of the dicts in `codes.py`; `code_head_args` are
     the head's own sizes. `code_z_loss` is the weight of the squared largest logit of each code in the loss (UniTok:
-    5e-5). Before an image, the model writes a plan of at most `plan_length` ids (0: none), such as a layout
-    (LayoutGPT, arXiv 2305.15393): special tokens of the text tokenizer (`text/ids.py`: `plan_token`), or any text
-    where it has none. `image_layers`, such as {"width": 256, "hidden": 768}, gives image positions weights of their
-    own (see `ImageLayers`; None: the backbone's). With `tie_word_embeddings`, here or in `text_config`, `lm_head`
-    shares the weights of the text embedding. Raises ValueError for sizes of the image tokenizer that do not fit
-    together.
+    5e-5). Before an image, the model writes a plan of at most `plan_length` ids (0: none), such as a layout (LayoutGPT,
+    arXiv 2305.15393): special tokens of the text tokenizer (`text/ids.py`: `plan_token`), or any text where it has
+    none. `image_layers`, such as {"width": 256, "hidden": 768}, gives image positions weights of their own (see
+    `ImageLayers`; None: the backbone's). `order` is a key of `orders.ORDERS`: how images are drawn. With
+    `tie_word_embeddings`, here or in `text_config`, `lm_head` shares the weights of the text embedding. Raises
+    ValueError for sizes of the image tokenizer that do not fit together.
     """
 
     model_type = "mllm"
@@ -36,6 +36,7 @@ class MllmConfig(PretrainedConfig):
     code_head_args: dict | None = None
     code_z_loss: float = 0.0
     image_layers: dict | None = None
+    order: str = "raster"
     plan_length: int = 0
     tie_word_embeddings: bool = False
     pad_token_id: int = 0

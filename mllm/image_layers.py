@@ -18,6 +18,7 @@ from transformers import DynamicCache, PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .config import CACHE, LLAMA_LIKE
+from .masks import added, visible
 
 Attend = Callable[[int, torch.Tensor], torch.Tensor]
 """(layer, rows of queries, keys and values [., (N + 2 H) d], text first) -> what heads give at all positions, o_PX."""
@@ -135,8 +136,8 @@ class ImageLayers(nn.Module):
         past = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=inputs_embeds.device).expand(B, T)
-        visible_BTS = _visible(attention_mask, is_image_BT, past)
-        mask_B1TS = _mask(visible_BTS)
+        visible_BTS = visible(attention_mask, is_image_BT, past)
+        mask_B1TS = added(visible_BTS)
         if past:
             is_start_BT = torch.zeros_like(is_image_BT)
             h_BTD = torch.zeros_like(inputs_embeds)
@@ -199,18 +200,21 @@ class ImageLayers(nn.Module):
         h = torch.cat([backbone.norm(x_text), self.leave(self.norm(x_image)).to(x_text.dtype)])
         return h.new_zeros(len(x_PD), h.shape[-1]).index_copy(0, torch.cat([text, image]), h)
 
-    def step(self, backbone: nn.Module, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
-        """One position of every row, x_BD -> h_BD; `cache` is a `KeyValues`, and knows which of them are images'."""
-        text, image = (flags.nonzero()[:, 0] for flags in (~cache.is_image_B, cache.is_image_B))
-        order, angles = torch.cat([text, image]), _angles(backbone, x_BD, cache.places_B)
+    def step(self, backbone: nn.Module, x_ED: torch.Tensor, cache: Any) -> torch.Tensor:
+        """The new positions of every row, x_ED -> h_ED; `cache` is a `KeyValues`, and knows which of them are
+        images'."""
+        text, image = (flags.nonzero()[:, 0] for flags in (~cache.is_image_E, cache.is_image_E))
+        order, angles = torch.cat([text, image]), _angles(backbone, x_ED, cache.places_E)
+        mask = cache.mask()
 
         def attend(number: int, rows: torch.Tensor) -> torch.Tensor:
-            q_BNd, k_BHd, v_BHd = self.attention.turned(rows, order, *angles)
-            k, v = cache.update(k_BHd[:, :, None], v_BHd[:, :, None], number)
-            o_BNTd = attention(q_BNd[:, :, None], k, v, cache.mask(), backbone.layers[number].self_attn.scaling)
-            return o_BNTd.flatten(1)
+            of_rows = (x_EXd.unflatten(0, (-1, cache.width)) for x_EXd in self.attention.turned(rows, order, *angles))
+            q_BNnd, k_BHnd, v_BHnd = (x_BnXd.transpose(1, 2) for x_BnXd in of_rows)
+            k, v = cache.update(k_BHnd, v_BHnd, number)
+            o_BNnd = attention(q_BNnd, k, v, mask, backbone.layers[number].self_attn.scaling)
+            return o_BNnd.transpose(1, 2).flatten(2).flatten(0, 1)
 
-        return self.run(backbone, x_BD, text, image, attend)
+        return self.run(backbone, x_ED, text, image, attend)
 
 
 class _Kept:
@@ -239,21 +243,6 @@ def attention(
     scores = scores.unflatten(2, q_BHGTd.shape[2:4]) + mask_B1TS[:, :, None]
     o_BHXd = scores.softmax(-1, dtype=torch.float32).to(v_BHSd.dtype).flatten(2, 3) @ v_BHSd
     return o_BHXd.unflatten(2, q_BHGTd.shape[2:4]).flatten(1, 2)
-
-
-def _visible(mask: torch.Tensor | None, like_BT: torch.Tensor, past: int) -> torch.Tensor:
-    """Which of `past` and new columns each new position sees, [B, T, past + T]."""
-    if mask is not None and mask.dim() == 4:
-        return mask[:, 0] == 0
-    B, T = like_BT.shape
-    causal_BTS = torch.ones(B, T, past + T, dtype=torch.bool, device=like_BT.device).tril(past)
-    return causal_BTS if mask is None else causal_BTS & mask.bool()[:, None]
-
-
-def _mask(visible_BRS: torch.Tensor) -> torch.Tensor:
-    """What is added to scores, [B, 1, R, S]."""
-    zeros = torch.zeros(visible_BRS.shape, device=visible_BRS.device)
-    return zeros.masked_fill(~visible_BRS, torch.finfo(torch.float32).min)[:, None]
 
 
 def _padded(x: torch.Tensor, columns: int) -> torch.Tensor:

@@ -23,11 +23,13 @@ from tokenizer import ImageTokenizer
 from tokenizer.quantizers import Quantized
 from tokenizer.weights import weights_hash
 
-from .codes import CODE_EMBEDDINGS, CODE_HEADS
+from .codes import CODE_EMBEDDINGS, CODE_HEADS, PlacedTables
 from .config import CACHE, MllmConfig
 from .device import send, sync_is_free
 from .folders import find_model, lazy_tensors, loading
 from .image_layers import ImageLayers
+from .masks import added, visible
+from .orders import ORDERS
 
 # Arguments of a pass that have a row for each image, not for each sequence.
 OF_IMAGES = ("codes", "pixel_values", "is_target")
@@ -102,6 +104,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             dim, sizes.num_codebooks, sizes.codebook_size, **config.code_head_args
         )
         self.image_layers = ImageLayers(config.text_config, **config.image_layers) if config.image_layers else None
+        self.order = _choose(ORDERS, "order", config.order)(sizes.grid, dim)
         inputs = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is inputs)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
@@ -162,6 +165,17 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The precision of the language model; the image tokenizer computes in float32 beside any."""
         return self.backbone.dtype
 
+    def draw_in(self, order: str) -> None:
+        """Give the model another order, which it has to learn. Embeddings of places go with them. Raises ValueError for
+        one that is unknown or does not fit."""
+        before, sizes = self.order, self.config.image_tokenizer_config
+        self.order = _choose(ORDERS, "order", order)(sizes.grid, self.config.text_config.hidden_size)
+        self.order.apply(self._init_weights)
+        self.config.order = order
+        if isinstance(self.code_embed, PlacedTables):
+            places_LD = self.code_embed.places.weight.data
+            places_LD.copy_(self.order.of_slots(before.of_places(places_LD, 0), 0))
+
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
@@ -171,8 +185,9 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def embed(
         self, ids_BT: torch.Tensor, codes_NLK: torch.Tensor | None = None, quantized: Quantized | None = None
     ) -> torch.Tensor:
-        """ids_BT with L placeholders for each image, and codes_NLK -> embeds_BTD. With `quantized`, from which the
-        codes were chosen, gradients reach the image tokenizer. Raises ValueError when numbers of placeholders and codes
+        """ids_BT with L placeholders for each image, and codes_NLK -> embeds_BTD, images in the order of drawing. Codes
+        of fewer than L positions are the first that were drawn, in that order. With `quantized`, from which the codes
+        were chosen, gradients reach the image tokenizer. Raises ValueError when numbers of placeholders and codes
         disagree."""
         slots_BT = ids_BT == self.config.image_token_id
         # The placeholder need not be in the vocabulary: the released UniTok model uses -200.
@@ -186,16 +201,27 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 x_BTD = x_BTD + 0.0 * self.code_embed(ids_BT.new_zeros(1, 1, K)).sum()
             return x_BTD
         self._check_codes(codes_NLK)
+        if codes_NLK.shape[1] == len(self.order.places):
+            codes_NLK = self.order.of_slots(codes_NLK, 1)
+            quantized = quantized and quantized.reordered(self.order.of_slots, len(codes_NLK))
         embeds_MD = self.code_embed(codes_NLK, quantized=quantized).flatten(0, 1).to(x_BTD.dtype)
         return x_BTD.flatten(0, 1).index_copy(0, _places(slots_BT, given), embeds_MD).view_as(x_BTD)
 
     def run_layers(self, inputs_embeds: torch.Tensor, ids_BT: torch.Tensor | None, **kwargs: Any) -> Any:
         """The layers over what `embed` gave for these ids; `kwargs` and the output are those of a backbone of
-        transformers. The begin of an image, which predicts its first codes, is a position of the image."""
+        transformers. The begin of an image, which predicts its first codes, is a position of the image. Positions of an
+        image that are drawn in one step see each other."""
+        if self.order.parallel and ids_BT is not None:
+            kwargs["attention_mask"] = self._mask(ids_BT, kwargs.get("attention_mask"), kwargs.get(CACHE))
         if self.image_layers is None or ids_BT is None:
             return self.backbone(inputs_embeds=inputs_embeds, **kwargs)
         is_image_BT = (ids_BT == self.config.image_token_id) | (ids_BT == self.config.boi_token_id)
         return self.image_layers(self.backbone, inputs_embeds, is_image_BT, **kwargs)
+
+    def _mask(self, ids_BT: torch.Tensor, mask: torch.Tensor | None, cache: Any) -> torch.Tensor:
+        past = 0 if cache is None else cache.get_seq_length()
+        ahead_BTT = self.order.ahead(ids_BT == self.config.image_token_id)
+        return added(visible(mask, ids_BT, past) | F.pad(ahead_BTT, (past, 0)))
 
     def _check_codes(self, codes_NLK: torch.Tensor) -> None:
         K, V = (self.config.image_tokenizer[name] for name in ("num_codebooks", "codebook_size"))
@@ -311,25 +337,20 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         share: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The sum of the cross-entropies of all codes of target images, with z-loss, and the cross-entropies alone,
-        [P, K]. With a `share` below 1, both are computed from so many random positions and scaled to all: unbiased.
-
-        The hidden state one position before a placeholder predicts its codes; the first is predicted from the
-        begin-of-image id.
-        """
+        [P, K]. With a `share` below 1, both are computed from so many random positions and scaled to all: unbiased."""
         K = self.config.image_tokenizer["num_codebooks"]
         targets = None if codes_NLK is None or is_target_N is None else is_target_N.nonzero()[:, 0]
         if targets is None or not len(targets):
             # Under ZeRO every rank must run every module in every micro-batch: one dummy tuple, weighted with zero.
-            dummy = self.code_head(h_BTD[:1, 0], torch.zeros(1, K, dtype=torch.long, device=h_BTD.device))
+            slot, codes_1K = torch.zeros(1, K + 1, dtype=torch.long, device=h_BTD.device).split([1, K], 1)
+            dummy = self.code_head(self.order.aim(h_BTD[:1, 0], slot[0]), codes_1K)
             return 0.0 * dummy.float().sum(), h_BTD.new_zeros(0, K)
-        targets, (N, L, _) = send(targets, h_BTD.device), codes_NLK.shape
-        places_NL = _places(ids_BT == self.config.image_token_id, N * L).view(N, L)
-        places_P, codes_PK = places_NL[targets].flatten() - 1, codes_NLK[targets].flatten(0, 1)
+        targets = send(targets, h_BTD.device)
+        h_PD, codes_PK = (x.flatten(0, 1) for x in self.predictors(h_BTD, ids_BT, codes_NLK, targets))
         scale = 1.0
         if share < 1:
             drawn = send(torch.randperm(len(codes_PK))[: max(1, round(share * len(codes_PK)))], h_BTD.device)
-            scale, places_P, codes_PK = len(codes_PK) / len(drawn), places_P[drawn], codes_PK[drawn]
-        h_PD = h_BTD.flatten(0, 1).index_select(0, places_P)
+            scale, h_PD, codes_PK = len(codes_PK) / len(drawn), h_PD.index_select(0, drawn), codes_PK[drawn]
         logits_PKV = self.code_head(h_PD, codes_PK).float()
         losses_PK = F.cross_entropy(logits_PKV.flatten(0, 1), codes_PK.flatten(), reduction="none").view_as(codes_PK)
         loss = losses_PK.sum()
@@ -337,6 +358,19 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             # UniTok's form: of the largest logit, not of the log-partition function (PaLM, arXiv 2204.02311).
             loss = loss + self.config.code_z_loss * logits_PKV.amax(-1).square().sum()
         return scale * loss, scale * losses_PK
+
+    def predictors(
+        self, h_BTD: torch.Tensor, ids_BT: torch.Tensor, codes_NLK: torch.Tensor, images: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the code head predicts some of the images from, [n, L, D], and their codes, [n, L, K], both in the order
+        of drawing. Each position is predicted from the hidden state that the order names: in raster, one position
+        before; the first from the begin-of-image id."""
+        N, L = codes_NLK.shape[:2]
+        places_NL = _places(ids_BT == self.config.image_token_id, N * L).view(N, L)[images]
+        sources, slots = send(torch.tensor([self.order.sources[:L], list(range(L))]), h_BTD.device)
+        places_P = (places_NL[:, :1] + sources).flatten()
+        h_nLD = h_BTD.flatten(0, 1).index_select(0, places_P).unflatten(0, (-1, L))
+        return self.order.aim(h_nLD, slots), self.order.of_slots(codes_NLK[images], 1)
 
     def decode_image_tokens(self, codes_NLK: torch.Tensor) -> list:
         """codes_NLK -> PIL images."""

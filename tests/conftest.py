@@ -57,6 +57,7 @@ def new_tiny_model(
     image_layers: dict | None = None,
     plan_length: int = 0,
     kind: type[Mllm] = Mllm,
+    order: str = "raster",
     **sizes: Any,
 ) -> tuple[Mllm, Processor]:
     """A fresh (model, processor), always with the same weights."""
@@ -72,6 +73,7 @@ def new_tiny_model(
         code_head=code_head,
         code_head_args={"layers": 1, "heads": 2} if code_head == "depth" else {},
         image_layers=image_layers,
+        order=order,
         plan_length=plan_length,
         pad_token_id=processor.pad_id,
         image_token_id=processor.image_id,
@@ -85,9 +87,9 @@ def new_tiny_model(
 
 @pytest.fixture(scope="session")
 def make_tiny_model(text_tokenizer) -> Callable[..., tuple[Mllm, Processor]]:
-    """A function: (code_embedding, code_head, quantizer, image_layers, plan_length, fields of the image tokenizer) -> a
-    fresh (model, processor), always with the same weights. With a plan_length, its text tokenizer has the words of
-    layouts."""
+    """A function: (code_embedding, code_head, quantizer, image_layers, plan_length, kind, order, fields of the image
+    tokenizer) -> a fresh (model, processor), always with the same weights. With a plan_length, its text tokenizer has
+    the words of layouts."""
     return partial(new_tiny_model, text_tokenizer)
 
 

@@ -25,6 +25,8 @@ def bench_generate(options: Options, batch: int) -> list[Figure]:
     model, processor = get_model(options.model, options.shape)
     if not isinstance(model.code_head, DepthHead):
         raise ValueError(f"{options.model} has a code head {model.config.code_head!r}: generate compares depth heads")
+    if model.order.parallel:
+        raise ValueError(f"{options.model} draws in the order {model.config.order!r}: generate compares raster")
     whole = model.config.image_tokenizer_config.num_positions
     processor.num_positions = positions = options.positions or whole
     if positions > whole:

@@ -1,6 +1,6 @@
 """The running batch. Tracks enter and leave it between steps, and no track changes what another one gets.
 
-Shapes: B rows, N images under way, K sub-codebooks, D width.
+Shapes: B rows, n new positions of each, E = B * n of them, N images under way, K sub-codebooks, D width.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -61,7 +61,7 @@ class Batch:
 
     @torch.no_grad()
     def step(self) -> list[Track]:
-        """Read the prompts of new rows, then do one position of every row. Returns the tracks that have ended."""
+        """Read the prompts of new rows, then do one step of every row. Returns the tracks that have ended."""
         self._read()
         values = self._choose()
         ended = [track for track, value in values.items() if track.error or not track.take(value)]
@@ -80,13 +80,13 @@ class Batch:
         for track, number in self._entering:
             by_length.setdefault(len(track.codes) if number else 0, []).append((track, number))
         self._entering = []
-        for rows in by_length.values():
+        for length, rows in by_length.items():
             samples = [self._unconditional(*row) if row[1] else row[0].sample for row in rows]
-            room = max(track.room for track, _ in rows)
+            room, newest = max(track.room for track, _ in rows), rows[0][0].newest if length else 1
             if self._stream is None:
-                self._stream = Stream(self.model, samples, self.processor, self.kernels, room)
+                self._stream = Stream(self.model, samples, self.processor, self.kernels, room, newest)
             else:
-                self._stream.add(samples, room)
+                self._stream.add(samples, room, newest)
             self._rows += rows
 
     def _unconditional(self, track: Track, number: int) -> Sample:
@@ -100,7 +100,7 @@ class Batch:
         return row
 
     def _choose(self) -> dict[Track, int | torch.Tensor]:
-        """The id or codes that each track wanted. Tracks that want the same are sampled together."""
+        """The id or codes_nK that each track wanted. Tracks that want the same are sampled together."""
         place = {row: index for index, row in enumerate(self._rows)}
         groups: dict[Want, list[Track]] = {}
         for track, number in self._rows:
@@ -113,34 +113,45 @@ class Batch:
             if isinstance(want, Feed):
                 values |= dict.fromkeys(tracks, want.id)
             elif isinstance(want, Keep):
-                values |= dict.fromkeys(tracks, send(want.codes_K, self.model.device))
+                values |= dict.fromkeys(tracks, send(want.codes_nK, self.model.device))
             elif isinstance(want, Write):
                 pick = Picker((), generators, sampling=want.sampling, scored=scored)
                 ids = pick(only(self.model.text_logits(self._hidden(rows)), want.among), 0).cpu().tolist()
-                logps = pick.logps[0] if scored else ()
+                logps = pick.logps[0][:, None] if scored else ()
                 for track, id in zip(tracks, ids, strict=True):
                     if id == NONE:
                         track.fail(NotFinite())
                 values |= zip(tracks, ids, strict=True)
             else:
+                n, count = len(want.sources), len(tracks)
                 rows += [place[track, number] for number in range(1, 1 + len(want.cfg_scales)) for track in tracks]
-                pick = Picker(want.cfg_scales, generators, self.num_codebooks, want.sampling, scored)
-                codes_BK = self.kernels.draw(self._hidden(rows), pick)
-                logps = torch.stack(pick.logps, 1) if scored else ()
-                if sync_is_free(codes_BK.device) and int(codes_BK.min()) == NONE:
-                    for track, codes_K in zip(tracks, codes_BK, strict=False):
-                        if int(codes_K.min()) == NONE:
+                of_positions = [generator for generator in generators for _ in range(n)]
+                pick = Picker(want.cfg_scales, of_positions, self.num_codebooks, want.sampling, scored)
+                codes_CnK = self.kernels.draw(self._aimed(rows, want), pick)[: count * n].unflatten(0, (count, n))
+                logps = torch.stack(pick.logps, 1).unflatten(0, (count, n)) if scored else ()
+                if sync_is_free(codes_CnK.device) and int(codes_CnK.min()) == NONE:
+                    for track, codes_nK in zip(tracks, codes_CnK, strict=True):
+                        if int(codes_nK.min()) == NONE:
                             track.fail(NotFinite())
-                values |= zip(tracks, codes_BK[: len(tracks)], strict=True)
+                values |= zip(tracks, codes_CnK, strict=True)
             if isinstance(want, Draw | Keep) and (begun := [one for one in tracks if not one.codes and not one.error]):
                 self._begin(begun)
             for track, chosen in zip(tracks, logps, strict=False):  # nothing is scored where nobody wants it
                 if track.scored:
-                    track.logps.append(chosen)
+                    track.logps += chosen
         return values
 
-    def _hidden(self, rows: list[int]) -> torch.Tensor:
-        return _in_order(self._stream.h_BD, rows)
+    def _hidden(self, rows: list[int], sources: Sequence[int] = (0,)) -> torch.Tensor:
+        """The newest hidden states of rows, those of each that `sources` names."""
+        return _in_order(self._stream.h_ED, [self._stream.spans[row][source] for row in rows for source in sources])
+
+    def _aimed(self, rows: list[int], want: Draw) -> torch.Tensor:
+        """What the code head draws the positions of rows from, [rows * n, D]."""
+        h_ED = self._hidden(rows, want.sources)
+        if not want.slots:
+            return h_ED
+        slots_E = send(torch.tensor(want.slots * len(rows)), h_ED.device)
+        return self.model.order.aim(h_ED, slots_E)
 
     def _begin(self, tracks: Sequence[Track]) -> None:
         for context in CODE_CONTEXTS:
@@ -148,29 +159,40 @@ class Batch:
                 self._cohorts.append(Cohort(same, {} if context == "exact" else None))
 
     def _feed(self, values: dict[Track, int | torch.Tensor]) -> None:
-        """Feed the chosen ids and codes as the next position of every row."""
-        parts, source = [], {}  # embeddings, and the index of each track's own
+        """Feed the chosen ids and codes as the next positions of every row."""
+        parts, source = [], {}  # embeddings [., D], and the indices of each track's own
+        total = 0
+
+        def add(x_PD: torch.Tensor, tracks: Sequence[Track]) -> None:
+            nonlocal total
+            each = len(x_PD) // len(tracks)
+            parts.append(x_PD)
+            source.update({track: range(total + at * each, total + (at + 1) * each) for at, track in enumerate(tracks)})
+            total += len(x_PD)
+
         texts = [track for track, value in values.items() if isinstance(value, int) and track.want]
         if texts:
             ids = torch.tensor([values[track] for track in texts])
-            parts.append(self.model.get_input_embeddings()(send(ids, self.model.device)))
-            source |= {track: index for index, track in enumerate(texts)}
-        total = len(texts)
+            add(self.model.get_input_embeddings()(send(ids, self.model.device)), texts)
         in_batch = {track for track, _ in self._rows}
         self._cohorts = [cohort for cohort in self._cohorts if in_batch & set(cohort.tracks)]
         for cohort in self._cohorts:
-            # A track that has left keeps its place in the cache, and is fed its last codes again.
-            codes_NK = torch.stack([track.codes[-1] for track in cohort.tracks]).clamp(min=0)  # below: `NONE`
-            parts.append(self.kernels.embed(codes_NK, cohort.cache))
-            source |= {track: total + index for index, track in enumerate(cohort.tracks)}
-            total += len(cohort.tracks)
-        order = [source[track] for track, _ in self._rows]
-        x_BD = torch.cat([part.to(parts[0].dtype) for part in parts]) if len(parts) > 1 else parts[0]
-        is_image_B = None
+            # A track that has left keeps its place in the cache, and is fed the codes of another.
+            one = next(track for track in cohort.tracks if track in in_batch)
+            fed = [track if track in in_batch else one for track in cohort.tracks]
+            at = [torch.stack([track.codes[back] for track in fed]) for back in range(-one.newest, 0)]
+            embeds = [self.kernels.embed(codes_NK.clamp(min=0), cohort.cache) for codes_NK in at]  # below: `NONE`
+            add(torch.stack(embeds, 1).flatten(0, 1) if len(at) > 1 else embeds[0], cohort.tracks)
+        rows = [source[track] for track, _ in self._rows]
+        counts = [len(row) for row in rows]
+        n = max(counts)
+        order = [index for row in rows for index in (*row, *[row[-1]] * (n - len(row)))]
+        x_ED = torch.cat([part.to(parts[0].dtype) for part in parts]) if len(parts) > 1 else parts[0]
+        is_image_E = None
         if self.model.image_layers:
             is_image = [track not in texts or values[track] == self.processor.boi_id for track, _ in self._rows]
-            is_image_B = send(torch.tensor(is_image), x_BD.device)
-        self._stream.feed(_in_order(x_BD, order), is_image_B)
+            is_image_E = send(torch.tensor(is_image).repeat_interleave(n), x_ED.device)
+        self._stream.feed(_in_order(x_ED, order), is_image_E, counts)
 
     def _drop(self, gone: Callable[[Track, int], bool]) -> None:
         for row in reversed(range(len(self._rows))):

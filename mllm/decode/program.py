@@ -3,7 +3,7 @@
 A program has tracks. A track is one row of a batch: a sequence, and a generator of the steps that extend it. When all
 tracks of a program have ended, the program continues with their results. For instance, it chooses among candidates, or
 begins other tracks.
-Shapes: N images, L positions an image, K sub-codebooks.
+Shapes: N images, L positions an image, n of them drawn in a step, K sub-codebooks.
 """
 
 import math
@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..codes import CodebookEmbedding
 from ..model import MllmForConditionalGeneration
+from ..orders import Order
 from ..text.processor import MllmProcessor, as_codes
 from ..text.templates import Sample
 from .options import DrawingOptions, EditingOptions, Sampling
@@ -86,7 +87,7 @@ Request: TypeAlias = Chat | Drawing | Edit
 
 @dataclass(frozen=True)
 class Preview:
-    """An unfinished image: the codes of its first positions, [P, K]."""
+    """An unfinished image: the codes of the positions drawn first, [P, K], in the order of drawing."""
 
     codes_PK: torch.Tensor
     positions: int  # of the whole image
@@ -99,12 +100,28 @@ class Preview:
     @torch.no_grad()
     def image(self, model: MllmForConditionalGeneration) -> Image.Image:
         """An RGBA image of the full size, transparent where nothing is drawn yet."""
-        grid = model.image_tokenizer.layout.shown(len(self.codes_PK), self.positions)
-        [part] = model.image_tokenizer.decode(self.codes_PK[None], grid)
-        rows, side = grid or (1, 1)
+        if not model.image_tokenizer.layout.on_grid:
+            return model.image_tokenizer.decode(self.codes_PK[None])[0].convert("RGBA")
+        side, places = math.isqrt(self.positions), model.order.places[: len(self.codes_PK)]
+        rows = max(places) // side + 1
+        codes_PK, missing = self.codes_PK, sorted(set(range(rows * side)) - set(places))
+        if missing:  # where nothing is drawn, the nearest codes
+            where = [nearest(place, places, side) for place in range(rows * side)]
+            codes_PK = codes_PK[torch.tensor(where, device=codes_PK.device)]
+        [part] = model.image_tokenizer.decode(codes_PK[None], (rows, side))
         image = Image.new("RGBA", (part.width, part.height * side // rows))
         image.paste(part, (0, 0))
+        size = part.width // side
+        for place in missing:
+            row, column = divmod(place, side)
+            image.paste((0, 0, 0, 0), (column * size, row * size, (column + 1) * size, (row + 1) * size))
         return image
+
+
+def nearest(place: int, places: Sequence[int], side: int) -> int:
+    """Which of the `places` is nearest to another one, as an index."""
+    row, column = divmod(place, side)
+    return min(range(len(places)), key=lambda at: (places[at] // side - row) ** 2 + (places[at] % side - column) ** 2)
 
 
 Piece: TypeAlias = str | Image.Image | Preview
@@ -120,10 +137,13 @@ class Write:
 
 @dataclass(frozen=True)
 class Draw:
-    """A track wants codes_K of the next position of an image."""
+    """A track wants codes_nK of the next positions of an image, each from one of its newest hidden states (`sources`).
+    `slots` are given where these states must be told what they predict (`Order.aim`)."""
 
     sampling: Sampling
     cfg_scales: tuple[float, ...]  # one for each unconditional row
+    sources: tuple[int, ...] = (0,)
+    slots: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,10 +155,10 @@ class Feed:
 
 @dataclass(frozen=True, eq=False)
 class Keep:
-    """A track wants these codes_K at the next position of an image, whatever the model would draw."""
+    """A track wants these codes_nK at the next positions of an image, whatever the model would draw."""
 
-    codes_K: torch.Tensor
-    cfg_scales: tuple[float, ...]  # of this position: the unconditional rows read on
+    codes_nK: torch.Tensor
+    cfg_scales: tuple[float, ...]  # of these positions: the unconditional rows read on
 
 
 Want: TypeAlias = Write | Draw | Feed | Keep
@@ -149,10 +169,11 @@ class Track:
     """A row of a batch. The model reads `sample`; then the steps say what they want, position by position.
 
     `steps(track)` makes the generator of the steps. `generator` makes the noise for sampling. `room` is the expected
-    number of new positions. `options` are given for a track that draws; `codes` are its codes so far, each [K].
-    `unconditional` are the prompts of its further rows under guidance. `result` is what the steps return, `error` the
-    exception that ended them. `put` is called with each piece given to `tell`. With `scored`, `logps` has the
-    log-probabilities of each id chosen, [], and of each position drawn, [K], as `Picker` defines them.
+    number of new positions. `options` are given for a track that draws; `codes` are its codes so far, each [K], in the
+    order of drawing, the last step's `newest`. `unconditional` are the prompts of its further rows under guidance.
+    `result` is what the steps return, `error` the exception that ended them. `put` is called with each piece given to
+    `tell`. With `scored`, `logps` has the log-probabilities of each id chosen, [], and of each position drawn, [K], as
+    `Picker` defines them.
     """
 
     def __init__(
@@ -175,7 +196,7 @@ class Track:
         """Begin with the first step. A second call begins again: it gives the same ids and codes, and no piece is told
         twice."""
         self.generator.set_state(self._noise)
-        self.tokens, self._pieces, self.result, self.error = 0, 0, None, None
+        self.tokens, self.newest, self._pieces, self.result, self.error = 0, 1, 0, None, None
         self.codes: list[torch.Tensor] = []
         self.logps: list[torch.Tensor] = []
         self._steps = self._make(self)
@@ -197,10 +218,9 @@ class Track:
         return isinstance(self.want, Draw | Keep) and bool(self.want.cfg_scales)
 
     def take(self, value: int | torch.Tensor) -> bool:
-        """Give the track the id or codes_K that it wanted. Returns whether it continues."""
-        self.tokens += not isinstance(self.want, Feed | Keep)
-        if isinstance(self.want, Draw | Keep):
-            self.codes.append(value)
+        """Give the track the id or codes_nK that it wanted. Returns whether it continues."""
+        self.newest = len(value) if isinstance(self.want, Draw | Keep) else 1
+        self.tokens += 0 if isinstance(self.want, Feed | Keep) else self.newest
         try:
             self.want = self._steps.send(value)
             return True
@@ -221,22 +241,29 @@ class Track:
 
 
 def draw_steps(
+    track: Track,
+    order: Order,
     positions: int,
-    options: DrawingOptions,
-    told: Callable[[list[torch.Tensor]], Any] = lambda codes: None,
+    told: Callable[[], Any] = lambda: None,
     kept: Mapping[int, torch.Tensor] | None = None,
 ) -> Steps:
-    """Steps of an image; they return its codes, [L, K]. `told` is called after each position with the codes so far.
-    `kept` has the codes_K of positions that are not drawn."""
-    codes: list[torch.Tensor] = []
-    while (place := len(codes)) < positions:
-        scales = options.cfg_scales_at(place, positions)
-        keeps = kept is not None and place in kept
-        codes.append((yield Keep(kept[place], scales) if keeps else Draw(options.sampling, scales)))
-        told(codes)
+    """Steps of an image, whose codes become those of the track; they return them by place, [L, K]. `told` is called
+    after each. `kept` has the codes_K of places that are not drawn."""
+    codes, kept, options = track.codes, kept or {}, track.options
+    while (first := len(codes)) < positions:
+        scales = options.cfg_scales_at(first, positions)
+        step = order.step_at[first]
+        fixed = {at: kept[place] for at, place in enumerate(step.places) if place in kept}
+        if len(fixed) == len(step.places):
+            codes += yield Keep(torch.stack(list(fixed.values())), scales)
+        else:
+            slots = tuple(range(first, first + len(step.places))) if order.parallel else ()
+            new = list((yield Draw(options.sampling, scales, step.sources, slots)))
+            codes += [fixed.get(at, codes_K) for at, codes_K in enumerate(new)]
+        told()
     codes_LK = torch.stack(codes)
     check_chosen(int(codes_LK.min()))  # on a GPU the batch does not check, as reading a value waits for the device
-    return codes_LK
+    return order.of_places(codes_LK, 0)
 
 
 def plan_steps(
@@ -430,14 +457,15 @@ class Program:
         return (yield from self._draw(track, options))
 
     def _draw(self, track: Track, options: DrawingOptions, kept: Mapping[int, torch.Tensor] | None = None) -> Steps:
-        L, previews = self.processor.num_positions, self.request.previews
-        at = self.model.image_tokenizer.layout.stops(L, previews)
+        L, previews, order = self.processor.num_positions, self.request.previews, self.model.order
+        left = [stop for stop in self.model.image_tokenizer.layout.stops(L, previews) if stop]
 
-        def told(codes: list[torch.Tensor]) -> None:
-            if len(codes) in at:
-                track.tell(Preview(torch.stack(codes), L))
+        def told() -> None:
+            if left and left[0] <= len(track.codes) < L:
+                track.tell(Preview(torch.stack(track.codes), L))
+                left[:] = [count for count in left if count > len(track.codes)]
 
-        return (yield from draw_steps(L, options, told, kept))
+        return (yield from draw_steps(track, order, L, told, kept))
 
     def _show(
         self,

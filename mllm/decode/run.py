@@ -244,7 +244,7 @@ def sample_codes(
     check_code_context(model, drawing)
     rest = unconditional(processor, drawing)
     tracks = [
-        Track(sample, lambda _: draw_steps(L, drawing), generator, L, drawing, unconditional=rest)
+        Track(sample, lambda track: draw_steps(track, model.order, L), generator, L, drawing, unconditional=rest)
         for sample, generator in zip(samples, generators, strict=True)
     ]
     told = (lambda: progress(len(tracks[0].codes))) if progress else (lambda: None)

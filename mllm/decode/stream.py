@@ -1,8 +1,9 @@
-"""Rows under way: prompts are prefilled once, then each step adds one position. Memory for keys and values is allocated
-ahead.
+"""Rows under way: prompts are prefilled once, then each step adds a position to each row, or several that see each
+other. Memory for keys and values is allocated ahead.
 
-Each row has its own length. Rows may come and go between steps, and none changes another's numbers.
-Shapes: B rows, S rows there is room for, T columns, D width, H key-value heads of width d, G query heads for each.
+Each row has its own length. Rows may come and go between steps, and none changes another's numbers. Shapes: B rows, n
+new columns of each in a step, E = B * n of them, row after row, S rows there is room for, T columns, D width, H
+key-value heads of width d, G query heads for each.
 """
 
 import math
@@ -25,9 +26,11 @@ ALIGNED = 16  # columns: with masks of other lengths, attention on GPUs first co
 class KeyValues(Cache):
     """Keys and values of all layers. Row b is filled up to its own length; `mask_ST`, added to scores, hides the rest.
 
-    Memory doubles when a row reaches its end. As a `Cache` of transformers, it takes one position of every row from any
-    backbone. With `fixed_shapes`, a step sees all allocated columns, not only those in use. Then its shapes and
-    addresses stay the same until `layout` becomes another object.
+    Memory doubles when a row reaches its end. As a `Cache` of transformers, it takes the new positions of every row
+    from any backbone. In a step of `width` 1, each row gets one column; in a wider one, each gets some, which see each
+    other; what a row has less than the others is computed, and seen by none. With `fixed_shapes`, a step sees all
+    allocated columns, not only those in use. Then its shapes and addresses stay the same until `layout` becomes another
+    object.
     """
 
     def __init__(self, like: DynamicCache, fixed_shapes: bool = False):
@@ -37,6 +40,7 @@ class KeyValues(Cache):
         self.memory = [[x.new_zeros(0, 0, x.shape[1], x.shape[3]) for x in pair] for pair in parts]  # each [S, T, H, d]
         self.mask_ST = parts[0][0].new_zeros(0, 0)
         self.lengths: list[int] = []  # on the host, so that no step waits for the device
+        self.width = 1
 
     def add(self, prefilled: DynamicCache, places: Sequence[int], lengths: Sequence[int], room: int) -> None:
         """Append a row for each of `places`, indices into the batch of `prefilled`. `room`: expected new columns."""
@@ -63,46 +67,79 @@ class KeyValues(Cache):
         self.lengths.pop()
         self._locate()
 
-    def open(self, is_image_B: torch.Tensor | None = None) -> None:
-        """Open a new column in every row, for a step to fill. `is_image_B` says where it is a position of an image."""
-        self.is_image_B = is_image_B
-        if max(self.lengths) == self.mask_ST.shape[1]:
-            self._reserve(len(self.lengths), 2 * max(self.lengths))
+    def open(
+        self, counts: Sequence[int], kept: Sequence[int] | None = None, is_image_E: torch.Tensor | None = None
+    ) -> None:
+        """Open new columns in every row, so many of each, for a step to fill. The first of them are `kept` (None: all);
+        the others are seen by one another in this step alone. `is_image_E` says which are positions of images."""
+        kept = kept or counts
+        self.is_image_E, self.width = is_image_E, max(counts)
+        self._even = min(kept) == self.width
+        end = max(self.lengths) + self.width
+        if end > self.mask_ST.shape[1]:
+            self._reserve(len(self.lengths), max(2 * max(self.lengths), end))
             self._locate()
-        self.mask_ST.view(-1).index_fill_(0, self.flat_B, 0)
-        self.lengths = [length + 1 for length in self.lengths]
+        self.places_E, self.flat_E = self._places_B, self._flat_B
+        if self.width == 1:
+            self.mask_ST.view(-1).index_fill_(0, self.flat_E, 0)
+        else:
+            self._open_several(counts, kept)
+        self._used = max(length + count for length, count in zip(self.lengths, counts, strict=True))
+        self.lengths = [length + count for length, count in zip(self.lengths, kept, strict=True)]
+
+    def _open_several(self, counts: Sequence[int], kept: Sequence[int]) -> None:
+        self.layout = object()
+        device, new_n = self.mask_ST.device, torch.arange(self.width)
+        self.places_E, self.flat_E = (
+            (x_B[:, None] + send(new_n, device)).flatten() for x_B in (self._places_B, self._flat_B)
+        )
+        lengths_B1, counts_B1, kept_B1 = (torch.tensor(x)[:, None] for x in (self.lengths, counts, kept))
+        sees_Bn = lengths_B1 + torch.where(new_n < kept_B1, kept_B1, counts_B1)
+        self.sees_E = send(sees_Bn.flatten(), device)
+        for row, (length, new) in enumerate(zip(self.lengths, kept, strict=True)):
+            self.mask_ST[row, length : length + new] = 0
 
     def close(self) -> None:
-        """To be called when all layers have filled the new column."""
-        self.places_B += 1
-        self.flat_B += 1
+        """To be called when all layers have filled the new columns."""
+        if self.width == 1 and self._even:
+            self._places_B += 1
+            self._flat_B += 1
+            return
+        for row, length in enumerate(self.lengths):
+            self.mask_ST[row, length:] = float("-inf")
+        self._locate()
 
     def mask(self) -> torch.Tensor:
-        """The mask for one query in each row, [B, 1, 1, T]."""
-        return self.mask_ST[: len(self.lengths), None, None, : self.columns]
+        """The mask for the new queries of each row, [B, 1, n, T]."""
+        if self.width == 1:
+            return self.mask_ST[: len(self.lengths), None, None, : self.columns]
+        columns = torch.arange(self.columns, device=self.mask_ST.device)
+        mask_ET = self.mask_ST.new_zeros(len(self.sees_E), self.columns)
+        hidden_ET = columns >= self.sees_E[:, None]
+        return mask_ET.masked_fill_(hidden_ET, float("-inf")).unflatten(0, (-1, self.width))[:, None]
 
     def full(self) -> bool:
         """Whether no row has a column to hide, so that no mask is needed."""
-        return not self.fixed_shapes and min(self.lengths) == max(self.lengths)
+        return not self.fixed_shapes and min(self.lengths) == max(self.lengths) and self._even
 
-    def update(self, k_BH1d: torch.Tensor, v_BH1d: torch.Tensor, layer_idx: int, *_, **__) -> list[torch.Tensor]:
-        return put(self.memory[layer_idx], self.flat_B, self.columns, k_BH1d[:, :, 0], v_BH1d[:, :, 0])
+    def update(self, k_BHnd: torch.Tensor, v_BHnd: torch.Tensor, layer_idx: int, *_, **__) -> list[torch.Tensor]:
+        k_EHd, v_EHd = (x.transpose(1, 2).flatten(0, 1) for x in (k_BHnd, v_BHnd))
+        return put(self.memory[layer_idx], self.flat_E, len(self.lengths), self.columns, k_EHd, v_EHd)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return max(self.lengths) - 1
+        return self._used - self.width
 
     @property
     def columns(self) -> int:
-        """Those that a step sees: in use, the new one included, or, with `fixed_shapes`, all."""
-        return self.mask_ST.shape[1] if self.fixed_shapes else max(self.lengths)
+        """Those that a step sees: in use, the new ones included, or, with `fixed_shapes`, all."""
+        return self.mask_ST.shape[1] if self.fixed_shapes else self._used
 
     def _locate(self) -> None:
-        """Compute where each row's next column is: `places_B` within the row, `flat_B` in all memory, row after row."""
+        """Compute where each row's next column is: within the row, and in all memory, row after row."""
         self.layout = object()
-        self.places_B = send(torch.tensor(self.lengths), self.mask_ST.device)
-        self.flat_B = (
-            self.places_B + torch.arange(len(self.lengths), device=self.mask_ST.device) * self.mask_ST.shape[1]
-        )
+        self._places_B = send(torch.tensor(self.lengths), self.mask_ST.device)
+        rows_B = torch.arange(len(self.lengths), device=self.mask_ST.device)
+        self._flat_B = self._places_B + rows_B * self.mask_ST.shape[1]
 
     def _reserve(self, rows: int, columns: int) -> None:
         S, T = self.mask_ST.shape
@@ -122,7 +159,8 @@ class KeyValues(Cache):
 
 
 class Stream:
-    """Rows under way, and the hidden states `h_BD` that predict the next position of each.
+    """Rows under way. The newest hidden states of row b, one for each position that the last step added to it, are
+    `h_ED[spans[b]]`; after a prompt there is one.
 
     `room` is the expected number of new positions. Raises ValueError when rows outgrow a sliding window.
     """
@@ -134,15 +172,18 @@ class Stream:
         processor: MllmProcessor,
         kernels: Kernels | None = None,
         room: int = 64,
+        newest: int = 1,
     ):
         self.model, self.processor, self.cache = model, processor, None
+        self.spans: list[range] = []
         self.kernels = kernels or pick_kernels(model)
         self.window = getattr(model.config.text_config, "sliding_window", None)
-        self.add(samples, room)
+        self.add(samples, room, newest)
 
     @torch.no_grad()
-    def add(self, samples: Sequence[Sample], room: int = 64) -> None:
-        """Prefill more rows. Equal samples are read once, such as n images of one prompt, or unconditional prompts."""
+    def add(self, samples: Sequence[Sample], room: int = 64, newest: int = 1) -> None:
+        """Prefill more rows, and keep so many of the `newest` hidden states of each. Equal samples are read once, such
+        as n images of one prompt, or unconditional prompts."""
         keys = [(*sample.ids, *map(id, sample.images)) for sample in samples]
         unique = dict(zip(keys, samples, strict=True))
         places = [list(unique).index(key) for key in keys]
@@ -155,28 +196,40 @@ class Stream:
         ids_BT = send(batch.input_ids, device)
         x_BTD = self.model.embed(ids_BT, codes)
         h_BTD = self.model.run_layers(x_BTD, ids_BT, use_cache=True, **{CACHE: prefilled}).last_hidden_state
-        last = [place * h_BTD.shape[1] + length - 1 for place, length in zip(places, lengths, strict=True)]
-        h_BD = h_BTD.flatten(0, 1)[send(torch.tensor(last), device)]
+        ends = [place * h_BTD.shape[1] + length for place, length in zip(places, lengths, strict=True)]
+        last = [place for end in ends for place in range(end - newest, end)]
+        h_ED = h_BTD.flatten(0, 1)[send(torch.tensor(last), device)]
         if self.cache is None:
-            self.cache, self.h_BD = KeyValues(prefilled, self.kernels.fixed_shapes), h_BD[:0]
+            self.cache, self.h_ED = KeyValues(prefilled, self.kernels.fixed_shapes), h_ED[:0]
         self.cache.add(prefilled, places, lengths, room)
-        self.h_BD = torch.cat([self.h_BD, h_BD])
+        first = len(self.h_ED)
+        self.spans += [range(start, start + newest) for start in range(first, first + len(last), newest)]
+        self.h_ED = torch.cat([self.h_ED, h_ED])
 
     @torch.no_grad()
-    def feed(self, x_BD: torch.Tensor, is_image_B: torch.Tensor | None = None) -> None:
-        """Add one position to each row. Models with `image_layers` must know which of them are images'."""
-        self.cache.open(is_image_B)
+    def feed(
+        self,
+        x_ED: torch.Tensor,
+        is_image_E: torch.Tensor | None = None,
+        counts: Sequence[int] | None = None,
+        kept: Sequence[int] | None = None,
+    ) -> None:
+        """Add positions to each row: one, or, of the equally many in `x_ED`, the first ones, so many as `counts` says.
+        Of these, the first stay, so many as `kept` says (None: all). Models with `image_layers` must know which of all
+        are images'."""
+        counts = counts or [1] * len(self.spans)
+        self.cache.open(counts, kept, is_image_E)
         if self.window and max(self.cache.lengths) > self.window:
             raise ValueError(f"{max(self.cache.lengths)} positions, but this model attends to {self.window} at a time")
-        self.h_BD = self.kernels.step(x_BD, self.cache)
+        self.h_ED = self.kernels.step(x_ED, self.cache)
         self.cache.close()
+        self.spans = [range(row * max(counts), row * max(counts) + count) for row, count in enumerate(counts)]
 
     def remove(self, row: int) -> None:
         """Remove a row; the last row moves to its place."""
         self.cache.remove(row)
-        last_D, self.h_BD = self.h_BD[-1], self.h_BD[:-1].clone()
-        if row < len(self.h_BD):
-            self.h_BD[row] = last_D
+        self.spans[row] = self.spans[-1]
+        self.spans.pop()
 
 
 def check_length(model: MllmForConditionalGeneration, processor: MllmProcessor, sample: Sample, room: int = 1) -> None:

@@ -1,7 +1,8 @@
 """The one place that chooses kernels: how the positions of a batch are stepped, drawn and embedded, for a model on its
 device. C++ on a CPU, CUDA graphs on a GPU, operation by operation elsewhere; all ways give the same codes.
 
-The modules of the model do not know of this package. Shapes: B rows, N images under way, K sub-codebooks, D width.
+The modules of the model do not know of this package. Shapes: B rows, E new positions of all rows, N images under way, K
+sub-codebooks, D width.
 """
 
 from collections.abc import Callable
@@ -20,9 +21,10 @@ BACKENDS = ("auto", "eager", "transformers")
 
 
 class Kernels(NamedTuple):
-    """Three functions for one position.
+    """Three functions for one step.
 
-    `step(x_BD, cache)` -> h_BD runs the backbone and puts keys and values of every row into `cache` (`KeyValues`).
+    `step(x_ED, cache)` -> h_ED runs the backbone over the new positions of every row, `cache.width` of each, and puts
+    their keys and values into `cache` (`KeyValues`).
     `draw(h_BD, picker)` -> codes_BK runs the code head. `embed(codes_NK, cache)` -> x_ND embeds a position of each
     image; `cache` is a dict, empty at first, or None to embed each position alone. With `fixed_shapes`, `step` needs
     the same memory at every call (`KeyValues.fixed_shapes`)."""
@@ -63,13 +65,13 @@ def _step_mixed(model: nn.Module, text: Step, image: Step | None = None) -> Step
     """A step of a model whose image positions have weights of their own: by `text` or `image` where all rows are of one
     kind."""
 
-    def step(x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
-        images = 0 if cache.is_image_B is None else int(cache.is_image_B.sum())
+    def step(x_ED: torch.Tensor, cache: Any) -> torch.Tensor:
+        images = 0 if cache.is_image_E is None else int(cache.is_image_E.sum())
         if not images:
-            return text(x_BD, cache)
-        if image and images == len(x_BD):
-            return image(x_BD, cache)
-        return model.image_layers.step(model.backbone, x_BD, cache)
+            return text(x_ED, cache)
+        if image and images == len(x_ED):
+            return image(x_ED, cache)
+        return model.image_layers.step(model.backbone, x_ED, cache)
 
     return step
 

@@ -233,22 +233,23 @@ class CompiledBackbone(Packed):
             self.matrix(layer.down),
         )
 
-    def __call__(self, x_BD: torch.Tensor, cache: Any) -> torch.Tensor:
-        dtype, half = x_BD.dtype, cache.mask_ST.dtype == torch.bfloat16
-        x_BD, h_BD = x_BD.to(torch.float32, copy=True).contiguous(), torch.empty(x_BD.shape)
-        rows, columns = len(x_BD), cache.mask_ST.shape[1]
+    def __call__(self, x_ED: torch.Tensor, cache: Any) -> torch.Tensor:
+        dtype, half = x_ED.dtype, cache.mask_ST.dtype == torch.bfloat16
+        x_ED, h_ED = x_ED.to(torch.float32, copy=True).contiguous(), torch.empty(x_ED.shape)
+        columns = cache.mask_ST.shape[1]
         # Other threads may be in a step. So the tables that they read are replaced, not changed, and each call has a
         # `Body` of its own.
         body, (cos_Td, sin_Td) = Body.from_buffer_copy(self.body), self.cos_sin
         if len(cos_Td) < columns:
-            cos_Td, sin_Td = (x[0].contiguous() for x in self.rotary(x_BD, torch.arange(columns)[None]))
+            cos_Td, sin_Td = (x[0].contiguous() for x in self.rotary(x_ED, torch.arange(columns)[None]))
             self.cos_sin = cos_Td, sin_Td
         body.cos, body.sin = cos_Td.data_ptr(), sin_Td.data_ptr()
         memory = (c_void_p * (2 * self.layers))(*(x.data_ptr() for pair in cache.memory for x in pair))
-        x, h, places = (c_void_p(tensor.data_ptr()) for tensor in (x_BD, h_BD, cache.places_B))
-        sizes = c_int64(rows), places, c_int64(columns)
+        sees_E = cache.places_E + 1 if cache.width == 1 else cache.sees_E
+        x, h, places, sees = (c_void_p(tensor.data_ptr()) for tensor in (x_ED, h_ED, cache.places_E, sees_E))
+        sizes = c_int64(len(x_ED)), c_int64(cache.width), places, sees, c_int64(columns)
         library().feed(pointer(body), x, h, *sizes, memory, c_int(half), threads())
-        return h_BD.to(dtype)
+        return h_ED.to(dtype)
 
 
 class CompiledHead(Packed):

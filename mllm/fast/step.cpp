@@ -605,10 +605,12 @@ struct Scratch {
           up(gate.size()) {}
 };
 
-// x [rows, dim] -> x after all layers; row r stands at places[r]. memory: keys, values of each layer, each
-// [rows or more, columns, kv_heads, width].
+// x [rows, dim] -> x after all layers; row r stands at places[r], and sees the first sees[r] columns. `together` rows
+// after one another are new positions of one sequence. memory: keys, values of each layer, each [sequences or more,
+// columns, kv_heads, width].
 template <class T>
-void run(const Body& b, float* x, int64_t rows, const int64_t* places, int64_t columns, T* const* memory, Scratch& s) {
+void run(const Body& b, float* x, int64_t rows, int64_t together, const int64_t* places, const int64_t* sees,
+         int64_t columns, T* const* memory, Scratch& s) {
     int64_t stride = b.kv_heads * b.width, group = b.heads / b.kv_heads;
     for (int64_t number = 0; number < b.layers; ++number) {
         const Layer& layer = b.layer[number];
@@ -618,19 +620,25 @@ void run(const Body& b, float* x, int64_t rows, const int64_t* places, int64_t c
         linear(layer.k, s.y.data(), s.k.data(), rows, s.parts);
         linear(layer.v, s.y.data(), s.v.data(), rows, s.parts);
 #pragma omp for collapse(2) schedule(static)
-        for (int64_t r = 0; r < rows; ++r)
+        for (int64_t sequence = 0; sequence < rows / together; ++sequence)
             for (int64_t h = 0; h < b.kv_heads; ++h) {
-                const float *cos = b.cos + places[r] * b.width, *sin = b.sin + places[r] * b.width;
-                int64_t first = r * columns * stride + h * b.width, here = first + places[r] * stride;
-                rotate(&s.k[r * stride + h * b.width], keys + here, cos, sin, b.width);
-                std::copy_n(&s.v[r * stride + h * b.width], b.width, values + here);
-                for (int64_t g = 0; g < group; ++g) {
-                    int64_t at = ((r * b.kv_heads + h) * group + g) * b.width;
-                    float turned[b.width];
-                    rotate(&s.q[at], turned, cos, sin, b.width);
-                    for (int64_t i = 0; i < b.width; ++i) turned[i] *= b.scale;
-                    attend(turned, keys + first, values + first, &s.o[at], places[r] + 1, stride, b.width);
+                int64_t first = sequence * columns * stride + h * b.width;
+                int64_t begin = sequence * together, end = begin + together;
+                for (int64_t r = begin; r < end; ++r) {
+                    const float *cos = b.cos + places[r] * b.width, *sin = b.sin + places[r] * b.width;
+                    int64_t here = first + places[r] * stride;
+                    rotate(&s.k[r * stride + h * b.width], keys + here, cos, sin, b.width);
+                    std::copy_n(&s.v[r * stride + h * b.width], b.width, values + here);
                 }
+                for (int64_t r = begin; r < end; ++r)
+                    for (int64_t g = 0; g < group; ++g) {
+                        const float *cos = b.cos + places[r] * b.width, *sin = b.sin + places[r] * b.width;
+                        int64_t at = ((r * b.kv_heads + h) * group + g) * b.width;
+                        float turned[b.width];
+                        rotate(&s.q[at], turned, cos, sin, b.width);
+                        for (int64_t i = 0; i < b.width; ++i) turned[i] *= b.scale;
+                        attend(turned, keys + first, values + first, &s.o[at], sees[r], stride, b.width);
+                    }
             }
         linear(layer.o, s.o.data(), x, rows, s.parts, true);
         rms_norm(layer.norm2, b.eps, x, s.y.data(), rows, b.dim);
@@ -722,15 +730,15 @@ float log_probability(std::vector<float>& logits, int64_t id) {
 }  // namespace
 
 // half: whether memory (keys and values) is bfloat16.
-extern "C" void feed(const Body* body, float* x, float* h, int64_t rows, const int64_t* places, int64_t columns,
-                     void* const* memory, int half, int threads) {
+extern "C" void feed(const Body* body, float* x, float* h, int64_t rows, int64_t together, const int64_t* places,
+                     const int64_t* sees, int64_t columns, void* const* memory, int half, int threads) {
     Scratch scratch(*body, rows);
 #pragma omp parallel num_threads(threads)
     {
         if (half)
-            run(*body, x, rows, places, columns, (Bfloat16* const*)memory, scratch);
+            run(*body, x, rows, together, places, sees, columns, (Bfloat16* const*)memory, scratch);
         else
-            run(*body, x, rows, places, columns, (float* const*)memory, scratch);
+            run(*body, x, rows, together, places, sees, columns, (float* const*)memory, scratch);
         rms_norm(body->norm, body->eps, x, h, rows, body->dim);
     }
 }
@@ -748,12 +756,12 @@ extern "C" void draw(const Head* head, const float* h, int64_t rows, const float
     x.resize(rows * body.dim);
     kept.resize(2 * body.layers * rows * K * body.kv_heads * body.width);
     for (int64_t i = 0; i < 2 * body.layers; ++i) memory.push_back(&kept[i * kept.size() / (2 * body.layers)]);
-    std::vector<int64_t> places(rows);
+    std::vector<int64_t> places(rows), sees(rows, 1);
 #pragma omp parallel num_threads(threads)
     {
         if (head->enter.weight) linear(head->enter, h, x.data(), rows, scratch.parts);
         for (int64_t k = 0; k < K; ++k) {
-            run(body, x.data(), rows, places.data(), K, memory.data(), scratch);
+            run(body, x.data(), rows, 1, places.data(), sees.data(), K, memory.data(), scratch);
             rms_norm(body.norm, body.eps, x.data(), scratch.y.data(), rows, body.dim);
             linear(head->outputs[k], scratch.y.data(), logits.data(), rows, scratch.parts);
 #pragma omp for schedule(static)
@@ -773,7 +781,7 @@ extern "C" void draw(const Head* head, const float* h, int64_t rows, const float
                 if (logps) logps[r * K + k] = id == NONE ? NAN : log_probability(guided, id);
                 for (int64_t row = r; row < rows; row += images) {
                     codes[row * K + k] = id;
-                    places[row] = k + 1;
+                    places[row] = k + 1, sees[row] = k + 2;
                     if (k + 1 < K)
                         std::copy_n(head->tables[k] + std::max<int64_t>(id, 0) * body.dim, body.dim, &x[row * body.dim]);
                 }

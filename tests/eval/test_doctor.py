@@ -16,6 +16,7 @@ from eval.doctor import environment, examine, lock, missing, requirements
 from eval.model_checks import CHECKS, Patient, caches, prefills, weights
 from mllm import Mllm, Processor
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
+from mllm.orders import ORDERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +31,12 @@ def test_every_kind_of_model_is_healthy(make_tiny_model, embedding, head, tmp_pa
     )
     assert [check.name for check in checks] == ["versions", *CHECKS]
     assert [check for check in checks if not check.healthy] == []
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_in_every_order_steps_are_compared_with_one_pass(make_tiny_model, order):
+    patient = Patient("tiny", *make_tiny_model(order=order, image_size=64))
+    assert "32 codes agree" in caches(patient) and "differ by" in prefills(patient)
 
 
 def test_a_model_that_does_not_load_ends_the_examination():

@@ -110,11 +110,11 @@ def test_steps_give_what_one_pass_gives(narrow, kernels, beside):
         other = drawing if beside == "image" else processor.encode([{"role": "user", "content": "hi"}])
         stream = Stream(model, [other, drawing], processor, pick_kernels(model, kernels))
         for place in range(len(drawing.ids), len(ids)):
-            torch.testing.assert_close(stream.h_BD[1], whole_TD[place - 1], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(stream.h_ED[1], whole_TD[place - 1], rtol=1e-4, atol=1e-5)
             is_image = ids[place] == processor.image_id
             x_BD = torch.stack([x_BTD[0, place if beside == "image" else 1], x_BTD[0, place]])
             stream.feed(x_BD, torch.tensor([is_image and beside == "image", is_image]))
-    torch.testing.assert_close(stream.h_BD[1], whole_TD[-1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stream.h_ED[1], whole_TD[-1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_pass_goes_on_from_the_keys_and_values_of_another(narrow):

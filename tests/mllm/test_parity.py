@@ -192,8 +192,8 @@ def test_greedy_drawing(model, processor, case, sure):
     kernels, cache = pick_kernels(model), {} if "exact" in case else None
     stream = Stream(model, samples, processor, kernels)
     while True:
-        hidden.append(stream.h_BD)
-        codes_BK = model.code_head.sample(stream.h_BD, watched)
+        hidden.append(stream.h_ED)
+        codes_BK = model.code_head.sample(stream.h_ED, watched)
         codes.append(codes_BK[0])
         if len(codes) == 256:
             break
@@ -223,7 +223,7 @@ def test_a_greedy_answer(model, processor):
     stored, ids, logits = golden("mllm/answer/"), [], []
     stream = Stream(model, [_sample(stored["prompt_ids"].tolist(), make_codes(1142)[0])], processor)
     while len(ids) < 12:
-        logits.append(model.text_logits(stream.h_BD)[0])
+        logits.append(model.text_logits(stream.h_ED)[0])
         ids.append(int(logits[-1].argmax()))
         stream.feed(model.get_input_embeddings()(torch.tensor(ids[-1:])))
     ours = {

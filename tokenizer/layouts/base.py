@@ -56,8 +56,3 @@ class Layout(nn.Module):
         """After how many of all positions the picture so far can be shown, `count` times at most: after full rows."""
         side = math.isqrt(positions)
         return [side * (side * place // (count + 1)) for place in range(1, count + 1)]
-
-    def shown(self, places: int, positions: int) -> tuple[int, int] | None:
-        """The `grid` that the first `places` of all positions make."""
-        side = math.isqrt(positions)
-        return places // side, side

@@ -76,9 +76,6 @@ class QueryLayout(Layout):
             return []
         return [positions * place // (count + 1) for place in range(1, count + 1) if positions * place > count]
 
-    def shown(self, places: int, positions: int) -> None:
-        return None
-
 
 class Asking(nn.Module):
     """A learned vectors, [A, C], and the transformer blocks in which they ask others."""

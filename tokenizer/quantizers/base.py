@@ -83,6 +83,14 @@ class Quantized(NamedTuple):
     shares_KMV: torch.Tensor | None = None
     slices_KMq: torch.Tensor | None = None
 
+    def reordered(self, order: Callable[[torch.Tensor, int], torch.Tensor], images: int) -> Self:
+        """What the language model reads of it, with positions in the order that `order(values, dimension)` gives."""
+        shares_KMV = self.shares_KMV
+        if shares_KMV is not None:
+            shares_KMV = order(shares_KMV.unflatten(1, (images, -1)), 2).flatten(1, 2)
+        features_NLQ, codes_NLK = order(self.features_NLQ, 1), order(self.codes_NLK, 1)
+        return self._replace(features_NLQ=features_NLQ, codes_NLK=codes_NLK, shares_KMV=shares_KMV)
+
 
 class Upkeep(ABC):
     """What a quantizer does beside the gradient in training, and what it remembers for that."""

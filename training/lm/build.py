@@ -68,6 +68,8 @@ def choose_trained(model: Mllm, config: ModelConfig) -> None:
     """Parameters named by `trainable`, and adapters, keep a gradient; those of the image tokenizer only with `tune`.
     Raises ValueError for names of nothing, and when the two do not fit together."""
     freeze(model, config.trainable)
+    if config.order and not all(parameter.requires_grad for parameter in model.order.parameters()):
+        raise ValueError(f"recipe, model.trainable: the order {config.order!r} learns vectors of its own: add order")
     if not config.tune:
         named = [word for word in config.trainable if word.startswith("image_tokenizer")]
         if named:
@@ -94,7 +96,11 @@ def _load(kind: type[Mllm], folder: str | Path, config: ModelConfig, is_checkpoi
         model.image_tokenizer = load_image_tokenizer(folder)
     if config.plan_length is not None:
         model.config.plan_length = config.plan_length
-    return Start(model, Processor.from_pretrained(folder), ("",))
+    loaded = ("",)
+    if config.order not in (None, model.config.order):
+        loaded = tuple(f"{name}." for name, _ in model.named_children() if name != "order")
+        model.draw_in(config.order)
+    return Start(model, Processor.from_pretrained(folder), loaded)
 
 
 def _assemble(kind: type[Mllm], config: ModelConfig) -> Start:
@@ -153,6 +159,7 @@ def _model_config(
         code_head=config.code_head,
         code_head_args=config.code_head_args,
         image_layers=config.image_layers or None,
+        order=config.order or "raster",
         plan_length=config.plan_length or 0,
         pad_token_id=processor.pad_id,
         image_token_id=processor.image_id,

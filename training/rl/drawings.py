@@ -96,7 +96,7 @@ def draw_groups(
 
     def steps(track: Track) -> Steps:
         plan = yield from plan_steps(model, processor, options)
-        return plan, (yield from draw_steps(L, options))
+        return plan, (yield from draw_steps(track, model.order, L))
 
     tracks = [
         Track(start, steps, torch.Generator().manual_seed(one), room, options, unconditional=rest, scored=True)
@@ -105,7 +105,7 @@ def draw_groups(
     ]
     with torch.no_grad():
         run_tracks(Batch(model, processor), tracks)
-        drawings = [as_drawing(processor, track) for track in tracks]
+        drawings = [as_drawing(model, processor, track) for track in tracks]
         images = iter(model.decode_image_tokens(torch.stack([drawing.codes for drawing in drawings])))
     drawn, groups = iter(drawings), []
     for (prompt, _), of_prompt in zip(asked, seeds, strict=True):
@@ -113,7 +113,7 @@ def draw_groups(
     return groups
 
 
-def as_drawing(processor: Processor, track: Track) -> Drawing:
+def as_drawing(model: Mllm, processor: Processor, track: Track) -> Drawing:
     """A track that has ended, as a sequence."""
     plan, codes_LK = track.result
     chosen = len(track.logps) - len(codes_LK)  # ids: those of the plan, and its end, if the model chose that, too
@@ -124,7 +124,7 @@ def as_drawing(processor: Processor, track: Track) -> Drawing:
     sample.add([processor.image_id] * processor.num_positions)
     sample.images, sample.is_target = [codes_LK.cpu()], [True]
     text_logps = torch.stack(track.logps[:chosen]).cpu() if chosen else torch.zeros(0)
-    return Drawing(sample, text_logps, torch.stack(track.logps[chosen:]).cpu())
+    return Drawing(sample, text_logps, model.order.of_places(torch.stack(track.logps[chosen:]), 0).cpu())
 
 
 def finished(processor: Processor, drawing: Drawing, plans: bool) -> Sample:

@@ -52,15 +52,15 @@ class PolicyMllm(Mllm):
         if options is None:
             return super().forward(input_ids, codes, is_target, labels=labels, **inputs)
         x_BTD = self.embed(input_ids, codes)
-        h_BTD = self.run_layers(x_BTD, input_ids, use_cache=False).last_hidden_state[:, :-1]
-        chosen_BT, slots_BT = labels[:, 1:] != IGNORED, (input_ids == self.config.image_token_id)[:, 1:]
-        text_logits = only(self.text_logits(h_BTD[chosen_BT]), among).float() / options.temperature
+        h_BTD = self.run_layers(x_BTD, input_ids, use_cache=False).last_hidden_state
+        chosen_BT, images = labels[:, 1:] != IGNORED, torch.arange(len(codes), device=codes.device)
+        text_logits = only(self.text_logits(h_BTD[:, :-1][chosen_BT]), among).float() / options.temperature
         text_logps = -F.cross_entropy(text_logits, labels[:, 1:][chosen_BT], reduction="none")
-        codes_PK = codes.flatten(0, 1)
-        logits_PKV = self.code_head(h_BTD[slots_BT], codes_PK).float()
+        L = codes.shape[1]
+        h_PD, codes_PK = (x.flatten(0, 1) for x in self.predictors(h_BTD, input_ids, codes, images))
+        logits_PKV = self.code_head(h_PD, codes_PK).float()
         if options.cfg_scales:
-            L = codes.shape[1]
-            scales = [options.cfg_scales_at(place, L) or (1.0,) for place in range(L)]
+            scales = [options.cfg_scales_at(step.first, L) or (1.0,) for step in self.order.steps for _ in step.places]
             scales_L = torch.tensor([scale for (scale,) in scales], device=logits_PKV.device)
             cond, uncond = logits_PKV.unflatten(0, (-1, L)).chunk(2)
             logits_PKV = torch.lerp(uncond, cond, scales_L[:, None, None]).flatten(0, 1)
@@ -69,7 +69,10 @@ class PolicyMllm(Mllm):
         code_logps_PK = logps_PKV.gather(-1, codes_PK[: len(logps_PKV), :, None])[..., 0]
         with torch.no_grad():
             entropies_PK = -(logps_PKV.exp() * logps_PKV).sum(-1)
-        return PolicyOutput(text_logps=text_logps, code_logps=code_logps_PK, entropies=entropies_PK)
+        by_place = (
+            self.order.of_places(x_PK.unflatten(0, (-1, L)), 1).flatten(0, 1) for x_PK in (code_logps_PK, entropies_PK)
+        )
+        return PolicyOutput(text_logps=text_logps, **dict(zip(("code_logps", "entropies"), by_place, strict=True)))
 
 
 PolicyMllm.__name__ = Mllm.__name__  # what config.json calls a saved model's class: any other loads it

@@ -257,6 +257,7 @@ class ModelConfig(Section):
     code_head: str = "depth"
     code_head_args: dict[str, Any] = field(default_factory=dict)
     image_layers: dict[str, Any] = field(default_factory=dict)
+    order: str | None = None
     plan_length: int | None = within("[0, inf)", None)
     trainable: list[str] = field(default_factory=lambda: [""])
     words: bool = False
@@ -454,6 +455,10 @@ class RlConfig(TrainConfig):
             raise ValueError("recipe, model.init_from: say which model learns from its drawings")
         if self.model.tune or self.model.words:
             raise ValueError("recipe, model: tune and words do not go with learning from drawings")
+        if self.model.order:
+            raise ValueError(
+                "recipe, model.order: a model learns from its drawings in the order that it has: leave it out"
+            )
         if not (self.draw.scenes or self.draw.file or self.draw.shards):
             raise ValueError("recipe, draw: give prompts: scenes, file or shards")
         if not any(reward.weight for reward in self.rewards.values()):

@@ -63,7 +63,7 @@ def test_steps_are_one_uncached_pass(model_and_processor, way):
     stream = Stream(model, samples, processor, pick_kernels(model, way))
     for step, x_BD in enumerate(inputs):
         expected = torch.stack([_uncached(model, sample, inputs[:step, row]) for row, sample in enumerate(samples)])
-        torch.testing.assert_close(stream.h_BD, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(stream.h_ED, expected, atol=1e-5, rtol=1e-4)
         stream.feed(x_BD)
 
 
@@ -90,8 +90,8 @@ def test_rows_come_and_go(model_and_processor):
     for x_BD in inputs[3:, [2]]:
         stream.feed(x_BD)
     expected = _uncached(model, samples[2], inputs[1:, 2])
-    torch.testing.assert_close(stream.h_BD[0], expected, atol=1e-5, rtol=1e-4)
-    assert len(stream.h_BD) == 1
+    torch.testing.assert_close(stream.h_ED[0], expected, atol=1e-5, rtol=1e-4)
+    assert len(stream.spans) == 1
 
 
 def test_memory_grows(tiny_model):
@@ -101,7 +101,7 @@ def test_memory_grows(tiny_model):
     for x_BD in inputs:
         small.feed(x_BD)
         large.feed(x_BD)
-    assert torch.equal(small.h_BD, large.h_BD)
+    assert torch.equal(small.h_ED, large.h_ED)
 
 
 def test_equal_prompts_are_read_once(tiny_model):
@@ -112,8 +112,8 @@ def test_equal_prompts_are_read_once(tiny_model):
     )
     stream = Stream(model, _samples(processor, ["a dog", "a dog", None, None, "a dog"]), processor)
     hook.remove()
-    assert seen == [2] and torch.equal(stream.h_BD, stream.h_BD[[0, 0, 2, 2, 0]])
-    assert not torch.equal(stream.h_BD[0], stream.h_BD[2])
+    assert seen == [2] and torch.equal(stream.h_ED, stream.h_ED[[0, 0, 2, 2, 0]])
+    assert not torch.equal(stream.h_ED[0], stream.h_ED[2])
 
 
 def test_equal_words_about_different_images_are_not_equal(tiny_model):
@@ -123,7 +123,7 @@ def test_equal_words_about_different_images_are_not_equal(tiny_model):
         for color in ("red", "blue")
     ]
     stream = Stream(model, [processor.encode(chat) for chat in chats], processor)
-    assert not torch.allclose(stream.h_BD[0], stream.h_BD[1])
+    assert not torch.allclose(stream.h_ED[0], stream.h_ED[1])
 
 
 def test_a_row_longer_than_a_sliding_window_is_refused(tiny_model):

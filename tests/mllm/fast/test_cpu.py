@@ -98,7 +98,7 @@ def test_hidden_states_are_those_of_the_eager_step(make_tiny_model, make, rows):
     assert fast.kernels.step is cpu.backbone(model.backbone)
     for x_BD in torch.randn(4, rows, 32, generator=torch.Generator().manual_seed(0)):
         fast.feed(x_BD), eager.feed(x_BD)
-        torch.testing.assert_close(fast.h_BD, eager.h_BD, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fast.h_ED, eager.h_ED, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(int4_block() is None, reason="torch lays out 4 bits in its own way")
@@ -121,8 +121,8 @@ def test_quantized_hidden_states_are_those_of_the_eager_step(make_tiny_model, ki
         assert fast.kernels.step is cpu.backbone(model.backbone) is not None
         for x_BD in torch.randn(3, rows, 32, generator=torch.Generator().manual_seed(0)).to(dtype):
             fast.feed(x_BD), eager.feed(x_BD)
-            assert fast.h_BD.dtype == dtype
-            torch.testing.assert_close(fast.h_BD, eager.h_BD, atol=tolerance, rtol=tolerance)
+            assert fast.h_ED.dtype == dtype
+            torch.testing.assert_close(fast.h_ED, eager.h_ED, atol=tolerance, rtol=tolerance)
 
 
 @torch.no_grad()
@@ -141,8 +141,8 @@ def test_hidden_states_in_bfloat16_are_near_those_of_the_same_numbers_in_float32
         true = Stream(exact, samples, processor, pick_kernels(exact, "eager"))
         for x_BD in torch.randn(3, rows, 32, generator=torch.Generator().manual_seed(0)).bfloat16():
             fast.feed(x_BD), eager.feed(x_BD), true.feed(x_BD.float())
-            errors = torch.stack([(stream.h_BD.float() - true.h_BD).norm() for stream in (fast, eager)])
-            assert fast.h_BD.dtype == torch.bfloat16 and errors.max() < 0.1 * true.h_BD.norm()
+            errors = torch.stack([(stream.h_ED.float() - true.h_ED).norm() for stream in (fast, eager)])
+            assert fast.h_ED.dtype == torch.bfloat16 and errors.max() < 0.1 * true.h_ED.norm()
             total += errors
     assert total[0] < total[1]
     kept = {x.data_ptr() for x in cpu.backbone(model.backbone).kept if isinstance(x, torch.Tensor)}

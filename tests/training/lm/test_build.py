@@ -19,6 +19,7 @@ from training.run.recipe import (
     MixtureConfig,
     ModelConfig,
     OptimConfig,
+    RlConfig,
     RunConfig,
     ScenesConfig,
     SourceConfig,
@@ -86,6 +87,28 @@ def test_image_layers_train_beside_a_backbone_that_stays_bit_for_bit(pretrained_
     packed.data.pack, packed.data.max_length = 512, 512
     with pytest.raises(ValueError, match=r"recipe, data.pack: not with model.image_layers"):
         train(packed)
+
+
+def test_an_order_is_trained_and_a_trained_model_learns_another(pretrained_folder, tmp_path, capsys):
+    config = model_config(pretrained_folder, order="groups")
+    with pytest.raises(ValueError, match="recipe, model.trainable: the order 'groups' learns vectors of its own: add"):
+        choose_trained(build_model(config).model, config)
+    config = replace(config, trainable=["order", *config.trainable])
+    torch.manual_seed(0)
+    start = build_model(config).model.state_dict()
+    folder = train(train_config(tmp_path, config, "groups"))
+    groups = Mllm.from_pretrained(folder)
+    assert groups.config.order == "groups"
+    assert not torch.equal(groups.order.aims.weight, start["order.aims.weight"])
+    capsys.readouterr()
+    config = ModelConfig(init_from=str(folder), order="wavefront")
+    wavefront = Mllm.from_pretrained(train(train_config(tmp_path, config, "wavefront")))
+    assert wavefront.config.order == "wavefront" and wavefront.order.aims.weight.std() > 0.01
+    assert "parameters new: order 128" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="unknown order 'spiral'; known: raster, wavefront"):
+        build_model(replace(config, order="spiral"))
+    with pytest.raises(ValueError, match="recipe, model.order: a model learns from its drawings in the order that it"):
+        RlConfig(model=config)
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, targets=["q_proj"], tokens=True)], ids=["plain", "lora"])

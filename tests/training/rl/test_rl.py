@@ -50,8 +50,8 @@ def make_policy(make_tiny_model):
     """-> a fresh tiny (model, processor) that writes plans of at most 6 ids, of any or, with `plan_length`, of their
     own."""
 
-    def make(plan_length: int = 0) -> tuple[PolicyMllm, object]:
-        model, processor = make_tiny_model(plan_length=plan_length)
+    def make(plan_length: int = 0, **more) -> tuple[PolicyMllm, object]:
+        model, processor = make_tiny_model(plan_length=plan_length, **more)
         policy = PolicyMllm(model.config).eval()
         policy.load_state_dict(model.state_dict())
         policy.config.plan_length = 6
@@ -114,9 +114,11 @@ def make_engine(model, config) -> Kept:
 # ---- drawing and training
 
 
-@pytest.mark.parametrize(("cfg_scale", "plan_length"), [(1.0, 0), (2.5, 0), (2.5, 6)])
-def test_training_gives_the_log_probabilities_of_generation(make_policy, cfg_scale, plan_length):
-    model, processor = make_policy(plan_length)
+@pytest.mark.parametrize(
+    ("cfg_scale", "plan_length", "order"), [(1.0, 0, "raster"), (2.5, 0, "raster"), (2.5, 6, "wavefront")]
+)
+def test_training_gives_the_log_probabilities_of_generation(make_policy, cfg_scale, plan_length, order):
+    model, processor = make_policy(plan_length, order=order, image_size=64 if order != "raster" else 32)
     options = DrawingOptions(temperature=0.7, cfg_scale=cfg_scale, cfg_interval=(0.0, 0.5))
     groups = drawn(model, processor, options)
     drawings = [drawing for group in groups for drawing in group.drawings]

@@ -1,0 +1,81 @@
+"""What an order is: which positions of an image are drawn in one step of the backbone, and what each is predicted from.
+The mask and the loss of training and the steps of generation follow from that.
+
+A place is a position in the image, row by row. A slot is a position in the sequence: slots follow one another as they
+are drawn, and embeddings of codes and hidden states stand in this order. A slot sees all slots up to the last one of
+its step, since all of a step are fed together.
+Shapes: L positions an image, [...] positions to predict, D backbone width.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import nn
+
+from ..device import send
+
+
+class Step(NamedTuple):
+    """Positions that are drawn at once, beginning with the slot `first`: their `places`, and which of the hidden states
+    of the step before each is predicted from (`sources`). Before the first step, there is one: of the begin of the
+    image."""
+
+    first: int
+    places: tuple[int, ...]
+    sources: tuple[int, ...]
+
+
+class Order(nn.Module, ABC):
+    """An order over an image of `side` x `side` positions, for a backbone of width `dim`. Where several are predicted
+    from one hidden state, a learned vector for each slot (`aims`) is added to it before the code head. Raises
+    ValueError where the order does not fit the image."""
+
+    parallel: ClassVar[bool] = True  # whether a step may draw several positions
+
+    def __init__(self, side: int, dim: int):
+        super().__init__()
+        self.steps, self.places, self.sources, self.ends = [], [], [], []
+        before: list[int | None] = [None]
+        for step in self.plan(side):
+            first, places = len(self.places), tuple(step)
+            sources = tuple(before.index(step[place]) for place in places)
+            self.steps.append(Step(first, places, sources))
+            start = first - len(before)  # the slot of the first hidden state of the step before
+            self.sources += [start + source for source in sources]
+            self.places += places
+            self.ends += [first + len(places)] * len(places)
+            before = list(places)
+        self.step_at = {step.first: step for step in self.steps}
+        self.aims = nn.Embedding(len(self.places), dim) if self.parallel else None
+
+    @staticmethod
+    @abstractmethod
+    def plan(side: int) -> list[dict[int, int | None]]:
+        """Each step as {place: the place of the step before that it is predicted from}; None is the begin of the
+        image."""
+
+    def of_slots(self, by_place: torch.Tensor, dim: int) -> torch.Tensor:
+        """Values of places, along `dim`, in the order of slots."""
+        return self._reordered(by_place, self.places, dim)
+
+    def of_places(self, by_slot: torch.Tensor, dim: int) -> torch.Tensor:
+        """Values of slots, along `dim`, in the order of places."""
+        return self._reordered(by_slot, sorted(range(len(self.places)), key=self.places.__getitem__), dim)
+
+    def aim(self, h: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Hidden states [..., D] that predict the `slots` [...] -> what the code head is given."""
+        return h if self.aims is None else h + self.aims(slots).to(h.dtype)
+
+    def ahead(self, is_slot_BT: torch.Tensor) -> torch.Tensor:
+        """Which later columns of its own step each slot of a sequence sees, [B, T, T]. Each run of slots holds whole
+        images; the last may be unfinished after a step."""
+        columns = torch.arange(is_slot_BT.shape[1], device=is_slot_BT.device)
+        before_BT = columns.masked_fill(is_slot_BT, -1).cummax(1).values  # the last column that is no slot
+        slots_BT = (columns - before_BT - 1) % len(self.places)
+        ends = send(torch.tensor(self.ends), is_slot_BT.device)
+        ends_BT = torch.where(is_slot_BT, columns - slots_BT + ends[slots_BT], 0)
+        return (columns > columns[:, None]) & (columns < ends_BT[..., None])
+
+    def _reordered(self, x: torch.Tensor, order: list[int], dim: int) -> torch.Tensor:
+        return x.index_select(dim, send(torch.tensor(order), x.device)) if self.parallel else x
