@@ -1,12 +1,15 @@
-"""Train variants of an image tokenizer with equal budgets and seeds, measure each, and compare them; resumes.
+"""Train variants of an image tokenizer or a language model with equal budgets and seeds, measure each, and compare
+them; resumes.
 
 python -m scripts.ablate data_recipes/ablation.yaml --out out/ablation
+python -m scripts.ablate data_recipes/orders.yaml --out out/orders --jobs 1   # times an image, so nothing beside it
 python -m scripts.ablate data_recipes/ablation.yaml run.steps=100 --out out/try
 
-Each run is one process; --jobs of them work side by side. Every variant is measured on scenes that no run has seen, or
-crops of them (rFID over EfficientNet-Lite0's features, PSNR, ST-LPIPS, zero-shot class accuracy), and on scikit-image's
-photographs (PSNR). Where the file names a recipe as `language`, that language model learns to draw with the codes of
-each: nats an image, of its last quarter, tell how hard they are to predict.
+Each run is one process; --jobs of them work side by side. Language models are measured by what they draw: steps of the
+backbone and seconds for an image, nats, and GenEval's rules. Image tokenizers are measured on scenes that no run has
+seen, or crops of them (rFID over EfficientNet-Lite0's features, PSNR, ST-LPIPS, zero-shot class accuracy), and on
+scikit-image's photographs (PSNR). Where the file names a recipe as `language`, that language model learns to draw with
+the codes of each: nats an image, of its last quarter, tell how hard they are to predict.
 """
 
 from pathlib import Path

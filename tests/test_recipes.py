@@ -9,6 +9,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from mllm.orders import ORDERS
 from tokenizer.quantizers import make_quantizer
 from training.image_tokenizer.train import model_config_of
 from training.run.recipe import AblationConfig, RlConfig, TokenizerTrainConfig, TrainConfig, load_config
@@ -19,7 +20,7 @@ RECIPES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("training/stages", "data_recipes")
     for path in (ROOT / folder).rglob("*.yaml")
-    if path.name not in ("ablation.yaml", "sweep.yaml", "tokenizers.yaml")
+    if path.name not in ("ablation.yaml", "sweep.yaml", "tokenizers.yaml", "orders.yaml")
 )
 
 
@@ -103,6 +104,12 @@ def test_every_variant_of_image_tokenizers_says_as_many_bits():
         sizes = model_config_of(load(table.base, *changes))
         make_quantizer(sizes)
         assert sizes.num_positions * sizes.num_codebooks * math.log2(sizes.codebook_size) == 1024, name
+
+
+def test_every_order_is_a_variant_of_the_table_of_orders():
+    table = load_config(AblationConfig, ROOT / "data_recipes" / "orders.yaml")
+    orders = [load(table.base, *changes).model.order or "raster" for changes in table.variants.values()]
+    assert orders == list(ORDERS) and len(table.seeds) == 2
 
 
 def test_the_variants_of_the_ablation_have_as_many_entries():

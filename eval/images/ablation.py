@@ -1,9 +1,11 @@
-"""Variants of an image tokenizer, trained with equal budgets and seeds, each measured on the same images.
+"""Variants of an image tokenizer or a language model, trained with equal budgets and seeds, each measured in the same
+way.
 
-Each run is one process, some of them side by side. Images are scenes that no run has seen, or crops of them (rFID over
-EfficientNet-Lite0's features, PSNR, ST-LPIPS, zero-shot class accuracy), and scikit-image's photographs (PSNR). Where
-the file names a recipe as `language`, that language model learns to draw with the codes of each: nats an image, of its
-last quarter, tell how hard they are to predict.
+Each run is one process, some of them side by side. Language models are measured by what they draw (`DrawingRun`), image
+tokenizers on images: scenes that no run has seen, or crops of them (rFID over EfficientNet-Lite0's features, PSNR,
+ST-LPIPS, zero-shot class accuracy), and scikit-image's photographs (PSNR). Where the file names a recipe as `language`,
+that language model learns to draw with the codes of each: nats an image, of its last quarter, tell how hard they are to
+predict.
 """
 
 import json
@@ -12,11 +14,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -27,8 +32,9 @@ from rich.table import Table
 from data_recipes.files import whole, write_json
 from data_recipes.images import Scenes
 from data_recipes.scenes.world import CLASSES
+from mllm import Mllm, Processor, generate_images
 from tokenizer import ImageTokenizerConfig
-from training.run.recipe import AblationConfig, TokenizerTrainConfig, load_config
+from training.run.recipe import AblationConfig, TokenizerTrainConfig, TrainConfig, load_config
 
 from ..threads import choose_threads
 
@@ -42,8 +48,14 @@ SHOWN = {
     "st_lpips": "ST-LPIPS",
     "photo_psnr": "PSNR, photographs",
     "top_1": "zero-shot",
+    "backbone_steps": "steps an image",
+    "seconds_1": "seconds an image",
+    "seconds_8": "seconds an image, 8 at once",
     "nats": "nats an image",
+    "rules": "GenEval's rules",
 }
+TIMED = 12  # updates that tell how long one takes
+TIMES = 5  # of drawing, for a median
 
 
 @dataclass(frozen=True)
@@ -85,19 +97,73 @@ class Run:
         return scores | ({"nats": self.nats(language)} if language else {})
 
     def nats(self, recipe: str) -> float:
-        """An image's, mean of the last quarter of the updates of a language model that learns to draw. All its samples
-        are new to it, so its training loss is one on unseen images."""
+        """An image's, of a language model that learns to draw."""
         names = [f"run.folder={self.folder}", "run.name=language", f"model.image_tokenizer={self.model}"]
         call(self, "train", recipe, *names)
-        rows = (self.folder / "language" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        losses = [json.loads(row)["code_loss"] for row in rows[-max(1, len(rows) // 4) :]]
         sizes = ImageTokenizerConfig(**json.loads((self.model / "config.json").read_text(encoding="utf-8")))
-        return mean(losses) * sizes.num_positions * sizes.num_codebooks
+        return nats_an_image(self.folder / "language", sizes)
 
     def score(self, kind: str, data: str, *options: str) -> dict[str, Any]:
         out = self.folder / f"{kind}_{Path(data).name}"
         call(self, f"eval_{kind}", data, "--model", str(self.model), "--out", str(out), *options)
         return json.loads((out / "results.json").read_text())["scores"]
+
+
+@dataclass(frozen=True)
+class DrawingRun(Run):
+    """A language model that learns to draw, for so many `minutes` (0: `steps`)."""
+
+    minutes: float = 0.0
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "run" / f"step_{self.planned():06d}" / "model"
+
+    def planned(self) -> int:
+        """How many updates it does: as many as fit into its minutes, by the time of the first ones."""
+        log = self.folder / "timed" / "metrics.jsonl"
+        if not self.minutes:
+            return self.steps
+        if not log.is_file() or len(log.read_text(encoding="utf-8").splitlines()) < TIMED:
+            names = [f"run.folder={self.folder}", "run.name=timed", f"run.steps={TIMED}", f"run.seed={self.seed}"]
+            call(self, "train", self.recipe, *self.changes, *names)
+        ends = [json.loads(row)["seconds"] for row in log.read_text(encoding="utf-8").splitlines()]
+        return max(1, round(60 * self.minutes / median(b - a for a, b in pairwise(ends))))
+
+    def train(self) -> None:
+        names = [f"run.folder={self.folder}", "run.name=run", f"run.seed={self.seed}", f"run.steps={self.planned()}"]
+        call(self, "train", self.recipe, *self.changes, *names)
+
+    def measure(self, prompts: int) -> dict[str, float]:
+        """Steps of the backbone for an image, seconds for one and for eight at once, nats, and the share of drawings
+        that GenEval's rules accept."""
+        model, processor = Mllm.from_pretrained(self.model).eval(), Processor.from_pretrained(self.model)
+        scores = {"backbone_steps": len(model.order.steps), "updates": self.planned()}
+        scores |= {f"seconds_{count}": seconds_to_draw(model, processor, count) for count in (1, 8)}
+        scores["nats"] = nats_an_image(self.folder / "run", model.config.image_tokenizer_config)
+        out = self.folder / "drawing"
+        options = ["--parts", "drawing", "--limit", str(prompts), "--images-per-prompt", "1", "--out", str(out)]
+        call(self, "eval_scenes", "--model", str(self.model), *options)
+        judged = json.loads((out / "results.json").read_text(encoding="utf-8"))["parts"]["drawing"]["scores"]
+        return scores | {"rules": judged["model"]["overall"]}
+
+
+def seconds_to_draw(model: Mllm, processor: Processor, count: int) -> float:
+    """For so many images at once, each; the median of a few."""
+    times = []
+    for _ in range(1 + TIMES):  # the first makes kernels
+        start = time.perf_counter()
+        generate_images(model, processor, ["a photo of a dog"] * count)
+        times.append((time.perf_counter() - start) / count)
+    return median(times[1:])
+
+
+def nats_an_image(run: Path, sizes: ImageTokenizerConfig) -> float:
+    """Mean of the last quarter of a run's updates. Where all its samples are new to it, its training loss is one on
+    unseen images."""
+    rows = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [json.loads(row)["code_loss"] for row in rows[-max(1, len(rows) // 4) :]]
+    return mean(losses) * sizes.num_positions * sizes.num_codebooks
 
 
 def call(run: Run, script: str, *words: str) -> None:
@@ -130,14 +196,14 @@ def prepare(folder: Path, crops: int, size: int) -> None:
     (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
 
 
-def complete(run: Run, data: Path, text_tokenizer: str | None, language: str | None) -> dict[str, float]:
-    """Scores of one run, from its file where it was done before."""
+def complete(run: Run, measure: Callable[[Run], dict[str, float]]) -> dict[str, float]:
+    """Scores of one run by `measure`, or from its file where it was done before."""
     file = run.folder / "scores.json"
     if not file.is_file():
         run.train()
         if not run.model.is_dir():
             raise KeyboardInterrupt  # the training was told to stop, and saved
-        write_json(file, run.measure(data, text_tokenizer, language))
+        write_json(file, measure(run))
     return json.loads(file.read_text())
 
 
@@ -153,7 +219,7 @@ def averages(runs: Sequence[Run], scores: Sequence[dict[str, float]]) -> dict[st
 
 def plot(table: dict[str, dict[str, list[float]]], file: Path) -> None:
     """A panel for each score, a point for each variant, with the range over seeds."""
-    shown = {name: title for name, title in SHOWN.items() if any(name in scores for scores in table.values())}
+    shown = titles(table)
     figure = Figure(figsize=(3.2 * len(shown), 3.4), layout="constrained")
     for place, (name, title) in enumerate(shown.items(), start=1):
         axes = figure.add_subplot(1, len(shown), place, title=title)
@@ -171,36 +237,41 @@ def plot(table: dict[str, dict[str, list[float]]], file: Path) -> None:
 
 
 def show(table: dict[str, dict[str, list[float]]]) -> None:
-    view = Table("variant", *SHOWN.values())
+    shown = titles(table)
+    view = Table("variant", *shown.values())
     for variant, scores in table.items():
-        view.add_row(variant, *(f"{scores[name][0]:.4g}" if name in scores else "" for name in SHOWN))
+        view.add_row(variant, *(f"{scores[name][0]:.4g}" if name in scores else "" for name in shown))
     Console().print(view)
+
+
+def titles(table: dict[str, dict[str, list[float]]]) -> dict[str, str]:
+    """Of the scores that some variant has."""
+    return {name: title for name, title in SHOWN.items() if any(name in scores for scores in table.values())}
 
 
 def ablate(recipe: str, overrides: Sequence[str], out: Path, jobs: int) -> dict[str, Any]:
     """-> what a results file holds. A second call goes on. Raises ValueError where a run fails, and KeyboardInterrupt
     where one was told to stop."""
     ablation = load_config(AblationConfig, recipe)
+    draws = ablation.kind == "language_model"
     runs, configs = [], []
     for seed in ablation.seeds:
         for variant, changes in ablation.variants.items():
             changed = (*changes, *overrides)
-            configs.append(load_config(TokenizerTrainConfig, ablation.base, changed))
-            runs.append(Run(variant, seed, ablation.base, changed, configs[-1].run.steps, out, jobs))
-    prepare(out / "data", ablation.crops, configs[0].data.crop)
+            configs.append(load_config(TrainConfig if draws else TokenizerTrainConfig, ablation.base, changed))
+            of_run = variant, seed, ablation.base, changed, configs[-1].run.steps, out, jobs
+            runs.append(DrawingRun(*of_run, ablation.minutes) if draws else Run(*of_run))
+    if draws:
+        measures = [partial(DrawingRun.measure, prompts=ablation.prompts)] * len(runs)
+    else:
+        prepare(out / "data", ablation.crops, configs[0].data.crop)
+        texts = [config.text_tokenizer if config.losses.contrastive else None for config in configs]
+        common = {"data": out / "data", "language": ablation.language}
+        measures = [partial(Run.measure, text_tokenizer=text, **common) for text in texts]
     scores: list[dict[str, float]] = []
     with ThreadPoolExecutor(jobs) as pool, Progress() as progress:
         task = progress.add_task("runs", total=len(runs))
-        waiting = [
-            pool.submit(
-                complete,
-                run,
-                out / "data",
-                config.text_tokenizer if config.losses.contrastive else None,
-                ablation.language,
-            )
-            for run, config in zip(runs, configs, strict=True)
-        ]
+        waiting = [pool.submit(complete, *pair) for pair in zip(runs, measures, strict=True)]
         try:
             for one in waiting:
                 scores.append(one.result())
@@ -208,5 +279,5 @@ def ablate(recipe: str, overrides: Sequence[str], out: Path, jobs: int) -> dict[
         finally:
             pool.shutdown(cancel_futures=True)
     each = [{"variant": run.variant, "seed": run.seed, **row} for run, row in zip(runs, scores, strict=True)]
-    settings = {"recipe": recipe, "overrides": overrides, "seeds": ablation.seeds, "crops": ablation.crops}
+    settings = {"recipe": recipe, "overrides": overrides, **asdict(ablation)}
     return {"settings": settings, "variants": averages(runs, scores), "runs": each}

@@ -67,56 +67,42 @@ class KeyValues(Cache):
         self.lengths.pop()
         self._locate()
 
-    def open(
-        self, counts: Sequence[int], kept: Sequence[int] | None = None, is_image_E: torch.Tensor | None = None
-    ) -> None:
-        """Open new columns in every row, so many of each, for a step to fill. The first of them are `kept` (None: all);
-        the others are seen by one another in this step alone. `is_image_E` says which are positions of images."""
-        kept = kept or counts
+    def open(self, counts: Sequence[int], is_image_E: torch.Tensor | None = None) -> None:
+        """Open new columns in every row, so many of each, for a step to fill. `is_image_E` says which are positions of
+        images."""
         self.is_image_E, self.width = is_image_E, max(counts)
-        self._even = min(kept) == self.width
-        end = max(self.lengths) + self.width
-        if end > self.mask_ST.shape[1]:
-            self._reserve(len(self.lengths), max(2 * max(self.lengths), end))
+        self._even = min(counts) == self.width
+        self._used = max(self.lengths) + self.width  # columns, those that no row keeps included
+        if self._used > self.mask_ST.shape[1]:
+            self._reserve(len(self.lengths), max(2 * max(self.lengths), self._used))
             self._locate()
         self.places_E, self.flat_E = self._places_B, self._flat_B
         if self.width == 1:
             self.mask_ST.view(-1).index_fill_(0, self.flat_E, 0)
         else:
-            self._open_several(counts, kept)
-        self._used = max(length + count for length, count in zip(self.lengths, counts, strict=True))
-        self.lengths = [length + count for length, count in zip(self.lengths, kept, strict=True)]
+            self._open_several(counts)
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
-    def _open_several(self, counts: Sequence[int], kept: Sequence[int]) -> None:
+    def _open_several(self, counts: Sequence[int]) -> None:
         self.layout = object()
-        device, new_n = self.mask_ST.device, torch.arange(self.width)
-        self.places_E, self.flat_E = (
-            (x_B[:, None] + send(new_n, device)).flatten() for x_B in (self._places_B, self._flat_B)
-        )
-        lengths_B1, counts_B1, kept_B1 = (torch.tensor(x)[:, None] for x in (self.lengths, counts, kept))
-        sees_Bn = lengths_B1 + torch.where(new_n < kept_B1, kept_B1, counts_B1)
-        self.sees_E = send(sees_Bn.flatten(), device)
-        for row, (length, new) in enumerate(zip(self.lengths, kept, strict=True)):
-            self.mask_ST[row, length : length + new] = 0
+        new_n = send(torch.arange(self.width), self.mask_ST.device)
+        self.places_E, self.flat_E = ((x_B[:, None] + new_n).flatten() for x_B in (self._places_B, self._flat_B))
+        ends = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        self.sees_B = send(torch.tensor(ends), self.mask_ST.device)
+        for row, (length, end) in enumerate(zip(self.lengths, ends, strict=True)):
+            self.mask_ST[row, length:end] = 0
 
     def close(self) -> None:
         """To be called when all layers have filled the new columns."""
-        if self.width == 1 and self._even:
+        if self.width == 1:
             self._places_B += 1
             self._flat_B += 1
-            return
-        for row, length in enumerate(self.lengths):
-            self.mask_ST[row, length:] = float("-inf")
-        self._locate()
+        else:
+            self._locate()
 
     def mask(self) -> torch.Tensor:
-        """The mask for the new queries of each row, [B, 1, n, T]."""
-        if self.width == 1:
-            return self.mask_ST[: len(self.lengths), None, None, : self.columns]
-        columns = torch.arange(self.columns, device=self.mask_ST.device)
-        mask_ET = self.mask_ST.new_zeros(len(self.sees_E), self.columns)
-        hidden_ET = columns >= self.sees_E[:, None]
-        return mask_ET.masked_fill_(hidden_ET, float("-inf")).unflatten(0, (-1, self.width))[:, None]
+        """The mask for the new queries of each row, which all see the same, [B, 1, 1, T]."""
+        return self.mask_ST[: len(self.lengths), None, None, : self.columns]
 
     def full(self) -> bool:
         """Whether no row has a column to hide, so that no mask is needed."""
@@ -208,17 +194,12 @@ class Stream:
 
     @torch.no_grad()
     def feed(
-        self,
-        x_ED: torch.Tensor,
-        is_image_E: torch.Tensor | None = None,
-        counts: Sequence[int] | None = None,
-        kept: Sequence[int] | None = None,
+        self, x_ED: torch.Tensor, is_image_E: torch.Tensor | None = None, counts: Sequence[int] | None = None
     ) -> None:
         """Add positions to each row: one, or, of the equally many in `x_ED`, the first ones, so many as `counts` says.
-        Of these, the first stay, so many as `kept` says (None: all). Models with `image_layers` must know which of all
-        are images'."""
+        Models with `image_layers` must know which of all are images'."""
         counts = counts or [1] * len(self.spans)
-        self.cache.open(counts, kept, is_image_E)
+        self.cache.open(counts, is_image_E)
         if self.window and max(self.cache.lengths) > self.window:
             raise ValueError(f"{max(self.cache.lengths)} positions, but this model attends to {self.window} at a time")
         self.h_ED = self.kernels.step(x_ED, self.cache)

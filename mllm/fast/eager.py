@@ -18,7 +18,7 @@ def step_any(backbone: nn.Module, x_ED: torch.Tensor, cache: Any) -> torch.Tenso
     """The new positions of every row through any decoder of transformers, x_ED -> h_ED."""
     output = backbone(
         inputs_embeds=x_ED.unflatten(0, (-1, cache.width)),
-        attention_mask=cache.mask(),
+        attention_mask=cache.mask().expand(-1, -1, cache.width, -1),
         position_ids=cache.places_E.unflatten(0, (-1, cache.width)),
         use_cache=True,
         **{CACHE: cache},
@@ -61,7 +61,7 @@ def llama_layer(
     q_ENd, k_EHd = qk.split([q_ENd.shape[1], k_EHd.shape[1]], 1)
     v_EHd = attention.v_proj(y_ED).unflatten(-1, (-1, d))
     k_BHTd, v_BHTd = put(memory, flat_E, rows, columns, k_EHd, v_EHd)
-    # New positions, and query heads that share keys, take one dimension.
+    # New positions of a row, which see the same columns, and query heads that share keys take one dimension.
     q_BHXd = q_ENd.unflatten(1, (k_EHd.shape[1], -1)).unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3)
     o_BHXd = F.scaled_dot_product_attention(q_BHXd, k_BHTd, v_BHTd, mask, scale=attention.scaling)
     o_BHnGd = o_BHXd.unflatten(2, (len(x_ED) // rows, -1))
@@ -80,8 +80,6 @@ def step_llama(
     sin_E1d = torch.cat([-sin_E1d[..., :half], sin_E1d[..., half:]], -1)
     # Without padding no mask is needed, and attention without one has a faster kernel.
     mask, rows = None if cache.full() else cache.mask(), len(cache.lengths)
-    if mask is not None and cache.width > 1:
-        mask = mask.repeat_interleave(backbone.layers[0].self_attn.num_key_value_groups, 2)
     for layer, memory in zip(backbone.layers, cache.memory, strict=True):
         x_ED = run_layer(layer, x_ED, cos_E1d, sin_E1d, mask, memory, cache.flat_E, rows, cache.columns)
     return backbone.norm(x_ED)

@@ -48,3 +48,34 @@ def test_variants_are_measured_on_both_sides_once(tmp_path):
     logs = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*/log.txt")}
     main(words)
     assert len(logs) == 2 and all(file.stat().st_mtime_ns == before for file, before in logs.items())
+
+
+@pytest.mark.slow
+def test_orders_are_trained_for_equal_time_and_draw_in_their_steps(tmp_path):
+    text = LANGUAGE.replace("model:\n", "model:\n  image_tokenizer: new:tiny\n")
+    (tmp_path / "language.yaml").write_text(text)
+    recipe = {
+        "base": str(tmp_path / "language.yaml"),
+        "kind": "language_model",
+        "minutes": 0.005,
+        "prompts": 2,
+        "variants": {"raster": [], "groups": ["model.order=groups"]},
+    }
+    (tmp_path / "orders.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    words = [str(tmp_path / "orders.yaml"), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    main(words)
+    scores = json.loads((tmp_path / "out" / "results.json").read_text())["variants"]
+    assert [scores[name]["backbone_steps"][0] for name in scores] == [4, 1]
+    assert [scores[name]["nats"][0] for name in scores] == pytest.approx([2 * 4 * 2.77] * 2, rel=0.05)
+    for name, of_variant in scores.items():
+        timed = [
+            json.loads(row)["seconds"]
+            for row in (tmp_path / "out" / f"{name}_0" / "timed" / "metrics.jsonl").read_text().splitlines()
+        ]
+        assert of_variant["updates"][0] * (timed[-1] - timed[0]) / (len(timed) - 1) == pytest.approx(0.3, rel=1.0)
+        assert of_variant["seconds_1"][0] > 0 and 0 <= of_variant["rules"][0] <= 1
+
+
+def test_minutes_are_for_language_models(tmp_path, refused):
+    (tmp_path / "ablation.yaml").write_text("{base: x.yaml, minutes: 3}")
+    assert "ablation, minutes: for language models only" in refused(main, str(tmp_path / "ablation.yaml"))

@@ -208,15 +208,26 @@ class TokenizerTrainConfig(Section):
 
 @dataclass
 class AblationConfig(Section):
-    """Variants of one recipe of the image tokenizer: `base` with the `a.b=c` words of each, once for each seed, all
-    measured on as many `crops` of scenes that no run has seen, or whole scenes where `base` has no crops. `language` is
-    the recipe of a language model that learns to draw with the codes of each (null: none)."""
+    """Variants of one recipe: `base` with the `a.b=c` words of each, once for each seed. `kind` says what is trained.
+
+    Image tokenizers are measured on as many `crops` of scenes that no run has seen, or whole scenes where `base` has no
+    crops; `language` is the recipe of a language model that learns to draw with the codes of each (null: none).
+    Language models are measured on drawings of as many `prompts` of GenEval. Above 0, `minutes` replaces the steps of
+    `base` with as many as each variant does in that time, by its first updates."""
 
     base: str = MISSING
+    kind: str = one_of("image_tokenizer", "language_model")
     variants: dict[str, list[str]] = field(default_factory=dict)
     seeds: list[int] = within("[0, 4294967296)", lambda: [0])
     crops: int = within("[1, inf)", 1000)
     language: str | None = None
+    prompts: int = within("[1, inf)", 200)
+    minutes: float = within("[0, inf)", 0.0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.minutes and self.kind == "image_tokenizer":
+            raise ValueError("ablation, minutes: for language models only; give image tokenizers run.steps")
 
 
 @dataclass
