@@ -20,24 +20,42 @@ Pick = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 class CodeTables(nn.Module):
-    """K learned tables, summed: codes_NLK -> embeds_NLD. Every position stands alone, so there is nothing to cache."""
+    """K learned tables, summed: codes_NLK -> embeds_NLD. Every position stands alone, so there is nothing to cache.
+
+    With `hidden`, a feed-forward network of so many units follows the sum, so that the codes of a position need not
+    speak one by one (the pre-buffer of LongCat-Next)."""
 
     reads_shares = True
 
-    def __init__(self, image_tokenizer, dim: int):
+    def __init__(self, image_tokenizer, dim: int, hidden: int = 0):
         super().__init__()
         self.codebook_size = image_tokenizer.codebook_size
         self.tables = nn.Embedding(image_tokenizer.num_codebooks * self.codebook_size, dim)
+        self.mix = FeedForward(dim, hidden) if hidden else nn.Identity()
 
     def forward(
         self, codes_NLK: torch.Tensor, cache: dict | None = None, quantized: Quantized | None = None
     ) -> torch.Tensor:
         offsets = torch.arange(codes_NLK.shape[-1], device=codes_NLK.device) * self.codebook_size
         embeds_NLD = self.tables(codes_NLK + offsets).sum(-2)
-        if quantized is None:
-            return embeds_NLD
-        shares_NLJ = quantized.shares_KMV.transpose(0, 1).reshape(*codes_NLK.shape[:2], -1)  # J = K * V
-        return embeds_NLD + (shares_NLJ - shares_NLJ.detach()) @ self.tables.weight
+        if quantized is not None:
+            shares_NLJ = quantized.shares_KMV.transpose(0, 1).reshape(*codes_NLK.shape[:2], -1)  # J = K * V
+            embeds_NLD = embeds_NLD + (shares_NLJ - shares_NLJ.detach()) @ self.tables.weight
+        return self.mix(embeds_NLD)
+
+
+class FeedForward(nn.Module):
+    """x + SwiGLU(RMSNorm(x)), of `hidden` units."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up(self.norm(x)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up)
 
 
 class PlacedTables(CodeTables):
@@ -47,8 +65,8 @@ class PlacedTables(CodeTables):
     Feeding an image step by step needs a `cache` (a dict, empty at first) that knows how far it is.
     """
 
-    def __init__(self, image_tokenizer, dim: int):
-        super().__init__(image_tokenizer, dim)
+    def __init__(self, image_tokenizer, dim: int, hidden: int = 0):
+        super().__init__(image_tokenizer, dim, hidden)
         self.places = nn.Embedding(image_tokenizer.num_positions, dim)
 
     def forward(

@@ -15,12 +15,12 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2")  # models whose layers our own loops 
 
 class MllmConfig(PretrainedConfig):
     """`text_config` is any decoder-only config of transformers (Llama by default); `image_tokenizer` has the fields of
-    an ImageTokenizerConfig. `code_embedding` and `code_head` are keys of the dicts in `codes.py`; `code_head_args` are
-    the head's own sizes. `code_z_loss` is the weight of the squared largest logit of each code in the loss (UniTok:
-    5e-5). Before an image, the model writes a plan of at most `plan_length` ids (0: none), such as a layout (LayoutGPT,
-    arXiv 2305.15393): special tokens of the text tokenizer (`text/ids.py`: `plan_token`), or any text where it has
-    none. `image_layers`, such as {"width": 256, "hidden": 768}, gives image positions weights of their own (see
-    `ImageLayers`; None: the backbone's). `order` is a key of `orders.ORDERS`: how images are drawn. With
+    an ImageTokenizerConfig. `code_embedding` and `code_head` are keys of the dicts in `codes.py`; `code_embedding_args`
+    and `code_head_args` are their own sizes. `code_z_loss` is the weight of the squared largest logit of each code in
+    the loss (UniTok: 5e-5). Before an image, the model writes a plan of at most `plan_length` ids (0: none), such as a
+    layout (LayoutGPT, arXiv 2305.15393): special tokens of the text tokenizer (`text/ids.py`: `plan_token`), or any
+    text where it has none. `image_layers`, such as {"width": 256, "hidden": 768}, gives image positions weights of
+    their own (see `ImageLayers`; None: the backbone's). `order` is a key of `orders.ORDERS`: how images are drawn. With
     `tie_word_embeddings`, here or in `text_config`, `lm_head` shares the weights of the text embedding. Raises
     ValueError for sizes of the image tokenizer that do not fit together.
     """
@@ -32,6 +32,7 @@ class MllmConfig(PretrainedConfig):
     text_config: dict | PretrainedConfig | None = None
     image_tokenizer: dict | None = None
     code_embedding: str = "tables"
+    code_embedding_args: dict | None = None
     code_head: str = "depth"
     code_head_args: dict | None = None
     code_z_loss: float = 0.0
@@ -51,7 +52,9 @@ class MllmConfig(PretrainedConfig):
             self.text_config = LlamaConfig()
         self.tie_word_embeddings |= self.text_config.tie_word_embeddings
         self.image_tokenizer = ImageTokenizerConfig(**(self.image_tokenizer or {})).to_dict()
-        self.code_head_args = dict(self.code_head_args or {})
+        self.code_embedding_args, self.code_head_args = (
+            dict(args or {}) for args in (self.code_embedding_args, self.code_head_args)
+        )
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -99,7 +99,9 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.image_tokenizer = ImageTokenizer(sizes)
         self.backbone = AutoModel.from_config(config.text_config)
         self.lm_head = nn.Linear(dim, config.text_config.vocab_size, bias=False)
-        self.code_embed = _choose(CODE_EMBEDDINGS, "code_embedding", config.code_embedding)(sizes, dim)
+        self.code_embed = _choose(CODE_EMBEDDINGS, "code_embedding", config.code_embedding)(
+            sizes, dim, **config.code_embedding_args
+        )
         self.code_head = _choose(CODE_HEADS, "code_head", config.code_head)(
             dim, sizes.num_codebooks, sizes.codebook_size, **config.code_head_args
         )
@@ -164,6 +166,16 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def dtype(self) -> torch.dtype:
         """The precision of the language model; the image tokenizer computes in float32 beside any."""
         return self.backbone.dtype
+
+    def noisy(self, codes_NLK: torch.Tensor, is_target_N: torch.Tensor, most: float) -> torch.Tensor:
+        """The codes, with a share of the positions of target images exchanged for random codes: in each image, a share
+        between 0 and `most`. What is drawn later then does not trust earlier codes blindly, which in generation may be
+        wrong (noisy context learning, xAR, arXiv 2502.20388)."""
+        N, L = codes_NLK.shape[:2]
+        shares_N1 = most * torch.rand(N, 1, device=codes_NLK.device) * send(is_target_N, codes_NLK.device)[:, None]
+        wrong_NL = torch.rand(N, L, device=codes_NLK.device) < shares_N1
+        others_NLK = torch.randint_like(codes_NLK, self.config.image_tokenizer["codebook_size"])
+        return torch.where(wrong_NL[..., None], others_NLK, codes_NLK)
 
     def draw_in(self, order: str) -> None:
         """Give the model another order, which it has to learn. Embeddings of places go with them. Raises ValueError for
@@ -244,6 +256,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         code_weight: float = 1.0,
         code_share: float = 1.0,
+        code_noise: float = 0.0,
         pixel_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MllmOutput:
@@ -253,13 +266,15 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Images are `codes` (codes_NLK), or `pixel_values` [N, 3, H, W] in [-1, 1], which are encoded. `is_target` [N] is
         true for images to draw, false for images to read. A code counts `code_weight` times as much as a text target.
-        The code head predicts a random `code_share` of the positions to draw. All other arguments, such as keys and
-        values, go to the backbone. Raises ValueError when images and placeholders disagree, and for codes outside the
-        codebooks."""
+        The code head predicts a random `code_share` of the positions to draw. In images to draw, up to `code_noise` of
+        the positions are read with other codes than those that are to be predicted (see `noisy`). All other arguments,
+        such as keys and values, go to the backbone. Raises ValueError when images and placeholders disagree, and for
+        codes outside the codebooks."""
         if pixel_values is not None:
             codes = self.image_tokenizer.encode(pixel_values)
         if inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, codes)
+            is_noisy = code_noise and codes is not None and is_target is not None
+            inputs_embeds = self.embed(input_ids, self.noisy(codes, is_target, code_noise) if is_noisy else codes)
         output = self.run_layers(
             inputs_embeds,
             input_ids,

@@ -3,10 +3,12 @@
 python -m scripts.draw_benchmark dpg --prompts ELLA/dpg_bench/prompts --model scenes --out out/dpg
 python -m scripts.draw_benchmark genai --prompts GenAI-Bench-1600/genai_image.json --out out/genai
 python -m scripts.draw_benchmark mjhq --prompts MJHQ-30K/meta_data.json --out out/mjhq --limit 5000
+python -m scripts.draw_benchmark parti --prompts PartiPrompts.tsv --out out/parti
 python -m scripts.draw_benchmark imgedit --prompts Benchmark/singleturn/singleturn.json --out out/imgedit
 torchrun --nproc_per_node 2 -m scripts.draw_benchmark dpg --prompts ELLA/dpg_bench/prompts --out out/dpg
 
 dpg: DPG-Bench, four images a prompt as one grid. genai: GenAI-Bench. mjhq: MJHQ-30K, for FID by image_metrics.
+parti: PartiPrompts (P2).
 Edits: imgedit (ImgEdit), gedit (GEdit-Bench, as JSON lines with key, task_type, instruction_language, instruction
 and image). Paths of pictures are relative to the file of prompts.
 A prompt that the model cannot read is told, and listed in not_drawn.json. GenEval has a script of its own.
@@ -27,11 +29,12 @@ from scripts._load import load_model
 if TYPE_CHECKING:
     from eval.geneval.drawing import Settings
 
-IMAGES_PER_PROMPT = {"dpg": 4, "genai": 1, "mjhq": 1, "gedit": 1, "imgedit": 1}
+IMAGES_PER_PROMPT = {"dpg": 4, "genai": 1, "mjhq": 1, "parti": 1, "gedit": 1, "imgedit": 1}
 SCORERS = {
     "dpg": "dpg_bench/compute_dpg_bench.py --image-root-path {out}/images --resolution {side} --pic-num 4",
     "genai": "genai_bench/evaluate.py --output_dir {out} --gen_model images",
     "mjhq": "python -m scripts.image_metrics {out}/images --reference MJHQ-30K/mjhq30k_imgs",
+    "parti": "none; people compare {out}/images with those of another model",
     "gedit": "GEdit-Bench/test_gedit_score.py, with {out} as the results of this model",
     "imgedit": "Benchmark/Basic/basic_bench.py --result_img_folder {out}",
 }

@@ -58,6 +58,7 @@ def new_tiny_model(
     plan_length: int = 0,
     kind: type[Mllm] = Mllm,
     order: str = "raster",
+    code_embedding_args: dict | None = None,
     **sizes: Any,
 ) -> tuple[Mllm, Processor]:
     """A fresh (model, processor), always with the same weights."""
@@ -70,6 +71,7 @@ def new_tiny_model(
         text_config={**BACKBONE, "vocab_size": len(text_tokenizer)},
         image_tokenizer=image_tokenizer.to_dict(),
         code_embedding=code_embedding,
+        code_embedding_args=code_embedding_args,
         code_head=code_head,
         code_head_args={"layers": 1, "heads": 2} if code_head == "depth" else {},
         image_layers=image_layers,
@@ -87,9 +89,9 @@ def new_tiny_model(
 
 @pytest.fixture(scope="session")
 def make_tiny_model(text_tokenizer) -> Callable[..., tuple[Mllm, Processor]]:
-    """A function: (code_embedding, code_head, quantizer, image_layers, plan_length, kind, order, fields of the image
-    tokenizer) -> a fresh (model, processor), always with the same weights. With a plan_length, its text tokenizer has
-    the words of layouts."""
+    """A function: (code_embedding, code_head, quantizer, image_layers, plan_length, kind, order, code_embedding_args,
+    fields of the image tokenizer) -> a fresh (model, processor), always with the same weights. With a plan_length, its
+    text tokenizer has the words of layouts."""
     return partial(new_tiny_model, text_tokenizer)
 
 

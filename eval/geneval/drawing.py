@@ -3,6 +3,7 @@
 What is there and whole is not drawn again, and processes (torchrun) share the rest, by prompt.
 """
 
+import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -106,6 +107,18 @@ def plan_entries(name: str, prompts: Path, settings: Settings) -> list[Picture]:
     ]
 
 
+def plan_parti(prompts: Path, settings: Settings) -> list[Picture]:
+    """`images/00000.png` and so on, one image a prompt, from PartiPrompts.tsv (github google-research/parti)."""
+    rows = csv.DictReader(split_lines(read_text(prompts)), delimiter="\t", quoting=csv.QUOTE_NONE)
+    texts = [row["Prompt"] for row in rows if row.get("Prompt")]
+    if not texts:
+        raise ValueError(f"{prompts} holds no prompts: give PartiPrompts.tsv, whose first column is Prompt")
+    return [
+        Picture(number, f"images/{number:05d}.png", text, [settings.image_seed(number, 0)])
+        for number, text in spread(list(enumerate(texts)), settings.limit)
+    ]
+
+
 def plan_edits(name: str, prompt: str, source: str, prompts: Path, settings: Settings) -> list[Picture]:
     """One edit an entry, of a JSON object {key: entry}, or of one entry a line with its `key`. `prompt` and `source`
     are the entry's fields of the instruction and the picture; `name` may use all. Paths are relative to the file."""
@@ -142,6 +155,7 @@ def _checked(files: Sequence[tuple[str, Entry]], prompts: Path) -> Sequence[tupl
 PLANS = {
     "geneval": plan_geneval,
     "dpg": plan_dpg,
+    "parti": plan_parti,
     "genai": partial(plan_entries, "images/{id}.jpeg"),  # github linzhiqiu/t2v_metrics, genai_image.json
     "mjhq": partial(plan_entries, "images/{category}/{id}.png"),  # MJHQ-30K, meta_data.json
     # github stepfun-ai/Step1X-Edit; its data set as lines, each with a picture's path as `image`.

@@ -126,3 +126,31 @@ def test_codes_without_a_place_make_previews_of_the_whole_picture_and_take_no_ma
     assert all(preview.image(model).getchannel("A").getbbox() == (0, 0, *drawn.size) for preview in previews)
     with pytest.raises(ValueError, match="codes have no place in the picture: edit without a mask"):
         edit_images(model, processor, drawn, "make it blue", masks=Image.new("RGBA", (32, 32)))
+
+
+@pytest.mark.parametrize("name", ["tables", "placed_tables"])
+def test_a_feed_forward_network_mixes_the_codes_of_a_position(make_tiny_model, name, tmp_path):
+    """It is no longer a sum of what each code says, still embeds positions one by one, and is saved with the model."""
+    model, processor = make_tiny_model(name, code_embedding_args={"hidden": 24})
+    with torch.no_grad():
+        for weight in model.code_embed.parameters():
+            weight.mul_(20)
+    codes_NLK = torch.randint(0, V, (2, 4, K), generator=torch.Generator().manual_seed(0))
+    cache: dict = {}
+    whole_NLD = model.code_embed(codes_NLK)
+    steps = [model.code_embed(codes_N1K, cache) for codes_N1K in codes_NLK.split(1, 1)]
+    torch.testing.assert_close(torch.cat(steps, 1), whole_NLD)
+
+    def change(codes_NLK: torch.Tensor) -> torch.Tensor:
+        """What another first code changes."""
+        other = codes_NLK.clone()
+        other[..., 0] = (other[..., 0] + 1) % V
+        return model.code_embed(other) - model.code_embed(codes_NLK)
+
+    second = codes_NLK.clone()
+    second[..., 1] = (second[..., 1] + 1) % V
+    assert not torch.allclose(change(codes_NLK), change(second), atol=1e-3)
+    model.save_pretrained(tmp_path)
+    loaded = Mllm.from_pretrained(tmp_path).eval()
+    fast, eager = (generate_images(loaded, processor, ["a dog"], 1, kernels=way)[0] for way in ("auto", "eager"))
+    assert fast.tobytes() == eager.tobytes()

@@ -102,6 +102,25 @@ def test_the_loss_of_a_code_does_not_see_the_code(model_and_processor):
     torch.testing.assert_close(logits[0], logits[1])
 
 
+def test_noise_is_in_what_is_read_of_images_to_draw_alone(tiny_model):
+    model, processor = tiny_model
+    batch = vars(processor.collate(_samples(processor) + [processor.encode_drawing("a", _codes(n)) for n in range(9)]))
+    targets = batch["is_target"]
+    torch.manual_seed(0)
+    noisy = torch.stack([model.noisy(batch["codes"], targets, 0.5) for _ in range(400)])
+    changed_SN = (noisy != batch["codes"]).any(-1).float().mean(2)
+    assert not changed_SN[:, ~targets].any()
+    assert changed_SN[:, targets].mean() == pytest.approx(0.25 * (1 - 1 / 16**2), abs=0.03)  # of 0 to 0.5
+    exact, none, much = (model(**batch, **noise) for noise in ({}, {"code_noise": 0.0}, {"code_noise": 1.0}))
+    assert torch.equal(exact.loss, none.loss) and not torch.equal(exact.code_loss, much.code_loss)
+    assert torch.equal(exact.code_count, much.code_count)
+    seen = []
+    hook = model.code_head.register_forward_hook(lambda _, args, __: seen.append(args[1]))
+    model(**batch, code_noise=1.0)
+    hook.remove()
+    assert torch.equal(seen[0], batch["codes"][targets].flatten(0, 1))  # what is to be predicted is exact
+
+
 def test_losses_reach_embeddings_and_heads(model_and_processor):
     model, processor = model_and_processor
     model.zero_grad()

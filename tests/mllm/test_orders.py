@@ -94,7 +94,7 @@ def test_each_place_is_drawn_once_from_the_step_before(name, side):
 @pytest.mark.parametrize(
     "more", [{}, {"code_embedding": "placed_tables"}, {"code_embedding": "codebook"}, {"image_layers": NARROW}], ids=str
 )
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", PARALLEL)
 def test_a_drawing_has_the_probability_that_training_gives_it(make_tiny_model, order, more, kernels):
     """In a batch with a text and with a drawing of another length."""
     model, processor = _wide(*make_tiny_model(order=order, image_size=16 * SIDE, **more))

@@ -148,6 +148,7 @@ def _model_config(
     vocab_size = len(processor.tokenizer)
     if not pretrained:
         check_backbone(config.backbone)
+    check_sizes("model.code_embedding_args", config.code_embedding_args)
     check_sizes("model.code_head_args", config.code_head_args)
     check_sizes("model.image_layers", config.image_layers)
     sizes = text_config(pretrained) if pretrained else {"model_type": "llama", "vocab_size": vocab_size}
@@ -156,6 +157,7 @@ def _model_config(
         text_config={**sizes, **ids, **({} if pretrained else config.backbone)},
         image_tokenizer=image_tokenizer.to_dict(),
         code_embedding=config.code_embedding,
+        code_embedding_args=config.code_embedding_args,
         code_head=config.code_head,
         code_head_args=config.code_head_args,
         image_layers=config.image_layers or None,

@@ -42,7 +42,7 @@ def train_step(engine: TorchEngine, micro_batches: Sequence[Batch], config: Trai
     sums = torch.zeros(size, dtype=exact(device), device=device)
     for place, batch in enumerate(micro_batches):
         inputs = inputs_of(batch, device, masked=model.config.image_layers is not None)
-        output = engine.forward(**inputs, code_share=config.code_share)
+        output = engine.forward(**inputs, code_share=config.code_share, code_noise=config.code_noise)
         loss = mean_loss(output.text_loss, n_text, output.code_loss, n_code, config.code_weight)
         if isinstance(output, TunedOutput):
             loss = loss + output.guard_loss / n_images.item()

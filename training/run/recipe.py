@@ -265,6 +265,7 @@ class ModelConfig(Section):
     text_tokenizer: str | None = None
     backbone: Any = field(default_factory=dict)
     code_embedding: str = "tables"
+    code_embedding_args: dict[str, Any] = field(default_factory=dict)
     code_head: str = "depth"
     code_head_args: dict[str, Any] = field(default_factory=dict)
     image_layers: dict[str, Any] = field(default_factory=dict)
@@ -351,7 +352,8 @@ class DeepSpeedConfig(Section):
 @dataclass
 class TrainConfig(Section):
     """A run of `scripts.train`. Codes count `code_weight` times as much as words. The code head predicts the codes of a
-    `code_share` of the positions to draw, others in each update; their losses stand for those of all."""
+    `code_share` of the positions to draw, others in each update; their losses stand for those of all. In images to
+    draw, up to `code_noise` of the positions are read with wrong codes (xAR, arXiv 2502.20388)."""
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -360,6 +362,7 @@ class TrainConfig(Section):
     deepspeed: DeepSpeedConfig | None = None
     code_weight: float = within("(0, inf)", 1.0)
     code_share: float = within("(0, 1]", 1.0)
+    code_noise: float = within("[0, 1]", 0.0)
     prompts: list[PromptConfig] = field(default_factory=list)
 
     def __post_init__(self):
@@ -370,6 +373,8 @@ class TrainConfig(Section):
             raise ValueError("recipe, optim.muon: Muon needs whole matrices; leave out deepspeed, or optim.muon")
         if self.deepspeed and self.deepspeed.stage == 3 and self.run.compile:
             raise ValueError("recipe, run.compile: not with deepspeed.stage 3, whose weights come and go in between")
+        if self.code_noise and (self.model.tune or self.model.words):
+            raise ValueError("recipe, code_noise: not with model.tune or model.words, whose codes come another way")
         if self.model.words and (self.model.lora or self.model.tune or self.model.trainable != ["code_embed"]):
             raise ValueError("recipe, model.words: give model.trainable: [code_embed], and no lora or tune")
 

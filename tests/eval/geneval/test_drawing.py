@@ -127,6 +127,18 @@ def test_dpg_has_one_grid_for_each_prompt(tiny_model, tmp_path):
     assert grid.crop((0, 32, 32, 64)).tobytes() == alone.tobytes()
 
 
+def test_parti_reads_its_table(tmp_path):
+    rows = ["Prompt\tCategory\tChallenge\tNote", "bond\tAbstract\tBasic\t", 'a "red" dog\tAnimals\tBasic\tsays "a\t']
+    (tmp_path / "PartiPrompts.tsv").write_text("\n".join(rows) + "\n")
+    settings = Settings(images_per_prompt=1)
+    pictures = PLANS["parti"](tmp_path / "PartiPrompts.tsv", settings)
+    found = [(picture.file, picture.prompt) for picture in pictures]
+    assert found == [("images/00000.png", "bond"), ("images/00001.png", 'a "red" dog')]
+    (tmp_path / "other.tsv").write_text("a dog\na cat\n")
+    with pytest.raises(ValueError, match="holds no prompts: give PartiPrompts.tsv"):
+        PLANS["parti"](tmp_path / "other.tsv", settings)
+
+
 def test_genai_and_mjhq_name_images_by_id(tiny_model, tmp_path):
     entries = {"00000": {"prompt": "a cow", "category": "animals"}, "00007": {"prompt": "a bus", "category": "cars"}}
     (tmp_path / "prompts.json").write_text(json.dumps(entries))
