@@ -258,7 +258,7 @@ def draw_steps(
             codes += yield Keep(torch.stack(list(fixed.values())), scales)
         else:
             slots = tuple(range(first, first + len(step.places))) if order.parallel else ()
-            new = list((yield Draw(options.sampling, scales, step.sources, slots)))
+            new = (yield Draw(options.sampling, scales, step.sources, slots)).unbind()
             codes += [fixed.get(at, codes_K) for at, codes_K in enumerate(new)]
         told()
     codes_LK = torch.stack(codes)
