@@ -29,7 +29,7 @@ from .device import send, sync_is_free
 from .folders import find_model, lazy_tensors, loading
 from .image_layers import ImageLayers
 from .masks import added, visible
-from .orders import ORDERS
+from .orders import make_order
 
 # Arguments of a pass that have a row for each image, not for each sequence.
 OF_IMAGES = ("codes", "pixel_values", "is_target")
@@ -106,7 +106,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             dim, sizes.num_codebooks, sizes.codebook_size, **config.code_head_args
         )
         self.image_layers = ImageLayers(config.text_config, **config.image_layers) if config.image_layers else None
-        self.order = _choose(ORDERS, "order", config.order)(sizes.grid, dim)
+        self.order = make_order(config.order, sizes, dim)
         inputs = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is inputs)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
@@ -181,7 +181,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Give the model another order, which it has to learn. Embeddings of places go with them. Raises ValueError for
         one that is unknown or does not fit."""
         before, sizes = self.order, self.config.image_tokenizer_config
-        self.order = _choose(ORDERS, "order", order)(sizes.grid, self.config.text_config.hidden_size)
+        self.order = make_order(order, sizes, self.config.text_config.hidden_size)
         self.order.apply(self._init_weights)
         self.config.order = order
         if isinstance(self.code_embed, PlacedTables):

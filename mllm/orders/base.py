@@ -27,17 +27,17 @@ class Step(NamedTuple):
 
 
 class Order(nn.Module, ABC):
-    """An order over an image of `side` x `side` positions, for a backbone of width `dim`. Where several are predicted
+    """An order over the `positions` of an image, for a backbone of width `dim`. Where several are predicted
     from one hidden state, a learned vector for each slot (`aims`) is added to it before the code head. Raises
     ValueError where the order does not fit the image."""
 
     parallel: ClassVar[bool] = True  # whether a step may draw several positions
 
-    def __init__(self, side: int, dim: int):
+    def __init__(self, positions: int, dim: int):
         super().__init__()
         self.steps, self.places, self.sources, self.ends = [], [], [], []
         before: list[int | None] = [None]
-        for step in self.plan(side):
+        for step in self.plan(positions):
             first, places = len(self.places), tuple(step)
             sources = tuple(before.index(step[place]) for place in places)
             self.steps.append(Step(first, places, sources))
@@ -51,7 +51,7 @@ class Order(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def plan(side: int) -> list[dict[int, int | None]]:
+    def plan(positions: int) -> list[dict[int, int | None]]:
         """Each step as {place: the place of the step before that it is predicted from}; None is the begin of the
         image."""
 

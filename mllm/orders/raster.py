@@ -7,5 +7,5 @@ class Raster(Order):
     parallel = False
 
     @staticmethod
-    def plan(side: int) -> list[dict[int, int | None]]:
-        return [{place: place - 1 if place else None} for place in range(side * side)]
+    def plan(positions: int) -> list[dict[int, int | None]]:
+        return [{place: place - 1 if place else None} for place in range(positions)]

@@ -72,7 +72,7 @@ def _draw(model, processor, kernels: str = "auto", prompt: str = "a red dog", **
 @pytest.mark.parametrize("side", [2, 4, 8])
 @pytest.mark.parametrize("name", ORDERS)
 def test_each_place_is_drawn_once_from_the_step_before(name, side):
-    order = ORDERS[name](side, 8)
+    order = ORDERS[name](side * side, 8)
     assert sorted(order.places) == list(range(side * side))
     assert side != SIDE or len(order.steps) == STEPS[name]
     before = range(-1, 0)
@@ -270,3 +270,10 @@ def test_a_model_that_draws_row_by_row_may_learn_another_order(make_tiny_model):
     assert model.config.order == "wavefront" and len(_draw(model, processor).result) == L
     with pytest.raises(ValueError, match="unknown order 'spiral'"):
         model.draw_in("spiral")
+
+
+@pytest.mark.parametrize("order", PARALLEL)
+def test_an_order_of_neighbours_needs_positions_with_places(make_tiny_model, order):
+    layout = {"layout": "queries", "layout_args": {"positions": 4}}
+    with pytest.raises(ValueError, match=f"order '{order}' draws neighbours at once, and layout 'queries' has none"):
+        make_tiny_model(order=order, **layout)
