@@ -7,10 +7,9 @@ python -m scripts.draw_benchmark parti --prompts PartiPrompts.tsv --out out/part
 python -m scripts.draw_benchmark imgedit --prompts Benchmark/singleturn/singleturn.json --out out/imgedit
 torchrun --nproc_per_node 2 -m scripts.draw_benchmark dpg --prompts ELLA/dpg_bench/prompts --out out/dpg
 
-dpg: DPG-Bench, four images a prompt as one grid. genai: GenAI-Bench. mjhq: MJHQ-30K, for FID by image_metrics.
-parti: PartiPrompts (P2).
-Edits: imgedit (ImgEdit), gedit (GEdit-Bench, as JSON lines with key, task_type, instruction_language, instruction
-and image). Paths of pictures are relative to the file of prompts.
+dpg: DPG-Bench, four images a prompt as one grid. genai: GenAI-Bench. mjhq: MJHQ-30K, for FID by image_metrics. parti:
+PartiPrompts (P2). Edits: imgedit (ImgEdit), gedit (GEdit-Bench, as JSON lines with key, task_type, instruction and its
+language, instruction_language, and image). Paths of pictures are relative to the file of prompts.
 A prompt that the model cannot read is told, and listed in not_drawn.json. GenEval has a script of its own.
 """
 
@@ -29,7 +28,6 @@ from scripts._load import load_model
 if TYPE_CHECKING:
     from eval.geneval.drawing import Settings
 
-IMAGES_PER_PROMPT = {"dpg": 4, "genai": 1, "mjhq": 1, "parti": 1, "gedit": 1, "imgedit": 1}
 SCORERS = {
     "dpg": "dpg_bench/compute_dpg_bench.py --image-root-path {out}/images --resolution {side} --pic-num 4",
     "genai": "genai_bench/evaluate.py --output_dir {out} --gen_model images",
@@ -68,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     add_benchmark_options(parser)
     add_drawing_options(parser, ["image_cfg_scale"])
     args = parser.parse_args(argv)
-    settings = settings_of(args, IMAGES_PER_PROMPT[args.benchmark])
+    settings = settings_of(args, 4 if args.benchmark == "dpg" else 1)
     with stop_at_once():
         from eval.geneval.drawing import PLANS, draw_all
 

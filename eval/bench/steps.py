@@ -57,7 +57,7 @@ def repeated(step: Callable, times: int) -> Callable:
 
 def our_step(model: Mllm, processor: Processor, samples: Sequence[Any], x_BD: torch.Tensor) -> Callable:
     stream = Stream(model, samples, processor, room=1024)
-    return lambda: stream.feed(x_BD.to(stream.h_BD.dtype))
+    return lambda: stream.feed(x_BD.to(stream.h_ED.dtype))
 
 
 def their_step(model: Mllm, x_BD: torch.Tensor) -> Callable:

@@ -176,7 +176,7 @@ def test_a_greedy_answer_is_told(load):
     stream = Stream(model.model, [model.processor.encode(lmms_model.question([], DOCS[0]["text"]))], model.processor)
     with torch.no_grad():  # now the model ends its answer at once
         model.model.lm_head.weight.zero_()
-        model.model.lm_head.weight[model.processor.eos_id] = stream.h_BD[0]
+        model.model.lm_head.weight[model.processor.eos_id] = stream.h_ED[0]
     results = model.loglikelihood([choice(0, ""), choice(0, "dog")])
     assert [result.text[1] for result in results] == [True, False]
     assert results[0].text[0] < results[1].text[0]
