@@ -98,10 +98,16 @@ def test_every_sub_code_counts_in_an_embedding(name):
 
 
 QUERIES = {"layout": "queries", "layout_args": {"positions": 3, "tail_drop": "uniform"}}
+# Of the embeddings, one reads what codes stand for, and one counts positions.
+VARIANTS = [
+    *((name, {}) for name in CODE_EMBEDDINGS),
+    *(("codebook", {"quantizer": kind}) for kind in QUANTIZERS if kind != "multi_codebook"),
+    ("placed_tables", QUERIES),
+    ("placed_tables", {"layout": "holistic", "layout_args": {"queries": 2}}),
+]
 
 
-@pytest.mark.parametrize("sizes", [*({"quantizer": kind} for kind in QUANTIZERS), QUERIES], ids=str)
-@pytest.mark.parametrize("name", CODE_EMBEDDINGS)
+@pytest.mark.parametrize(("name", "sizes"), VARIANTS, ids=str)
 def test_a_model_with_any_quantizer_or_layout_sees_draws_and_is_loaded(make_tiny_model, tmp_path, name, sizes):
     model, processor = make_tiny_model(name, **sizes)
     for part in (model, processor):

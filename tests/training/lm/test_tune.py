@@ -65,8 +65,20 @@ def samples(processor, count: int = 2):
     return [drawn, *(processor.encode(chat, open_answer=False) for chat in chats)]
 
 
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
-@pytest.mark.parametrize("kind", CODE_EMBEDDINGS)
+OTHERS = [quantizer for quantizer in QUANTIZERS if quantizer != "multi_codebook"]
+# Tables take gradient from the shares of entries, codebook vectors from features: each quantizer must give both.
+PAIRS = [
+    *((kind, "multi_codebook") for kind in CODE_EMBEDDINGS),
+    *((kind, quantizer) for quantizer in OTHERS for kind in ("tables", "codebook")),
+]
+LOSSES = [
+    *((kind, "multi_codebook", loss) for kind in CODE_EMBEDDINGS for loss in ("text_loss", "code_loss")),
+    *(("tables", quantizer, "text_loss") for quantizer in OTHERS),
+    *(("codebook", quantizer, "code_loss") for quantizer in OTHERS),
+]
+
+
+@pytest.mark.parametrize(("kind", "quantizer"), PAIRS)
 def test_losses_are_those_of_frozen_codes(tuned, kind, quantizer):
     model, processor, _ = tuned(kind, quantizer)
     both = samples(processor)
@@ -79,9 +91,7 @@ def test_losses_are_those_of_frozen_codes(tuned, kind, quantizer):
         assert torch.equal(from_pixels[name], frozen[name])
 
 
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
-@pytest.mark.parametrize("kind", CODE_EMBEDDINGS)
-@pytest.mark.parametrize("loss", ["text_loss", "code_loss"])
+@pytest.mark.parametrize(("kind", "quantizer", "loss"), LOSSES)
 def test_answers_and_drawings_reach_the_encoder(tuned, kind, quantizer, loss):
     model, processor, _ = tuned(kind, quantizer)
     output = model(**vars(processor.collate(samples(processor)[:: 1 if loss == "text_loss" else 2])))
