@@ -105,7 +105,7 @@ class ImageLayers(nn.Module):
         self.enter = nn.Linear(D, width, bias=False)
         self.layers = nn.ModuleList(ImageLayer(width, hidden, *of_heads, eps) for _ in range(config.num_hidden_layers))
         self.attention = Attention(*of_heads)
-        self.project_text, self.finish_text = project_text, finish_text  # for the compiler to take the place of
+        self.project_text, self.finish_text = project_text, finish_text  # a compiler replaces them
         self.norm = nn.RMSNorm(width, eps=eps)
         self.leave = nn.Linear(width, D, bias=False)
 
@@ -137,7 +137,7 @@ class ImageLayers(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=inputs_embeds.device).expand(B, T)
         visible_BTS = visible(attention_mask, is_image_BT, past)
-        mask_B1TS = added(visible_BTS)
+        mask_B1TS = added(visible_BTS, inputs_embeds.dtype)
         if past:
             is_start_BT = torch.zeros_like(is_image_BT)
             h_BTD = torch.zeros_like(inputs_embeds)

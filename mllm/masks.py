@@ -16,7 +16,7 @@ def visible(mask: torch.Tensor | None, like_BT: torch.Tensor, past: int = 0) -> 
     return causal_BTS if mask is None else causal_BTS & mask.bool()[:, None]
 
 
-def added(visible_BTS: torch.Tensor) -> torch.Tensor:
-    """What is added to scores, [B, 1, T, S]."""
-    zeros = torch.zeros(visible_BTS.shape, device=visible_BTS.device)
-    return zeros.masked_fill(~visible_BTS, torch.finfo(torch.float32).min)[:, None]
+def added(visible_BTS: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores, [B, 1, T, S], in the precision of the model: some kernels take no other."""
+    zeros = torch.zeros(visible_BTS.shape, dtype=dtype, device=visible_BTS.device)
+    return zeros.masked_fill(~visible_BTS, torch.finfo(dtype).min)[:, None]

@@ -224,16 +224,19 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         transformers. The begin of an image, which predicts its first codes, is a position of the image. Positions of an
         image that are drawn in one step see each other."""
         if self.order.parallel and ids_BT is not None:
-            kwargs["attention_mask"] = self._mask(ids_BT, kwargs.get("attention_mask"), kwargs.get(CACHE))
+            kwargs["attention_mask"] = self._mask(
+                ids_BT, kwargs.get("attention_mask"), kwargs.get(CACHE), inputs_embeds.dtype
+            )
         if self.image_layers is None or ids_BT is None:
             return self.backbone(inputs_embeds=inputs_embeds, **kwargs)
         is_image_BT = (ids_BT == self.config.image_token_id) | (ids_BT == self.config.boi_token_id)
         return self.image_layers(self.backbone, inputs_embeds, is_image_BT, **kwargs)
 
-    def _mask(self, ids_BT: torch.Tensor, mask: torch.Tensor | None, cache: Any) -> torch.Tensor:
+    def _mask(self, ids_BT: torch.Tensor, mask: torch.Tensor | None, cache: Any, dtype: torch.dtype) -> torch.Tensor:
+        """`mask`, with the later positions that are drawn together, as `added` makes it."""
         past = 0 if cache is None else cache.get_seq_length()
         ahead_BTT = self.order.ahead(ids_BT == self.config.image_token_id)
-        return added(visible(mask, ids_BT, past) | F.pad(ahead_BTT, (past, 0)))
+        return added(visible(mask, ids_BT, past) | F.pad(ahead_BTT, (past, 0)), dtype)
 
     def _check_codes(self, codes_NLK: torch.Tensor) -> None:
         K, V = (self.config.image_tokenizer[name] for name in ("num_codebooks", "codebook_size"))

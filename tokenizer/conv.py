@@ -104,8 +104,8 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """features [N, L, C] -> pixels_N3HW, not clamped: the encoder mirrored, and two convolutions between pixels,
-    without which the squares that positions of the first stage become show as a fine grid on even ground."""
+    """features [N, L, C] -> pixels_N3HW, not clamped: the encoder mirrored, then two convolutions between
+    pixels, which see across the squares that positions of the first stage become."""
 
     def __init__(self, conv_widths, conv_depths, width: int, depth: int, heads: int, drop_path: float):
         super().__init__()

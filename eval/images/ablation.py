@@ -121,16 +121,23 @@ class DrawingRun(Run):
 
     def planned(self) -> int:
         """How many updates it does: as many as fit into its minutes, by the time of the first ones."""
-        log = self.folder / "timed" / "metrics.jsonl"
         if not self.minutes:
             return self.steps
-        if not log.is_file() or len(log.read_text(encoding="utf-8").splitlines()) < TIMED:
-            names = [f"run.folder={self.folder}", "run.name=timed", f"run.steps={TIMED}", f"run.seed={self.seed}"]
-            call(self, "train", self.recipe, *self.changes, *names)
-        ends = [json.loads(row)["seconds"] for row in log.read_text(encoding="utf-8").splitlines()]
-        return max(1, round(60 * self.minutes / median(b - a for a, b in pairwise(ends))))
+        return max(1, round(60 * self.minutes / median(b - a for a, b in pairwise(self.ends()))))
+
+    def ends(self) -> list[float]:
+        """When each of the first updates ended, in seconds; of as many as have been timed."""
+        log = self.folder / "timed" / "metrics.jsonl"
+        rows = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+        return [json.loads(row)["seconds"] for row in rows]
 
     def train(self) -> None:
+        """Raises KeyboardInterrupt where the first updates, which are timed, were told to stop."""
+        if self.minutes and len(self.ends()) < TIMED:
+            names = [f"run.folder={self.folder}", "run.name=timed", f"run.steps={TIMED}", f"run.seed={self.seed}"]
+            call(self, "train", self.recipe, *self.changes, *names)
+            if len(self.ends()) < TIMED:
+                raise KeyboardInterrupt
         names = [f"run.folder={self.folder}", "run.name=run", f"run.seed={self.seed}", f"run.steps={self.planned()}"]
         call(self, "train", self.recipe, *self.changes, *names)
 

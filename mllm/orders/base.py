@@ -27,9 +27,9 @@ class Step(NamedTuple):
 
 
 class Order(nn.Module, ABC):
-    """An order over the `positions` of an image, for a backbone of width `dim`. Where several are predicted
-    from one hidden state, a learned vector for each slot (`aims`) is added to it before the code head. Raises
-    ValueError where the order does not fit the image."""
+    """An order over the `positions` of an image, for a backbone of width `dim`. Where several are predicted from one
+    hidden state, a learned vector for each slot (`aims`) is added to it before the code head. Raises ValueError where
+    the order does not fit the image."""
 
     parallel: ClassVar[bool] = True  # whether a step may draw several positions
 

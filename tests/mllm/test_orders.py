@@ -3,6 +3,8 @@
 import pytest
 import torch
 from PIL import Image
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mllm import Mllm, edit_images, generate_images
 from mllm.codes import CODE_EMBEDDINGS
@@ -277,3 +279,20 @@ def test_an_order_of_neighbours_needs_positions_with_places(make_tiny_model, ord
     layout = {"layout": "queries", "layout_args": {"positions": 4}}
     with pytest.raises(ValueError, match=f"order '{order}' draws neighbours at once, and layout 'queries' has none"):
         make_tiny_model(order=order, **layout)
+
+
+@pytest.mark.parametrize("more", [{}, {"image_layers": NARROW}], ids=str)
+def test_masks_have_the_precision_of_the_model(make_tiny_model, more):
+    """Kernels of GPUs take no other."""
+    given = set()
+
+    def attend(module, query, key, value, attention_mask, **kwargs):
+        given.add((query.dtype, attention_mask.dtype))
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+    AttentionInterface.register("told", attend)
+    model, processor = make_tiny_model(order="wavefront", image_size=16 * SIDE, **more)
+    model.bfloat16().set_attn_implementation("told")
+    batch = processor.collate([processor.encode_drawing("a red dog", _codes())])
+    h_BTD = model.run_layers(model.embed(batch.input_ids, batch.codes), batch.input_ids).last_hidden_state
+    assert given == {(torch.bfloat16, torch.bfloat16)} and h_BTD.isfinite().all()

@@ -162,8 +162,7 @@ class Quantizer(nn.Module, ABC):
 
     def scores(self, z_KMq: torch.Tensor) -> torch.Tensor:
         """[K, M, V], half the squared distances to all entries, negative, but for what all have in common."""
-        entries_KVq = self.entries()
-        return torch.baddbmm(-0.5 * entries_KVq.square().sum(-1)[:, None], z_KMq, entries_KVq.mT)
+        return closeness(z_KMq, self.entries())
 
     def loss(self, z_KMq: torch.Tensor, q_KMq: torch.Tensor) -> torch.Tensor:
         """What keeps features and their entries close; nothing where entries do not move, and features are bounded."""
@@ -260,6 +259,11 @@ class Quantizer(nn.Module, ABC):
         choice_NLK = torch.randint(near_KVn.shape[-1], shape, **how)
         other_NLK = near_KVn[torch.arange(len(near_KVn), device=codes_NLK.device), codes_NLK, choice_NLK]
         return torch.where(torch.rand(shape, **how) < share_N[:, None, None], other_NLK, codes_NLK)
+
+
+def closeness(points_KMq: torch.Tensor, entries_KVq: torch.Tensor) -> torch.Tensor:
+    """[K, M, V], half the squared distances, negative, but for the length of the points: the nearest has the most."""
+    return torch.baddbmm(-0.5 * entries_KVq.square().sum(-1)[:, None], points_KMq, entries_KVq.mT)
 
 
 def _gather(entries_KVq: torch.Tensor, codes_KM: torch.Tensor) -> torch.Tensor:

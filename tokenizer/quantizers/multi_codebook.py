@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import Across, EntropyOptions, Quantized, Quantizer, Upkeep, count_codes
+from .base import Across, EntropyOptions, Quantized, Quantizer, Upkeep, closeness, count_codes
 
 
 @dataclass
@@ -133,8 +133,7 @@ def k_means(points_KMq: torch.Tensor, count: int, rounds: int = 10) -> torch.Ten
     chosen_KV = torch.randint(points_KMq.shape[1], (len(points_KMq), count), device=points_KMq.device)
     centres_KVq = points_KMq.gather(1, chosen_KV[..., None].expand(-1, -1, points_KMq.shape[-1]))
     for _ in range(rounds):
-        scores_KMV = torch.baddbmm(-0.5 * centres_KVq.square().sum(-1)[:, None], points_KMq, centres_KVq.mT)
-        nearest_KM1 = scores_KMV.argmax(-1, keepdim=True)
+        nearest_KM1 = closeness(points_KMq, centres_KVq).argmax(-1, keepdim=True)
         sums_KVq = torch.zeros_like(centres_KVq).scatter_add_(1, nearest_KM1.expand_as(points_KMq), points_KMq)
         counts_KV1 = count_codes(nearest_KM1.transpose(0, 2), count)[..., None]
         centres_KVq = torch.where(counts_KV1 > 0, sums_KVq / counts_KV1.clamp(min=1), centres_KVq)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import Quantizer
+from .base import Quantizer, closeness
 from .multi_codebook import MultiCodebookQuantizer, k_means
 
 
@@ -53,4 +53,4 @@ class ResidualQuantizer(MultiCodebookQuantizer):
 
 def _nearest(points_MQ: torch.Tensor, entries_VQ: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return (points_MQ @ entries_VQ.T - 0.5 * entries_VQ.square().sum(-1)).argmax(-1)
+        return closeness(points_MQ[None], entries_VQ[None])[0].argmax(-1)

@@ -12,10 +12,11 @@ from mllm.device import best_device
 
 from .recipe import RunConfig
 
-# An allocator that keeps what an update frees for the next one; docs/speed.md has the figures.
+# An allocator that keeps what an update frees for the next one, for some seconds: what is kept for ever adds up, with
+# batches of many shapes, to several times the memory in use. docs/speed.md has the figures.
 JEMALLOC = {
     "LD_PRELOAD": "libjemalloc.so.2",
-    "MALLOC_CONF": "oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1",
+    "MALLOC_CONF": "oversize_threshold:0,dirty_decay_ms:10000,muzzy_decay_ms:10000",
 }
 
 
