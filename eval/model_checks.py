@@ -5,6 +5,7 @@ Shapes: B = 1 sequence, T positions, D width, L positions an image, K sub-codebo
 
 import json
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw
 from mllm import Mllm, Processor, generate_images, generate_texts
 from mllm.decode.options import Sampling
 from mllm.decode.sampling import Picker
-from mllm.decode.stream import Stream
+from mllm.decode.stream import New, Stream
 from mllm.fast import pick_kernels
 from mllm.folders import find_model
 
@@ -132,22 +133,25 @@ def draw_both_ways(patient: Patient) -> tuple[torch.Tensor, torch.Tensor, torch.
     drawing."""
     _, model, processor = patient
     kernels, cache, states, codes, order = pick_kernels(model), {}, [], [], model.order
+    all_slots = torch.arange(len(order.places), device=model.device)
     stream = Stream(model, [processor.encode_drawing(PROMPT)], processor, kernels)
-    for step in order.steps:
+    for step, following in zip_longest(order.steps, order.steps[1:]):
         n, device = len(step.places), model.device
-        slots = torch.arange(step.first, step.first + n, device=device)
+        slots = all_slots[step.first : step.first + n]
         states.append(order.aim(stream.h_ED[list(step.sources)], slots))
         codes.append(kernels.draw(states[-1], Picker((), [], sampling=Sampling(temperature=0.0))))
-        if step is not order.steps[-1]:
+        if following:
             x_nD = torch.cat([kernels.embed(codes_1K, cache) for codes_1K in codes[-1].split(1)])
-            stream.feed(x_nD, torch.ones(n, dtype=torch.bool, device=device), [n])
+            queries = len(following.places) if order.asks else 0
+            if queries:
+                x_nD = torch.cat([x_nD, order.aims(all_slots[following.first :][:queries])])
+            new = New(order.sees(step.first, n, queries), n)
+            stream.feed(x_nD, torch.ones(len(x_nD), dtype=torch.bool, device=device), [new])
     codes_LK = order.of_places(torch.cat(codes), 0)
     batch = processor.collate([processor.encode_drawing(PROMPT, codes_LK)])
     ids_BT = batch.input_ids.to(device)
-    h_BTD = model.run_layers(model.embed(ids_BT, codes_LK[None]), ids_BT).last_hidden_state
-    whole_NLD, codes_NLK = model.predictors(
-        h_BTD, ids_BT, codes_LK[None], torch.zeros(1, dtype=torch.long, device=device)
-    )
+    h_BTD = model.run_layers(model.embed(ids_BT, codes_LK[None]), ids_BT, all_slots[:1]).last_hidden_state
+    whole_NLD, codes_NLK = model.predictors(h_BTD, ids_BT, codes_LK[None], all_slots[:1])
     return torch.cat(states), whole_NLD[0], codes_NLK[0], model.code_head(whole_NLD[0], codes_NLK[0])
 
 

@@ -219,11 +219,24 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeds_MD = self.code_embed(codes_NLK, quantized=quantized).flatten(0, 1).to(x_BTD.dtype)
         return x_BTD.flatten(0, 1).index_copy(0, _places(slots_BT, given), embeds_MD).view_as(x_BTD)
 
-    def run_layers(self, inputs_embeds: torch.Tensor, ids_BT: torch.Tensor | None, **kwargs: Any) -> Any:
+    def run_layers(
+        self,
+        inputs_embeds: torch.Tensor,
+        ids_BT: torch.Tensor | None,
+        drawn: torch.Tensor | None = None,
+        steps: int = 0,
+        **kwargs: Any,
+    ) -> Any:
         """The layers over what `embed` gave for these ids; `kwargs` and the output are those of a backbone of
         transformers. The begin of an image, which predicts its first codes, is a position of the image. Positions of an
-        image that are drawn in one step see each other."""
-        if self.order.parallel and ids_BT is not None:
+        image that are drawn in one step see each other.
+
+        `drawn` are the indices of images that are to be predicted. An order with queries then puts those of so many
+        `steps` (0: its own choice) after each row, and their hidden states follow those of the ids, [B, T + Q, D]."""
+        if self.order.asks:
+            if drawn is not None and len(drawn):
+                inputs_embeds, ids_BT, kwargs = self._ask(inputs_embeds, ids_BT, drawn, steps, kwargs)
+        elif self.order.parallel and ids_BT is not None:
             kwargs["attention_mask"] = self._mask(
                 ids_BT, kwargs.get("attention_mask"), kwargs.get(CACHE), inputs_embeds.dtype
             )
@@ -237,6 +250,26 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past = 0 if cache is None else cache.get_seq_length()
         ahead_BTT = self.order.ahead(ids_BT == self.config.image_token_id)
         return added(visible(mask, ids_BT, past) | F.pad(ahead_BTT, (past, 0)), dtype)
+
+    def _ask(
+        self, x_BTD: torch.Tensor, ids_BT: torch.Tensor, drawn: torch.Tensor, steps: int, kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """The arguments of `run_layers` with the queries of the images that are drawn after each row."""
+        places_BT = kwargs.get("position_ids")
+        if places_BT is None:
+            places_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+        starts, seen_BTT = (
+            self._starts(ids_BT, drawn, len(self.order.places)),
+            visible(kwargs.get("attention_mask"), ids_BT),
+        )
+        x_BTD, seen_BTT, places_BT = self.order.ask(x_BTD, seen_BTT, places_BT, starts, steps)
+        ids_BT = F.pad(ids_BT, (0, x_BTD.shape[1] - ids_BT.shape[1]), value=self.config.image_token_id)
+        return x_BTD, ids_BT, {**kwargs, "attention_mask": added(seen_BTT, x_BTD.dtype), "position_ids": places_BT}
+
+    def _starts(self, ids_BT: torch.Tensor, images: torch.Tensor, L: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows and columns where some of the images, of L positions, begin, each [n]."""
+        begins = _places(ids_BT == self.config.image_token_id, ids_BT.numel())[images * L]
+        return begins // ids_BT.shape[1], begins % ids_BT.shape[1]
 
     def _check_codes(self, codes_NLK: torch.Tensor) -> None:
         K, V = (self.config.image_tokenizer[name] for name in ("num_codebooks", "codebook_size"))
@@ -281,16 +314,18 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output = self.run_layers(
             inputs_embeds,
             input_ids,
+            self._drawn(codes, is_target, input_ids) if labels is not None else None,
+            self.order.some_count() if self.training else 0,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=use_cache if labels is None else False,
             **kwargs,
         )
-        h_BTD = output.last_hidden_state
+        h_BTD, T = output.last_hidden_state, inputs_embeds.shape[1]
         result = {CACHE: output.get(CACHE), "hidden_states": output.hidden_states, "attentions": output.attentions}
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            result["logits"] = self.lm_head(h_BTD[:, kept])
+            result["logits"] = self.lm_head(h_BTD[:, :T][:, kept])
         if labels is None:
             return MllmOutput(**result)
         text_losses = self.text_losses(h_BTD, labels)
@@ -332,6 +367,13 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, {**kwargs, **images}
 
+    def _drawn(
+        self, codes_NLK: torch.Tensor | None, is_target_N: torch.Tensor | None, ids_BT: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The indices of images to draw."""
+        given = codes_NLK is not None and is_target_N is not None
+        return send(is_target_N.nonzero()[:, 0], ids_BT.device) if given else None
+
     def text_logits(self, h_BD: torch.Tensor) -> torch.Tensor:
         """Logits of the next text id, h_BD -> [B, S]; the placeholder of images has -inf."""
         logits_BS = self.lm_head(h_BD)
@@ -342,7 +384,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def text_losses(self, h_BTD: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each text target, [number of targets]. `lm_head` is applied at targets only."""
         rows, columns = (labels_BT[:, 1:] != -100).nonzero(as_tuple=True)
-        labels, places = labels_BT[rows, columns + 1], rows * labels_BT.shape[1] + columns
+        labels, places = labels_BT[rows, columns + 1], rows * h_BTD.shape[1] + columns
         logits = self.lm_head(h_BTD.flatten(0, 1).index_select(0, send(places, h_BTD.device))).float()
         return F.cross_entropy(logits, send(labels, h_BTD.device), reduction="none")
 
@@ -357,13 +399,12 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The sum of the cross-entropies of all codes of target images, with z-loss, and the cross-entropies alone,
         [P, K]. With a `share` below 1, both are computed from so many random positions and scaled to all: unbiased."""
         K = self.config.image_tokenizer["num_codebooks"]
-        targets = None if codes_NLK is None or is_target_N is None else is_target_N.nonzero()[:, 0]
+        targets = self._drawn(codes_NLK, is_target_N, ids_BT)
         if targets is None or not len(targets):
             # Under ZeRO every rank must run every module in every micro-batch: one dummy tuple, weighted with zero.
             slot, codes_1K = torch.zeros(1, K + 1, dtype=torch.long, device=h_BTD.device).split([1, K], 1)
             dummy = self.code_head(self.order.aim(h_BTD[:1, 0], slot[0]), codes_1K)
             return 0.0 * dummy.float().sum(), h_BTD.new_zeros(0, K)
-        targets = send(targets, h_BTD.device)
         h_PD, codes_PK = (x.flatten(0, 1) for x in self.predictors(h_BTD, ids_BT, codes_NLK, targets))
         scale = 1.0
         if share < 1:
@@ -382,13 +423,13 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What the code head predicts some of the images from, [n, L, D], and their codes, [n, L, K], both in the order
         of drawing. Each position is predicted from the hidden state that the order names: in raster, one position
-        before; the first from the begin-of-image id."""
-        N, L = codes_NLK.shape[:2]
-        places_NL = _places(ids_BT == self.config.image_token_id, N * L).view(N, L)[images]
-        sources, slots = send(torch.tensor([self.order.sources[:L], list(range(L))]), h_BTD.device)
-        places_P = (places_NL[:, :1] + sources).flatten()
-        h_nLD = h_BTD.flatten(0, 1).index_select(0, places_P).unflatten(0, (-1, L))
-        return self.order.aim(h_nLD, slots), self.order.of_slots(codes_NLK[images], 1)
+        before; the first from the begin-of-image id. An order with queries needs `run_layers` with these images."""
+        L = codes_NLK.shape[1]
+        rows, columns = self._starts(ids_BT, images, L)
+        at_nL = self.order.predicted_at(rows, columns, ids_BT.shape[1])[:, :L]
+        h_nLD = h_BTD.flatten(0, 1).index_select(0, (rows[:, None] * h_BTD.shape[1] + at_nL).flatten())
+        slots = torch.arange(L, device=h_BTD.device)
+        return self.order.aim(h_nLD.unflatten(0, (-1, L)), slots), self.order.of_slots(codes_NLK[images], 1)
 
     def decode_image_tokens(self, codes_NLK: torch.Tensor) -> list:
         """codes_NLK -> PIL images."""

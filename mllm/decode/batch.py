@@ -13,16 +13,16 @@ from ..fast import Kernels, pick_kernels
 from ..model import MllmForConditionalGeneration
 from ..text.processor import MllmProcessor
 from ..text.templates import Sample
-from .options import CODE_CONTEXTS
 from .program import Draw, Feed, Keep, Track, Want, Write
 from .sampling import NONE, NotFinite, Picker, only
-from .stream import Stream
+from .stream import ONE, New, Stream
 
 Row = tuple[Track, int]  # a track, and 0, or which of its unconditional rows this is
 
 
 class Cohort(NamedTuple):
-    """Tracks whose images began in the same step. Their codes are embedded together, with one cache."""
+    """Tracks whose images began in the same step, and take equally many. Their codes are embedded together, with one
+    cache."""
 
     tracks: Sequence[Track]
     cache: dict | None  # None: each position is embedded alone
@@ -67,36 +67,39 @@ class Batch:
         ended = [track for track, value in values.items() if track.error or not track.take(value)]
         self.leave(ended)
         self._drop(lambda track, number: number and not track.guided)
-        if self._rows:
-            self._feed(values)
         have = {track for track, number in self._rows if number}
         begin = [track for track, _ in self._rows if track.guided and track not in have]
-        self._entering += [row for track in begin for row in _unconditional_rows(track)]
+        # Guidance that begins later in an image has read all but the newest codes when these are fed to all rows.
+        self._entering = [row for track in begin if track.codes for row in _unconditional_rows(track)]
+        self._read()
+        if self._rows:
+            self._feed(values)
+        self._entering += [row for track in begin if not track.codes for row in _unconditional_rows(track)]
         return ended
 
     def _read(self) -> None:
         """Prefill the rows that enter, those with equally long partial images together."""
         by_length: dict[int, list[Row]] = {}
         for track, number in self._entering:
-            by_length.setdefault(len(track.codes) if number else 0, []).append((track, number))
+            by_length.setdefault(len(track.codes[: -track.newest]) if number else 0, []).append((track, number))
         self._entering = []
-        for length, rows in by_length.items():
+        for rows in by_length.values():
             samples = [self._unconditional(*row) if row[1] else row[0].sample for row in rows]
-            room, newest = max(track.room for track, _ in rows), rows[0][0].newest if length else 1
+            room = max(track.room for track, _ in rows)
             if self._stream is None:
-                self._stream = Stream(self.model, samples, self.processor, self.kernels, room, newest)
+                self._stream = Stream(self.model, samples, self.processor, self.kernels, room)
             else:
-                self._stream.add(samples, room, newest)
+                self._stream.add(samples, room)
             self._rows += rows
 
     def _unconditional(self, track: Track, number: int) -> Sample:
         """The prompt of an unconditional row, and the codes that the track has been fed so far."""
-        prompt = track.unconditional[number - 1]
-        if not track.codes:
+        prompt, codes = track.unconditional[number - 1], track.codes[: -track.newest]
+        if not codes:
             return prompt
         row = Sample(list(prompt.ids), list(prompt.labels))
-        row.add([self.processor.image_id] * len(track.codes))
-        row.images.append(torch.stack(track.codes))
+        row.add([self.processor.image_id] * len(codes))
+        row.images.append(torch.stack(codes))
         return row
 
     def _choose(self) -> dict[Track, int | torch.Tensor]:
@@ -154,9 +157,11 @@ class Batch:
         return self.model.order.aim(h_ED, slots_E)
 
     def _begin(self, tracks: Sequence[Track]) -> None:
-        for context in CODE_CONTEXTS:
-            if same := [track for track in tracks if track.options.code_context == context]:
-                self._cohorts.append(Cohort(same, {} if context == "exact" else None))
+        alike: dict[tuple[str, int], list[Track]] = {}
+        for track in tracks:
+            alike.setdefault((track.options.code_context, track.options.steps), []).append(track)
+        for (context, _), same in alike.items():
+            self._cohorts.append(Cohort(same, {} if context == "exact" else None))
 
     def _feed(self, values: dict[Track, int | torch.Tensor]) -> None:
         """Feed the chosen ids and codes as the next positions of every row."""
@@ -183,16 +188,32 @@ class Batch:
             at = [torch.stack([track.codes[back] for track in fed]) for back in range(-one.newest, 0)]
             embeds = [self.kernels.embed(codes_NK.clamp(min=0), cohort.cache) for codes_NK in at]  # below: `NONE`
             add(torch.stack(embeds, 1).flatten(0, 1) if len(at) > 1 else embeds[0], cohort.tracks)
+        slots = {track: track.want.slots for track in source if self._asks(track)}  # with queries
+        if slots:
+            each = [slot for of_track in slots.values() for slot in of_track]
+            parts.append(self.model.order.aims(send(torch.tensor(each), self.model.device)))
+            for track, of_track in slots.items():
+                source[track] = [*source[track], *range(total, total := total + len(of_track))]
         rows = [source[track] for track, _ in self._rows]
-        counts = [len(row) for row in rows]
-        n = max(counts)
+        n = max(len(row) for row in rows)
+        new = [self._new(track, len(slots.get(track, ()))) for track, _ in self._rows] if n > 1 else None
         order = [index for row in rows for index in (*row, *[row[-1]] * (n - len(row)))]
         x_ED = torch.cat([part.to(parts[0].dtype) for part in parts]) if len(parts) > 1 else parts[0]
         is_image_E = None
         if self.model.image_layers:
             is_image = [track not in texts or values[track] == self.processor.boi_id for track, _ in self._rows]
             is_image_E = send(torch.tensor(is_image).repeat_interleave(n), x_ED.device)
-        self._stream.feed(_in_order(x_ED, order), is_image_E, counts)
+        self._stream.feed(_in_order(x_ED, order), is_image_E, new)
+
+    def _asks(self, track: Track) -> bool:
+        """Whether queries of the next positions are fed with the newest codes of a track."""
+        return self.model.order.asks and isinstance(track.want, Draw) and bool(track.codes)
+
+    def _new(self, track: Track, queries: int) -> New:
+        if not track.codes:
+            return ONE
+        kept = track.newest
+        return New(self.model.order.sees(len(track.codes) - kept, kept, queries), kept)
 
     def _drop(self, gone: Callable[[Track, int], bool]) -> None:
         for row in reversed(range(len(self._rows))):

@@ -48,7 +48,9 @@ class DrawingOptions(Sampling):
 
     `cfg_scale` is classifier-free guidance (arXiv 2207.12598; 1: none), applied in the part `cfg_interval` of the
     image, from 0 to 1 (arXiv 2404.07724); outside, it costs nothing. Of so many `candidates`, the first of which is the
-    image without any others, the model keeps the one that fits the prompt best (`rerank.fit`). `code_context` "exact"
+    image without any others, the model keeps the one that fits the prompt best (`rerank.fit`). `steps` are those of
+    the backbone for an image, for an order that can do with more or fewer (`Order.steps_in`; 0: its own choice).
+    `code_context` "exact"
     embeds a position in the context of the earlier ones, as in training; "published" embeds it alone, as UniTok's
     released generation does, which makes a difference where the embedding attends (`CodebookEmbedding`).
     """
@@ -57,6 +59,7 @@ class DrawingOptions(Sampling):
     cfg_scale: float = option(2.0, "guidance; 1 is none")
     cfg_interval: tuple[float, float] = option((0.0, 1.0), "part of an image with guidance")
     candidates: int = option(1, "for an image; the model keeps its favourite")
+    steps: int = option(0, "of the backbone for an image, where its order can do with more or fewer; 0: as it is best")
     code_context: str = option("exact", "exact, or published: as UniTok's released loop")
 
     def __post_init__(self):
@@ -73,6 +76,8 @@ class DrawingOptions(Sampling):
             raise ValueError(
                 f"candidates {self.candidates} at temperature 0 would all be the same: take a temperature above 0"
             )
+        if self.steps < 0:
+            raise ValueError(f"steps {self.steps} is negative; 0 leaves the choice to the order of drawing")
         if self.code_context not in CODE_CONTEXTS:
             raise ValueError(f"unknown code_context {self.code_context!r}; known: {', '.join(CODE_CONTEXTS)}")
         if self.code_context == "published" and first > 0:

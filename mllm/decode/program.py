@@ -138,7 +138,7 @@ class Write:
 @dataclass(frozen=True)
 class Draw:
     """A track wants codes_nK of the next positions of an image, each from one of its newest hidden states (`sources`).
-    `slots` are given where these states must be told what they predict (`Order.aim`)."""
+    `slots` are given where these states must be told what they predict (`Order.aims`)."""
 
     sampling: Sampling
     cfg_scales: tuple[float, ...]  # one for each unconditional row
@@ -250,9 +250,11 @@ def draw_steps(
     """Steps of an image, whose codes become those of the track; they return them by place, [L, K]. `told` is called
     after each. `kept` has the codes_K of places that are not drawn."""
     codes, kept, options = track.codes, kept or {}, track.options
-    while (first := len(codes)) < positions:
+    for step in order.steps_in(options.steps):
+        first = step.first
+        if first >= positions:
+            break
         scales = options.cfg_scales_at(first, positions)
-        step = order.step_at[first]
         fixed = {at: kept[place] for at, place in enumerate(step.places) if place in kept}
         if len(fixed) == len(step.places):
             codes += yield Keep(torch.stack(list(fixed.values())), scales)
@@ -348,7 +350,7 @@ class Program:
 
     def _drawing(self, request: Drawing) -> Generator[list[Track], list, None]:
         model, processor = self.model, self.processor
-        check_code_context(model, request)
+        check_drawing(model, request)
         start, L = start_drawing(model, processor, request.prompt, request.candidates), processor.num_positions
         generators = candidate_generators(request.seed, request.candidates)
         steps, room = partial(self._plan_and_draw, options=request), model.config.plan_length + L
@@ -357,7 +359,7 @@ class Program:
 
     def _editing(self, request: Edit) -> Generator[list[Track], list, None]:
         model, processor, L = self.model, self.processor, self.processor.num_positions
-        check_code_context(model, request)
+        check_drawing(model, request)
         sources = list(as_codes(request.images, model.image_tokenizer)) if request.images else []
         start = start_editing(model, processor, request.prompt, sources)
         region = kept = None
@@ -393,7 +395,7 @@ class Program:
             sample.images = list(as_codes(sample.images, model.image_tokenizer))
         generator, drawing = torch.Generator().manual_seed(request.seed), request.drawing
         if drawing:
-            check_code_context(model, drawing)
+            check_drawing(model, drawing)
             generators = candidate_generators(request.seed, drawing.candidates)
         while left:
             check_length(model, processor, sample, left)
@@ -487,8 +489,10 @@ class Program:
         return codes_NLK[0]
 
 
-def check_code_context(model: MllmForConditionalGeneration, options: DrawingOptions) -> None:
-    """Raises ValueError for "published" if the model's code embedding has no context to leave out."""
+def check_drawing(model: MllmForConditionalGeneration, options: DrawingOptions) -> None:
+    """Raises ValueError for "published" if the model's code embedding has no context to leave out, and for `steps` in
+    which its order does not draw."""
+    model.order.steps_in(options.steps)
     if options.code_context == "published" and not isinstance(model.code_embed, CodebookEmbedding):
         raise ValueError("code_context 'published' is for converted UniTok models: leave it at 'exact'")
 

@@ -83,9 +83,9 @@ def _likelihoods(
     batch = processor.collate(rows)
     ids_NT = send(batch.input_ids, model.device)
     codes_ALK = send(batch.codes, model.device)  # of all images of all rows; the last of each is the one that is scored
-    h_NTD = model.run_layers(model.embed(ids_NT, codes_ALK), ids_NT).last_hidden_state
     of_row = len(start.images) + 1
-    scored = torch.arange(of_row - 1, len(codes_ALK), of_row, device=h_NTD.device)
+    scored = torch.arange(of_row - 1, len(codes_ALK), of_row, device=model.device)
+    h_NTD = model.run_layers(model.embed(ids_NT, codes_ALK), ids_NT, scored).last_hidden_state
     h_PD, codes_PK = (x.flatten(0, 1) for x in model.predictors(h_NTD, ids_NT, codes_ALK, scored))
     chosen_PK1 = model.code_head(h_PD, codes_PK).float().log_softmax(-1).gather(-1, codes_PK[..., None])
     return chosen_PK1.view(len(codes_NLK), -1).sum(1)

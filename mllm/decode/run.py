@@ -27,7 +27,7 @@ from .program import (
     Preview,
     Program,
     Track,
-    check_code_context,
+    check_drawing,
     draw_steps,
     plan_steps,
     unconditional,
@@ -241,7 +241,7 @@ def sample_codes(
     """Sequences that end with the begin-of-image id -> codes_NLK, one image for each. `options` are those of
     `DrawingOptions`."""
     drawing, L = DrawingOptions(**options), processor.num_positions
-    check_code_context(model, drawing)
+    check_drawing(model, drawing)
     rest = unconditional(processor, drawing)
     tracks = [
         Track(sample, lambda track: draw_steps(track, model.order, L), generator, L, drawing, unconditional=rest)

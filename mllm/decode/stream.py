@@ -1,5 +1,5 @@
-"""Rows under way: prompts are prefilled once, then each step adds a position to each row, or several that see each
-other. Memory for keys and values is allocated ahead.
+"""Rows under way: prompts are prefilled once, then each step adds a position to each row, or several. Memory for keys
+and values is allocated ahead.
 
 Each row has its own length. Rows may come and go between steps, and none changes another's numbers. Shapes: B rows, n
 new columns of each in a step, E = B * n of them, row after row, S rows there is room for, T columns, D width, H
@@ -8,6 +8,7 @@ key-value heads of width d, G query heads for each.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from transformers import Cache, DynamicCache
@@ -23,12 +24,22 @@ from ..text.templates import Sample
 ALIGNED = 16  # columns: with masks of other lengths, attention on GPUs first copies them
 
 
+class New(NamedTuple):
+    """What a step adds to a row: how many of its new columns each of them sees, and how many stay, the first ones."""
+
+    sees: Sequence[int]
+    kept: int
+
+
+ONE = New((1,), 1)
+
+
 class KeyValues(Cache):
     """Keys and values of all layers. Row b is filled up to its own length; `mask_ST`, added to scores, hides the rest.
 
     Memory doubles when a row reaches its end. As a `Cache` of transformers, it takes the new positions of every row
-    from any backbone. In a step of `width` 1, each row gets one column; in a wider one, each gets some, which see each
-    other; what a row has less than the others is computed, and seen by none. With `fixed_shapes`, a step sees all
+    from any backbone. In a step of `width` 1, each row gets one column; in a wider one, each gets some (`New`); what a
+    row has less than the others is computed, and seen by none. With `fixed_shapes`, a step sees all
     allocated columns, not only those in use. Then its shapes and addresses stay the same until `layout` becomes another
     object.
     """
@@ -67,11 +78,11 @@ class KeyValues(Cache):
         self.lengths.pop()
         self._locate()
 
-    def open(self, counts: Sequence[int], is_image_E: torch.Tensor | None = None) -> None:
-        """Open new columns in every row, so many of each, for a step to fill. `is_image_E` says which are positions of
-        images."""
-        self.is_image_E, self.width = is_image_E, max(counts)
-        self._even = min(counts) == self.width
+    def open(self, new: Sequence[New], is_image_E: torch.Tensor | None = None) -> None:
+        """Open new columns in every row for a step to fill. `is_image_E` says which are positions of images."""
+        self.is_image_E, self.width = is_image_E, max(len(one.sees) for one in new)
+        alike = all(len(one.sees) == self.width and min(one.sees) == self.width for one in new)
+        self._full = not self.fixed_shapes and alike and min(self.lengths) == max(self.lengths)
         self._used = max(self.lengths) + self.width  # columns, those that no row keeps included
         if self._used > self.mask_ST.shape[1]:
             self._reserve(len(self.lengths), max(2 * max(self.lengths), self._used))
@@ -80,17 +91,18 @@ class KeyValues(Cache):
         if self.width == 1:
             self.mask_ST.view(-1).index_fill_(0, self.flat_E, 0)
         else:
-            self._open_several(counts)
-        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+            self._open_several(new)
+        self.lengths = [length + one.kept for length, one in zip(self.lengths, new, strict=True)]
 
-    def _open_several(self, counts: Sequence[int]) -> None:
+    def _open_several(self, new: Sequence[New]) -> None:
         self.layout = object()
         new_n = send(torch.arange(self.width), self.mask_ST.device)
         self.places_E, self.flat_E = ((x_B[:, None] + new_n).flatten() for x_B in (self._places_B, self._flat_B))
-        ends = [length + count for length, count in zip(self.lengths, counts, strict=True)]
-        self.sees_B = send(torch.tensor(ends), self.mask_ST.device)
-        for row, (length, end) in enumerate(zip(self.lengths, ends, strict=True)):
-            self.mask_ST[row, length:end] = 0
+        sees = []
+        for row, (length, (of_new, kept)) in enumerate(zip(self.lengths, new, strict=True)):
+            sees += [length + count for count in (*of_new, *[of_new[-1]] * (self.width - len(of_new)))]
+            self.mask_ST[row, length : length + kept] = 0
+        self.sees_E = send(torch.tensor(sees), self.mask_ST.device)
 
     def close(self) -> None:
         """To be called when all layers have filled the new columns."""
@@ -101,12 +113,16 @@ class KeyValues(Cache):
             self._locate()
 
     def mask(self) -> torch.Tensor:
-        """The mask for the new queries of each row, which all see the same, [B, 1, 1, T]."""
-        return self.mask_ST[: len(self.lengths), None, None, : self.columns]
+        """The mask for the new positions of each row, [B, 1, n, T]."""
+        if self.width == 1:
+            return self.mask_ST[: len(self.lengths), None, None, : self.columns]
+        hidden_ET = torch.arange(self.columns, device=self.mask_ST.device) >= self.sees_E[:, None]
+        mask_ET = self.mask_ST.new_zeros(hidden_ET.shape).masked_fill_(hidden_ET, float("-inf"))
+        return mask_ET.unflatten(0, (-1, 1, self.width))
 
     def full(self) -> bool:
         """Whether no row has a column to hide, so that no mask is needed."""
-        return not self.fixed_shapes and min(self.lengths) == max(self.lengths) and self._even
+        return self._full
 
     def update(self, k_BHnd: torch.Tensor, v_BHnd: torch.Tensor, layer_idx: int, *_, **__) -> list[torch.Tensor]:
         k_EHd, v_EHd = (x.transpose(1, 2).flatten(0, 1) for x in (k_BHnd, v_BHnd))
@@ -158,18 +174,16 @@ class Stream:
         processor: MllmProcessor,
         kernels: Kernels | None = None,
         room: int = 64,
-        newest: int = 1,
     ):
         self.model, self.processor, self.cache = model, processor, None
         self.spans: list[range] = []
         self.kernels = kernels or pick_kernels(model)
         self.window = getattr(model.config.text_config, "sliding_window", None)
-        self.add(samples, room, newest)
+        self.add(samples, room)
 
     @torch.no_grad()
-    def add(self, samples: Sequence[Sample], room: int = 64, newest: int = 1) -> None:
-        """Prefill more rows, and keep so many of the `newest` hidden states of each. Equal samples are read once, such
-        as n images of one prompt, or unconditional prompts."""
+    def add(self, samples: Sequence[Sample], room: int = 64) -> None:
+        """Prefill more rows. Equal samples are read once, such as n images of one prompt, or unconditional prompts."""
         keys = [(*sample.ids, *map(id, sample.images)) for sample in samples]
         unique = dict(zip(keys, samples, strict=True))
         places = [list(unique).index(key) for key in keys]
@@ -182,29 +196,29 @@ class Stream:
         ids_BT = send(batch.input_ids, device)
         x_BTD = self.model.embed(ids_BT, codes)
         h_BTD = self.model.run_layers(x_BTD, ids_BT, use_cache=True, **{CACHE: prefilled}).last_hidden_state
-        ends = [place * h_BTD.shape[1] + length for place, length in zip(places, lengths, strict=True)]
-        last = [place for end in ends for place in range(end - newest, end)]
+        last = [place * h_BTD.shape[1] + length - 1 for place, length in zip(places, lengths, strict=True)]
         h_ED = h_BTD.flatten(0, 1)[send(torch.tensor(last), device)]
         if self.cache is None:
             self.cache, self.h_ED = KeyValues(prefilled, self.kernels.fixed_shapes), h_ED[:0]
         self.cache.add(prefilled, places, lengths, room)
         first = len(self.h_ED)
-        self.spans += [range(start, start + newest) for start in range(first, first + len(last), newest)]
+        self.spans += [range(place, place + 1) for place in range(first, first + len(last))]
         self.h_ED = torch.cat([self.h_ED, h_ED])
 
     @torch.no_grad()
     def feed(
-        self, x_ED: torch.Tensor, is_image_E: torch.Tensor | None = None, counts: Sequence[int] | None = None
+        self, x_ED: torch.Tensor, is_image_E: torch.Tensor | None = None, new: Sequence[New] | None = None
     ) -> None:
-        """Add positions to each row: one, or, of the equally many in `x_ED`, the first ones, so many as `counts` says.
-        Models with `image_layers` must know which of all are images'."""
-        counts = counts or [1] * len(self.spans)
-        self.cache.open(counts, is_image_E)
+        """Add positions to each row: one, or, of the equally many in `x_ED`, the first ones, those of `new`. Models
+        with `image_layers` must know which of all are images'."""
+        new = new or [ONE] * len(self.spans)
+        self.cache.open(new, is_image_E)
         if self.window and max(self.cache.lengths) > self.window:
             raise ValueError(f"{max(self.cache.lengths)} positions, but this model attends to {self.window} at a time")
         self.h_ED = self.kernels.step(x_ED, self.cache)
         self.cache.close()
-        self.spans = [range(row * max(counts), row * max(counts) + count) for row, count in enumerate(counts)]
+        starts = range(0, len(x_ED), len(x_ED) // len(new))
+        self.spans = [range(start, start + len(one.sees)) for start, one in zip(starts, new, strict=True)]
 
     def remove(self, row: int) -> None:
         """Remove a row; the last row moves to its place."""

@@ -245,8 +245,8 @@ class CompiledBackbone(Packed):
             self.cos_sin = cos_Td, sin_Td
         body.cos, body.sin = cos_Td.data_ptr(), sin_Td.data_ptr()
         memory = (c_void_p * (2 * self.layers))(*(x.data_ptr() for pair in cache.memory for x in pair))
-        sees_B = cache.places_E + 1 if cache.width == 1 else cache.sees_B
-        x, h, places, sees = (c_void_p(tensor.data_ptr()) for tensor in (x_ED, h_ED, cache.places_E, sees_B))
+        sees_E = cache.places_E + 1 if cache.width == 1 else cache.sees_E
+        x, h, places, sees = (c_void_p(tensor.data_ptr()) for tensor in (x_ED, h_ED, cache.places_E, sees_E))
         sizes = c_int64(len(x_ED)), c_int64(cache.width), places, sees, c_int64(columns)
         library().feed(pointer(body), x, h, *sizes, memory, c_int(half), threads())
         return h_ED.to(dtype)

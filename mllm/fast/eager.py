@@ -61,8 +61,10 @@ def llama_layer(
     q_ENd, k_EHd = qk.split([q_ENd.shape[1], k_EHd.shape[1]], 1)
     v_EHd = attention.v_proj(y_ED).unflatten(-1, (-1, d))
     k_BHTd, v_BHTd = put(memory, flat_E, rows, columns, k_EHd, v_EHd)
-    # New positions of a row, which see the same columns, and query heads that share keys take one dimension.
+    # New positions of a row, and query heads that share keys, take one dimension.
     q_BHXd = q_ENd.unflatten(1, (k_EHd.shape[1], -1)).unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3)
+    if mask is not None and mask.shape[2] > 1:  # new positions of a row that see different columns
+        mask = mask.repeat_interleave(q_BHXd.shape[2] // mask.shape[2], 2)
     o_BHXd = F.scaled_dot_product_attention(q_BHXd, k_BHTd, v_BHTd, mask, scale=attention.scaling)
     o_BHnGd = o_BHXd.unflatten(2, (len(x_ED) // rows, -1))
     x_ED = x_ED + attention.o_proj(o_BHnGd.transpose(1, 2).flatten(2).flatten(0, 1))

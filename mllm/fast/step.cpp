@@ -606,7 +606,7 @@ struct Scratch {
 };
 
 // x [rows, dim] -> x after all layers; row r stands at places[r]. `together` rows after one another are new positions of
-// one sequence, and see its first sees[r / together] columns. memory: keys, values of each layer, each [sequences or
+// one sequence; row r sees its first sees[r] columns. memory: keys, values of each layer, each [sequences or
 // more, columns, kv_heads, width].
 template <class T>
 void run(const Body& b, float* x, int64_t rows, int64_t together, const int64_t* places, const int64_t* sees,
@@ -637,7 +637,7 @@ void run(const Body& b, float* x, int64_t rows, int64_t together, const int64_t*
                         float turned[b.width];
                         rotate(&s.q[at], turned, cos, sin, b.width);
                         for (int64_t i = 0; i < b.width; ++i) turned[i] *= b.scale;
-                        attend(turned, keys + first, values + first, &s.o[at], sees[sequence], stride, b.width);
+                        attend(turned, keys + first, values + first, &s.o[at], sees[r], stride, b.width);
                     }
             }
         linear(layer.o, s.o.data(), x, rows, s.parts, true);

@@ -5,10 +5,11 @@ from tokenizer.layouts import layout_kind
 
 from .base import Order, Step
 from .groups import Groups
+from .locality import Locality
 from .raster import Raster
 from .wavefront import Wavefront
 
-ORDERS = {"raster": Raster, "wavefront": Wavefront, "groups": Groups}
+ORDERS = {"raster": Raster, "wavefront": Wavefront, "groups": Groups, "locality": Locality}
 
 
 def make_order(name: str, sizes: ImageTokenizerConfig, dim: int) -> Order:

@@ -2,8 +2,7 @@
 The mask and the loss of training and the steps of generation follow from that.
 
 A place is a position in the image, row by row. A slot is a position in the sequence: slots follow one another as they
-are drawn, and embeddings of codes and hidden states stand in this order. A slot sees all slots up to the last one of
-its step, since all of a step are fed together.
+are drawn, and embeddings of codes and hidden states stand in this order.
 Shapes: L positions an image, [...] positions to predict, D backbone width.
 """
 
@@ -17,9 +16,9 @@ from ..device import send
 
 
 class Step(NamedTuple):
-    """Positions that are drawn at once, beginning with the slot `first`: their `places`, and which of the hidden states
-    of the step before each is predicted from (`sources`). Before the first step, there is one: of the begin of the
-    image."""
+    """Positions that are drawn at once, beginning with the slot `first`: their `places`, and which of the newest hidden
+    states each is predicted from (`sources`): those of the step before, then those of queries. Before the first step,
+    there is one: of the begin of the image."""
 
     first: int
     places: tuple[int, ...]
@@ -27,11 +26,12 @@ class Step(NamedTuple):
 
 
 class Order(nn.Module, ABC):
-    """An order over the `positions` of an image, for a backbone of width `dim`. Where several are predicted from one
-    hidden state, a learned vector for each slot (`aims`) is added to it before the code head. Raises ValueError where
-    the order does not fit the image."""
+    """An order over the `positions` of an image, for a backbone of width `dim`. Where a step may draw several, there is
+    a learned vector for each slot (`aims`), which is added before the code head to what the slot is predicted from.
+    Raises ValueError where the order does not fit the image."""
 
     parallel: ClassVar[bool] = True  # whether a step may draw several positions
+    asks: ClassVar[bool] = False  # whether slots are predicted from queries (`locality.py`), not from the step before
 
     def __init__(self, positions: int, dim: int):
         super().__init__()
@@ -46,7 +46,6 @@ class Order(nn.Module, ABC):
             self.places += places
             self.ends += [first + len(places)] * len(places)
             before = list(places)
-        self.step_at = {step.first: step for step in self.steps}
         self.aims = nn.Embedding(len(self.places), dim) if self.parallel else None
 
     @staticmethod
@@ -54,6 +53,26 @@ class Order(nn.Module, ABC):
     def plan(positions: int) -> list[dict[int, int | None]]:
         """Each step as {place: the place of the step before that it is predicted from}; None is the begin of the
         image."""
+
+    def steps_in(self, count: int) -> list[Step]:
+        """The steps of an image in so many (0: the order's own choice). Raises ValueError for a number that is not
+        possible."""
+        if count not in (0, len(self.steps)):
+            raise ValueError(f"steps {count}: this model draws an image in {len(self.steps)}; leave steps out")
+        return self.steps
+
+    def some_count(self) -> int:
+        """A number of steps to train with."""
+        return 0
+
+    def sees(self, first: int, count: int, queries: int) -> list[int]:
+        """Of so many slots from `first` on, and so many queries, which are fed together, how many each sees."""
+        return [min(end - first, count) for end in self.ends[first : first + count]] + [count + queries] * queries
+
+    def predicted_at(self, rows: torch.Tensor, columns: torch.Tensor, T: int) -> torch.Tensor:
+        """The columns that each slot is predicted from, [n, L], for images that begin at `rows` and `columns`, each
+        [n], of sequences of T positions."""
+        return columns[:, None] + send(torch.tensor(self.sources), columns.device)
 
     def of_slots(self, by_place: torch.Tensor, dim: int) -> torch.Tensor:
         """Values of places, along `dim`, in the order of slots."""

@@ -75,6 +75,11 @@ def test_weights_other_than_the_measured_ones_are_found(tiny_model, tiny_folder,
         weights(patient)
 
 
+def test_a_model_that_draws_several_positions_a_step_is_healthy(make_tiny_model):
+    patient = Patient("tiny", *make_tiny_model(order="locality", image_size=64))
+    assert caches(patient) == "32 codes agree" and prefills(patient)
+
+
 def test_a_cache_that_forgets_is_found(tiny_model, monkeypatch):
     patient = Patient("tiny", *tiny_model)
     feed = model_checks.Stream.feed

@@ -16,10 +16,11 @@ from mllm.decode.program import Chat, Drawing, Preview, Track, Write, draw_steps
 from mllm.decode.run import run_tracks
 from mllm.fast import BACKENDS
 from mllm.orders import ORDERS
+from training.lm.update import packed_mask
 
 SIDE, L = 4, 16
 PARALLEL = [name for name, order in ORDERS.items() if order.parallel]
-STEPS = {"raster": 16, "wavefront": 7, "groups": 4}
+STEPS = {"raster": 16, "wavefront": 7, "groups": 4, "locality": 5}
 NARROW = {"width": 16, "hidden": 24}
 
 
@@ -41,12 +42,13 @@ def _codes(seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 16, (L, 2), generator=torch.Generator().manual_seed(seed))
 
 
-def _logits(model, processor, codes_LK: torch.Tensor) -> torch.Tensor:
+def _logits(model, processor, codes_LK: torch.Tensor, prompt: str | None = "a red dog", steps: int = 0) -> torch.Tensor:
     """Teacher forced, in the order of drawing."""
-    batch = processor.collate([processor.encode_drawing("a red dog", codes_LK)])
+    batch = processor.collate([processor.encode_drawing(prompt, codes_LK)])
     with torch.no_grad():
-        h_BTD = model.run_layers(model.embed(batch.input_ids, batch.codes), batch.input_ids).last_hidden_state
-        h_NLD, codes_NLK = model.predictors(h_BTD, batch.input_ids, batch.codes, torch.tensor([0]))
+        x_BTD, drawn = model.embed(batch.input_ids, batch.codes), torch.tensor([0])
+        h_BTD = model.run_layers(x_BTD, batch.input_ids, drawn, steps).last_hidden_state
+        h_NLD, codes_NLK = model.predictors(h_BTD, batch.input_ids, batch.codes, drawn)
         return model.code_head(h_NLD[0], codes_NLK[0])
 
 
@@ -80,7 +82,10 @@ def test_each_place_is_drawn_once_from_the_step_before(name, side):
     before = range(-1, 0)
     for step in order.steps:
         slots = range(step.first, step.first + len(step.places))
-        assert all(order.sources[slot] in before and order.ends[slot] == slots.stop for slot in slots)
+        if order.asks:
+            assert step.sources[0] == (len(before) if step.first else 0)  # queries follow the codes of the step before
+        else:
+            assert all(order.sources[slot] in before and order.ends[slot] == slots.stop for slot in slots)
         before = slots
     codes = torch.randn(2, side * side, 3)
     assert torch.equal(order.of_places(order.of_slots(codes, 1), 1), codes)
@@ -130,13 +135,7 @@ def test_guidance_may_begin_late(make_tiny_model, order, embedding, options):
     """Guided logits are those of the two passes, from the step on in which guidance begins."""
     model, processor = _wide(*make_tiny_model(embedding, order=order, image_size=16 * SIDE))
     track = _draw(model, processor, **options)
-    guided = []
-    for prompt in ("a red dog", None):
-        batch = processor.collate([processor.encode_drawing(prompt, track.result)])
-        with torch.no_grad():
-            h_BTD = model.run_layers(model.embed(batch.input_ids, batch.codes), batch.input_ids).last_hidden_state
-            h_NLD, codes_NLK = model.predictors(h_BTD, batch.input_ids, batch.codes, torch.tensor([0]))
-            guided.append(model.code_head(h_NLD[0], codes_NLK[0]))
+    guided = [_logits(model, processor, track.result, prompt) for prompt in ("a red dog", None)]
     drawing = DrawingOptions(**options)
     scales = [drawing.cfg_scales_at(step.first, L) or (1.0,) for step in model.order.steps for _ in step.places]
     logits_LKV = torch.lerp(guided[1], guided[0], torch.tensor(scales)[..., None])
@@ -243,7 +242,7 @@ def test_gradients_of_codes_reach_the_places_they_come_from(ordered):
 @pytest.mark.parametrize(
     ("order", "size", "told"),
     [
-        ("spiral", 64, "unknown order 'spiral'; known: raster, wavefront, groups"),
+        ("spiral", 64, "unknown order 'spiral'; known: raster, wavefront, groups, locality"),
         ("groups", 48, "order 'groups': 3 x 3 positions are no whole squares of 2 x 2"),
     ],
 )
@@ -272,6 +271,94 @@ def test_a_model_that_draws_row_by_row_may_learn_another_order(make_tiny_model):
     assert model.config.order == "wavefront" and len(_draw(model, processor).result) == L
     with pytest.raises(ValueError, match="unknown order 'spiral'"):
         model.draw_in("spiral")
+
+
+@pytest.mark.parametrize("side", [3, 8])
+def test_places_of_a_step_are_far_from_each_other_and_near_to_earlier_ones(side):
+    order = ORDERS["locality"](side * side, 8)
+    for count in range(order.fewest, side * side + 1):
+        steps = order.steps_in(count)
+        assert len(steps) == count and [place for step in steps for place in step.places] == order.places
+        assert len(steps[0].places) == 1
+    neighbours = [
+        sum(abs(row - r) + abs(column - c) == 1 for r, c in (divmod(other, side) for other in step.places))
+        for step in order.steps
+        for row, column in (divmod(place, side) for place in step.places)
+    ]
+    assert sum(map(bool, neighbours)) < side * side / 4
+
+
+def test_as_many_steps_as_one_likes(make_tiny_model):
+    """Drawings in other numbers of steps, together in one batch: each as training sees it, and as alone."""
+    model, processor = _wide(*make_tiny_model("codebook", order="locality", image_size=16 * SIDE))
+    counts, passes = (4, 0, 16), []
+    hook = model.backbone.norm.register_forward_hook(lambda *_: passes.append(1))
+
+    def tracks(counts):
+        drawings = [DrawingOptions(temperature=1.0, cfg_scale=1.0, steps=count) for count in counts]
+        return [
+            Track(
+                processor.encode_drawing("a red dog"),
+                lambda track: draw_steps(track, model.order, L),
+                torch.Generator().manual_seed(0),
+                L,
+                drawing,
+                scored=True,
+            )
+            for drawing in drawings
+        ]
+
+    together = tracks(counts)
+    run_tracks(Batch(model, processor, "eager"), together)
+    assert len(passes) == 16
+    for count, track in zip(counts, together, strict=True):
+        passes.clear()
+        [alone] = run_tracks(Batch(model, processor, "eager"), tracks([count]))
+        assert torch.equal(alone, track.result) and len(passes) == (count or STEPS["locality"])
+        logps_LKV = _logits(model, processor, track.result, steps=count).log_softmax(-1)
+        expected = logps_LKV.gather(-1, model.order.of_slots(track.result, 0)[..., None])[..., 0]
+        torch.testing.assert_close(torch.stack(track.logps), expected, atol=2e-4, rtol=1e-3)
+    hook.remove()
+
+
+def test_training_asks_in_all_numbers_of_steps(make_tiny_model):
+    """With two images to draw in a row, after one to read, packed or not."""
+    model, processor = _wide(*make_tiny_model(order="locality", image_size=16 * SIDE))
+    model.train()
+    samples = [
+        processor.encode_drawing("a red dog", _codes(1)),
+        processor.encode_drawing("two cats", _codes(2), sources=[_codes(3)]),
+    ]
+    counts, losses = [4, 5, 16], []
+    for count in counts:
+        model.order.some_count = lambda count=count: count
+        apart = [model(**vars(processor.collate([sample]))) for sample in samples]
+        packed = processor.collate(samples, pack=128)
+        together = model(**{**vars(packed), "attention_mask": packed_mask(packed.position_ids)})
+        assert len(packed.input_ids) == 1
+        losses.append(sum(output.code_loss for output in apart))
+        torch.testing.assert_close(together.code_loss, losses[-1], rtol=1e-4, atol=1e-3)
+        expected = sum(output.text_loss for output in apart)
+        torch.testing.assert_close(together.text_loss, expected, rtol=1e-4, atol=1e-3)
+    assert len({round(loss.item(), 3) for loss in losses}) == len(counts)
+    drawn = {ORDERS["locality"](L, 8).some_count() for _ in range(200)}
+    assert drawn == set(range(4, L + 1))
+
+
+@pytest.mark.parametrize(
+    ("order", "steps", "told"),
+    [
+        ("raster", 4, "steps 4: this model draws an image in 16; leave steps out"),
+        ("locality", 3, "steps 3: order 'locality' was trained to draw an image in 4 to 16"),
+        ("locality", 17, "steps 17: order 'locality' was trained to draw an image in 4 to 16"),
+    ],
+)
+def test_steps_that_an_order_cannot_do_are_one_line(make_tiny_model, order, steps, told):
+    model, processor = make_tiny_model(order=order, image_size=16 * SIDE)
+    with pytest.raises(ValueError, match=told):
+        generate_images(model, processor, ["a red dog"], steps=steps)
+    with pytest.raises(ValueError, match=told), Engine(model, processor) as engine:
+        engine.submit(Drawing("a red dog", steps=steps))
 
 
 @pytest.mark.parametrize("order", PARALLEL)

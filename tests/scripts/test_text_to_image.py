@@ -53,7 +53,7 @@ def test_images_grid_and_metadata(draw, tiny_model):
     assert sorted(file.name for file in folder.iterdir()) == [*names, "grid.png", "metadata.jsonl"]
     hash = {"model_hash": tiny_model[0].weights_hash()}
     settings = {"cfg_scale": 2.0, "temperature": 0.5, "top_k": 5, "top_p": 0.9, "code_context": "exact", **hash}
-    settings |= {"cfg_interval": [0.0, 1.0], "candidates": 1}
+    settings |= {"cfg_interval": [0.0, 1.0], "candidates": 1, "steps": 0}
     assert lines(folder) == [
         {"file": name, "prompt": prompt, "seed": 7 + index, **settings}
         for index, (name, prompt) in enumerate(zip(names, ["a cat"] * 3 + ["two dogs"] * 3, strict=True))

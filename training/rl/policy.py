@@ -52,15 +52,18 @@ class PolicyMllm(Mllm):
         if options is None:
             return super().forward(input_ids, codes, is_target, labels=labels, **inputs)
         x_BTD = self.embed(input_ids, codes)
-        h_BTD = self.run_layers(x_BTD, input_ids, use_cache=False).last_hidden_state
         chosen_BT, images = labels[:, 1:] != IGNORED, torch.arange(len(codes), device=codes.device)
-        text_logits = only(self.text_logits(h_BTD[:, :-1][chosen_BT]), among).float() / options.temperature
+        h_BTD = self.run_layers(x_BTD, input_ids, images, options.steps, use_cache=False).last_hidden_state
+        text_logits = (
+            only(self.text_logits(h_BTD[:, : chosen_BT.shape[1]][chosen_BT]), among).float() / options.temperature
+        )
         text_logps = -F.cross_entropy(text_logits, labels[:, 1:][chosen_BT], reduction="none")
         L = codes.shape[1]
         h_PD, codes_PK = (x.flatten(0, 1) for x in self.predictors(h_BTD, input_ids, codes, images))
         logits_PKV = self.code_head(h_PD, codes_PK).float()
         if options.cfg_scales:
-            scales = [options.cfg_scales_at(step.first, L) or (1.0,) for step in self.order.steps for _ in step.places]
+            steps = self.order.steps_in(options.steps)
+            scales = [options.cfg_scales_at(step.first, L) or (1.0,) for step in steps for _ in step.places]
             scales_L = torch.tensor([scale for (scale,) in scales], device=logits_PKV.device)
             cond, uncond = logits_PKV.unflatten(0, (-1, L)).chunk(2)
             logits_PKV = torch.lerp(uncond, cond, scales_L[:, None, None]).flatten(0, 1)

@@ -298,7 +298,7 @@ def test_parts_of_an_image_without_guidance_have_half_the_rows(tiny_model):
     hook = model.backbone.norm.register_forward_hook(lambda _, __, h: rows.append(len(h)))
     _draw(model, processor, images=1, cfg_interval=(0.25, 0.75))
     hook.remove()
-    # The prompt; position 1; its unconditional half is read; both are fed position 2; the half leaves.
-    assert rows == [1, 1, 1, 2, 1]
+    # The prompt; its unconditional half; both are fed position 1; the half leaves after position 2.
+    assert rows == [1, 1, 2, 2, 1]
     with pytest.raises(ValueError, match="cfg_interval 0.5 to 0.5 is no part of an image"):
         _draw(model, processor, cfg_interval=(0.5, 0.5))

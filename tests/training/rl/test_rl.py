@@ -115,7 +115,8 @@ def make_engine(model, config) -> Kept:
 
 
 @pytest.mark.parametrize(
-    ("cfg_scale", "plan_length", "order"), [(1.0, 0, "raster"), (2.5, 0, "raster"), (2.5, 6, "wavefront")]
+    ("cfg_scale", "plan_length", "order"),
+    [(1.0, 0, "raster"), (2.5, 0, "raster"), (2.5, 6, "wavefront"), (2.5, 6, "locality")],
 )
 def test_training_gives_the_log_probabilities_of_generation(make_policy, cfg_scale, plan_length, order):
     model, processor = make_policy(plan_length, order=order, image_size=64 if order != "raster" else 32)
