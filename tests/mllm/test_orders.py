@@ -13,7 +13,7 @@ from mllm.decode.batch import Batch
 from mllm.decode.engine import Engine
 from mllm.decode.options import DrawingOptions, Sampling
 from mllm.decode.program import Chat, Drawing, Preview, Track, Write, draw_steps
-from mllm.decode.run import run_tracks
+from mllm.decode.run import run_tracks, sample_codes
 from mllm.fast import BACKENDS
 from mllm.orders import ORDERS
 from training.lm.update import packed_mask
@@ -343,6 +343,24 @@ def test_training_asks_in_all_numbers_of_steps(make_tiny_model):
     assert len({round(loss.item(), 3) for loss in losses}) == len(counts)
     drawn = {ORDERS["locality"](L, 8).some_count() for _ in range(200)}
     assert drawn == set(range(4, L + 1))
+
+
+@pytest.mark.slow
+def test_a_picture_that_was_learned_is_drawn_in_all_numbers_of_steps(make_tiny_model):
+    model, processor = make_tiny_model(order="locality", image_size=16 * SIDE)
+    batch = vars(processor.collate([processor.encode_drawing("a red dog", _codes(1))]))
+    trained = [weight for name, weight in model.named_parameters() if not name.startswith("image_tokenizer")]
+    optimizer = torch.optim.AdamW(trained, 1e-2)
+    model.train()
+    for _ in range(120):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    start = processor.encode_drawing("a red dog")
+    for steps in (4, 0, 16):
+        generator = torch.Generator().manual_seed(0)
+        drawn = sample_codes(model.eval(), processor, [start], [generator], temperature=0.0, cfg_scale=1.0, steps=steps)
+        assert torch.equal(drawn[0], _codes(1))
 
 
 @pytest.mark.parametrize(
