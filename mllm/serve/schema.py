@@ -248,6 +248,10 @@ class ImageRequest(Strict):
     candidates: Annotated[int, Field(ge=1)] | None = Field(
         1, description="drawings for each image, of which the model keeps the one that it finds to fit best"
     )
+    steps: Annotated[int, Field(ge=0)] | None = Field(
+        DrawingOptions.steps,
+        description="of the backbone, where the model's order of drawing lets one choose; 0: its own",
+    )
     stream: bool | None = False
     partial_images: Previews | None = Field(0, description="previews, with stream")
     response_format: only("b64_json") = None

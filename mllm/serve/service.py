@@ -285,6 +285,7 @@ def drawing_options(body: schema.ImageRequest) -> dict[str, Any]:
         "temperature": body.temperature,
         "top_p": body.top_p,
         "candidates": body.candidates,
+        "steps": body.steps,
         "previews": body.partial_images if body.stream else 0,
     }
 

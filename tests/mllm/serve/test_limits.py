@@ -108,6 +108,7 @@ def refused() -> list[tuple[str, object, set[int]]]:
     chat |= {"stream": [1, "yes"], "modalities": ["text", ["audio"]], "tools": [{}, [{}]], "model": ["", "x", 3]}
     draw = {**numbers, "n": [0, 9, *JUNK], "prompt": ["", "  ", "x" * 9000, "dog " * 900, 3, [], "\ud800"]}
     draw |= {"size": ["", "31x32", "9" * 999, 32], "response_format": ["url"], "partial_images": [-1, 9], "stream": [3]}
+    draw |= {"steps": [-1, 3, *JUNK]}
     hello = {"messages": about("hi"), "max_tokens": 1}
     bodies = [(CHAT, {**hello, **bad}) for bad in bad_values(chat) if list(bad.values()) != [None]]
     bodies += [(DRAW, {"prompt": "a dog", **bad}) for bad in bad_values(draw) if list(bad.values()) != [None]]
