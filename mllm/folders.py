@@ -15,19 +15,26 @@ from safetensors import SafetensorError, safe_open
 
 from tokenizer import ImageTokenizer, ImageTokenizerConfig
 
+from .shipped import put_together
+
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 
 
 def find_model(name: str | Path, file: str = "config.json", subfolder: str = "") -> str:
     """A folder that has this file (in `subfolder`) as it is, a shipped model's name as its folder under `checkpoints/`;
-    anything else must look like a hub id ("owner/name"). Raises ValueError naming the models that are shipped."""
-    if str(name) and Path(name).is_dir():
-        if not (Path(name) / subfolder / file).is_file():
-            raise ValueError(f"{str(name)!r} is no model folder: it has no {Path(subfolder) / file}")
-        return str(name)
+    anything else must look like a hub id ("owner/name"). A folder of what was trained beside a backbone is put together
+    with it. Raises ValueError naming the models that are shipped."""
     shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
-    if str(name).rstrip("/") in shipped:
-        return str(SHIPPED / str(name).rstrip("/"))
+    folder = None
+    if str(name) and Path(name).is_dir():
+        folder = Path(name)
+        if not (folder / subfolder / file).is_file():
+            raise ValueError(f"{str(name)!r} is no model folder: it has no {Path(subfolder) / file}")
+    elif str(name).rstrip("/") in shipped:
+        folder = SHIPPED / str(name).rstrip("/")
+    if folder:
+        put_together(folder)
+        return str(folder)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
         raise ValueError(f"unknown model {str(name)!r}: no such folder; shipped models: {', '.join(shipped) or 'none'}")
     return str(name)

