@@ -21,7 +21,7 @@ from mllm import Mllm, MllmConfig
 from mllm.config import CACHE
 from mllm.decode.options import Sampling
 from mllm.decode.sampling import Picker
-from mllm.decode.stream import KeyValues
+from mllm.decode.stream import ONE, KeyValues
 from mllm.fast import cpu, eager
 from mllm.fast.quantize import KINDS
 from tokenizer import SIZES
@@ -99,7 +99,7 @@ def compare_steps(name: str, backbone: nn.Module, batch: int, form: str, options
             if run.cache is None or run.cache.lengths[0] == COLUMNS - 1:  # begin again: memory must not grow
                 run.cache = KeyValues(prefilled, fixed_shapes)
                 run.cache.add(prefilled, list(range(batch)), [PREFILLED] * batch, COLUMNS - PREFILLED)
-            run.cache.open([1] * batch)
+            run.cache.open([ONE] * batch)
             h_BD = step(x_BD, run.cache)
             run.cache.close()
             return h_BD
