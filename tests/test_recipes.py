@@ -155,6 +155,11 @@ def test_numbers_that_make_no_run_are_refused(override, named):
         load("training/stages/tokenizer.yaml", override)
 
 
+def test_codes_of_meaning_need_a_loss_of_meaning():
+    with pytest.raises(ValueError, match="recipe, model.pixel_codebooks: nothing teaches the other codes"):
+        load("training/stages/tokenizer.yaml", "model.pixel_codebooks=4", "losses.contrastive=0")
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [

@@ -3,6 +3,10 @@
 Shapes: N images, L positions, C channels. timm is not imported: that takes seconds, most of them for other models.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -168,3 +172,27 @@ def run_blocks(blocks: nn.Sequential, x_NLC: torch.Tensor, checkpointing: bool) 
     for block in blocks:
         x_NLC = checkpoint(block, x_NLC, use_reentrant=False)
     return x_NLC
+
+
+class VitEncoder(nn.Module, ABC):
+    """pixels_N3HW -> features [N, L, C]: convolutions to stride 16, a ViT without position table. A kind makes
+    `blocks`, `norm`, and what `embed` needs."""
+
+    blocks: nn.Sequential
+    norm: nn.LayerNorm
+    checkpointing = False
+
+    @abstractmethod
+    def embed(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
+        """The convolutions: -> what the first block reads, [N, L, C]."""
+
+    def forward(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
+        return self.norm(run_blocks(self.blocks, self.embed(pixels_N3HW), self.checkpointing))
+
+    def tapped(self, pixels_N3HW: torch.Tensor, depths: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """-> what `forward` gives, and what blocks give after so many of them, for each of `depths`, which rise."""
+        x_NLC, taps = self.embed(pixels_N3HW), []
+        for start, end in pairwise([0, *depths, len(self.blocks)]):
+            x_NLC = run_blocks(self.blocks[start:end], x_NLC, self.checkpointing)
+            taps.append(x_NLC)
+        return self.norm(taps.pop()), taps

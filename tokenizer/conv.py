@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .blocks import run_blocks, transformer_blocks
+from .blocks import VitEncoder, run_blocks, transformer_blocks
 
 STAGES = 4  # halvings of an image
 REFINED = 16  # channels of the last convolutions of a decoder, between pixels and pixels
@@ -80,12 +80,12 @@ def first_side(conv_widths) -> int:
     return 2 ** (STAGES - len(conv_widths))
 
 
-class ConvEncoder(nn.Module):
-    """pixels_N3HW -> features [N, L, C]: convolutional stages, each then halved, and a ViT without position table."""
+class ConvEncoder(VitEncoder):
+    """Its convolutions are stages of dense ones, each then halved."""
 
     def __init__(self, conv_widths, conv_depths, width: int, depth: int, heads: int, drop_path: float):
         super().__init__()
-        self.checkpointing, self.side = False, first_side(conv_widths)
+        self.side = first_side(conv_widths)
         self.stem = Conv(3 * self.side**2, conv_widths[0])
         after = (*conv_widths[1:], width)
         self.stages = nn.Sequential(
@@ -97,10 +97,9 @@ class ConvEncoder(nn.Module):
         self.blocks = transformer_blocks(width, depth, heads, drop_path)
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
+    def embed(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
         x_NHWC = F.pixel_unshuffle(pixels_N3HW, self.side).permute(0, 2, 3, 1).contiguous()
-        x_NLC = self.stages(self.stem(x_NHWC)).flatten(1, 2)
-        return self.norm(run_blocks(self.blocks, x_NLC, self.checkpointing))
+        return self.stages(self.stem(x_NHWC)).flatten(1, 2)
 
 
 class ConvDecoder(nn.Module):

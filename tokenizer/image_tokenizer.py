@@ -35,7 +35,8 @@ with warnings.catch_warnings(action="ignore"):
 
 class TrainingOutput(NamedTuple):
     """What the losses of the image tokenizer need; image and text features are unit vectors [N, E]; `places_NLC` is
-    what the decoder read, `teacher_NLT` what it says of a teacher's features, None without `teacher_width`."""
+    what the decoder read (with `pixel_codebooks`, what the other codes say instead), `teacher_NLT` what it says of a
+    teacher's features, None without `teacher_width`."""
 
     pixels_N3HW: torch.Tensor
     quantized: Quantized
@@ -56,17 +57,21 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         self.config = config
         if config.projection not in PROJECTIONS:
             raise ValueError(f"unknown projection {config.projection!r}; known: {', '.join(PROJECTIONS)}")
-        project = PROJECTIONS[config.projection]
-        heads = config.width // config.code_width
         if config.architecture not in ARCHITECTURES:
             raise ValueError(f"unknown architecture {config.architecture!r}; known: {', '.join(ARCHITECTURES)}")
         encoder, decoder = ARCHITECTURES[config.architecture]
         rest = (config.heads, config.drop_path)
         self.encoder = encoder(config.conv_widths, config.conv_depths, config.width, config.depth, *rest)
         self.layout = make_layout(config)
-        self.quant_proj = project(config.width, config.code_width, heads, causal=config.causal)
+        pixels, meaning = config.pixel_width, config.code_width - config.pixel_width
+        self.quant_proj = _projection(config, config.width, meaning)
         self.quantizer = make_quantizer(config)
-        self.post_quant_proj = project(config.code_width, config.width, heads, causal=config.causal)
+        self.post_quant_proj = _projection(config, meaning, config.width)
+        self.quant_proj_pixels = self.post_quant_proj_pixels = None
+        if pixels:
+            norm = nn.LayerNorm(config.width, eps=1e-6)
+            self.quant_proj_pixels = nn.Sequential(norm, _projection(config, config.width, pixels))
+            self.post_quant_proj_pixels = _projection(config, pixels, config.width)
         conv_depths, depth = config.decoder_conv_depths or config.conv_depths, config.decoder_depth or config.depth
         self.decoder = decoder(config.conv_widths, conv_depths, config.width, depth, *rest)
         self.fc_norm = nn.LayerNorm(config.width, eps=1e-6)
@@ -110,15 +115,25 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         H, W = pixels_N3HW.shape[-2:]
         if H % STRIDE or W % STRIDE or not H or not W:
             raise ValueError(f"pixels of {H} x {W}; both sides must be multiples of {STRIDE}")
-        x_NLC = self.layout.gather(self.encoder(pixels_N3HW))
+        taps = [self.config.pixel_depth] if self.quant_proj_pixels else []
+        x_NLC, shallow = self.encoder.tapped(pixels_N3HW, taps) if taps else (self.encoder(pixels_N3HW), [])
+        x_NLC = self.layout.gather(x_NLC)
         # Projection and quantizer stay in float32 under autocast: near ties between entries flip otherwise.
         with torch.autocast(x_NLC.device.type, enabled=False):
-            return self.quant_proj(x_NLC.float())
+            parts = [self.quant_proj(x_NLC.float()), *(self.quant_proj_pixels(x.float()) for x in shallow)]
+            return torch.cat(parts, -1)
 
     def widen(self, features_NLQ: torch.Tensor) -> torch.Tensor:
-        """Quantized features -> [N, L, C], what layout, decoder and contrastive branch read."""
+        """Quantized features -> [N, L, C], what layout and decoder read."""
+        if not self.post_quant_proj_pixels:
+            return self.meaning(features_NLQ)
         with torch.autocast(features_NLQ.device.type, enabled=False):
-            return self.post_quant_proj(features_NLQ)
+            return self.post_quant_proj_pixels(features_NLQ[..., -self.config.pixel_width :])
+
+    def meaning(self, features_NLQ: torch.Tensor) -> torch.Tensor:
+        """Quantized features -> [N, L, C], what the contrastive branch reads."""
+        with torch.autocast(features_NLQ.device.type, enabled=False):
+            return self.post_quant_proj(features_NLQ[..., : self.config.code_width - self.config.pixel_width])
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image | str | Path | torch.Tensor] | torch.Tensor) -> torch.Tensor:
@@ -153,7 +168,7 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
     def image_features(self, images: Sequence[Image.Image | torch.Tensor] | torch.Tensor) -> torch.Tensor:
         """-> unit vectors [N, E], from the quantized features as the decoder sees them."""
         quantized = self.quantizer(self.features(self._pixels(images)))
-        return self._pool(self.widen(quantized.features_NLQ))
+        return self._pool(self.meaning(quantized.features_NLQ))
 
     def text_features(self, ids_NT: torch.Tensor) -> torch.Tensor:
         """Zero-padded ids with the end-of-text id as the largest -> unit vectors [N, E]."""
@@ -174,12 +189,16 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         the decoder can afford."""
         H, W = pixels_N3HW.shape[-2:]
         quantized = self.quantizer(self.features(pixels_N3HW), options)
-        x_NLC = self.widen(quantized.features_NLQ)
+        x_NLC = meaning_NLC = self.widen(quantized.features_NLQ)
         places_NLC, grid = self.layout.spread(x_NLC[:decoded], (H // STRIDE, W // STRIDE))
+        pixels_N3HW = self.decoder(places_NLC, grid)
+        if self.post_quant_proj_pixels:
+            meaning_NLC = self.meaning(quantized.features_NLQ)
+            places_NLC = meaning_NLC[:decoded]
         return TrainingOutput(
-            self.decoder(places_NLC, grid),
+            pixels_N3HW,
             quantized,
-            self._pool(x_NLC),
+            self._pool(meaning_NLC),
             self.text_features(ids_NT),
             places_NLC,
             self.teacher_projection(places_NLC) if self.teacher_projection else None,
@@ -204,9 +223,16 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         return to_pixels(image, config.image_size, config.resize_ratio, config.interpolation)
 
 
+def _projection(config: ImageTokenizerConfig, in_channels: int, out_channels: int) -> nn.Module:
+    """Between the networks' width and that of codes."""
+    heads = config.width // min(in_channels, out_channels)
+    return PROJECTIONS[config.projection](in_channels, out_channels, heads, causal=config.causal)
+
+
 def _init_weights(model: ImageTokenizer) -> None:
     """UniTok's: linear layers truncated normal 0.02, decoder convolutions Xavier with gain 0.5; the rest as it is."""
-    for part in (model.encoder.blocks, model.decoder, model.quant_proj, model.post_quant_proj, model.projection):
+    projections = [part for name, part in model.named_children() if "quant_proj" in name]
+    for part in (model.encoder.blocks, model.decoder, *projections, model.projection):
         for module in part.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .layouts import layout_kind
+from .quantizers import quantizer_kind
 from .transform import INTERPOLATIONS
 
 STRIDE = 16  # encoders halve the image four times
@@ -22,6 +23,9 @@ class ImageTokenizerConfig:
     `quantizer` is the kind of quantizer (see quantizers/), `quantizer_args` what it takes beside the sizes:
     `code_width` (Q) is split into `num_codebooks` (K) slices, each with `codebook_size` (V) entries.
     `layout` says how positions lie in an image (see layouts/), `layout_args` what it takes.
+    With `pixel_codebooks`, so many of the sub-codebooks, the last ones, say what a shallow layer sees, after
+    `pixel_depth` transformer blocks, and only they are decoded; the others say what the last layer sees, and only they
+    are compared with captions and teachers (DualToken, arXiv 2503.14324, which has residual codes for both).
     `teacher_width`, above 0, is the number of a teacher's channels that training predicts from codes (losses.teacher).
     `causal` makes the two attention projections causal, as in UniTok's first release.
     """
@@ -45,6 +49,8 @@ class ImageTokenizerConfig:
     code_width: int = 64
     num_codebooks: int = 8
     codebook_size: int = 4096
+    pixel_codebooks: int = 0
+    pixel_depth: int = 0
     commitment: float = 0.25
     projection: str = "attn"
     causal: bool = False
@@ -62,6 +68,7 @@ class ImageTokenizerConfig:
         if not 1 <= self.resize_ratio <= 4:
             raise ValueError(f"resize_ratio {self.resize_ratio} is outside 1 to 4; 1 crops as little as possible")
         from_zero = ("drop_path", "commitment", "conv_depths", "decoder_conv_depths", "decoder_depth", "teacher_width")
+        from_zero += ("pixel_codebooks", "pixel_depth")
         for name, value in vars(self).items():
             least = 0 if name in from_zero else 1
             for number in value if isinstance(value, tuple) else (value,):
@@ -82,6 +89,25 @@ class ImageTokenizerConfig:
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
         layout_kind(self.layout).count(self.grid, self.layout_args)  # raises ValueError for what cannot be
+        if self.pixel_codebooks:
+            self._check_taps()
+
+    def _check_taps(self) -> None:
+        """Raises ValueError where `pixel_codebooks` do not go with the rest."""
+        chosen = f"pixel_codebooks {self.pixel_codebooks}"
+        if self.pixel_codebooks >= self.num_codebooks:
+            raise ValueError(f"{chosen} leave none of num_codebooks {self.num_codebooks} for meaning")
+        if self.pixel_depth >= self.depth:
+            raise ValueError(f"pixel_depth {self.pixel_depth} is not below depth {self.depth}: no layer is deeper")
+        if quantizer_kind(self.quantizer).summed:
+            raise ValueError(f"{chosen}: quantizer {self.quantizer} adds its codes up; choose one with slices")
+        if self.layout != "grid":
+            raise ValueError(f"{chosen}: both taps are grids; layout {self.layout} does not go with them")
+
+    @property
+    def pixel_width(self) -> int:
+        """Channels of `code_width` that `pixel_codebooks` quantize."""
+        return self.code_width // self.num_codebooks * self.pixel_codebooks
 
     @property
     def grid(self) -> int:

@@ -7,24 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .blocks import EXPANSION, LayerNorm2d, MbConvStages, run_blocks, transformer_blocks
+from .blocks import EXPANSION, LayerNorm2d, MbConvStages, VitEncoder, run_blocks, transformer_blocks
 
 
-class Encoder(nn.Module):
-    """pixels_N3HW -> features [N, L, C]: convolutional stem, two MBConv stages, a ViT without position table."""
+class Encoder(VitEncoder):
+    """Its convolutions are a stem and two MBConv stages."""
 
     def __init__(self, conv_widths, conv_depths, width: int, depth: int, heads: int, drop_path: float):
         super().__init__()
         if len(conv_widths) != 2:
             raise ValueError(f"conv_widths {conv_widths}: a vitamin has two convolutional stages, at strides 4 and 8")
-        self.checkpointing = False
         self.patch_embed = nn.ModuleDict({"backbone": MbConvStages(conv_widths, conv_depths, width)})
         self.blocks = transformer_blocks(width, depth, heads, drop_path)
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
+    def embed(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
         x_NCHW = self.patch_embed["backbone"](pixels_N3HW.contiguous(memory_format=torch.channels_last))
-        return self.norm(run_blocks(self.blocks, x_NCHW.flatten(2).transpose(1, 2), self.checkpointing))
+        return x_NCHW.flatten(2).transpose(1, 2)
 
 
 class UpConv(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 from .unitok import compare
 
 # The parts of an image tokenizer from pixels to codes.
-GIVE_CODES = ("encoder.", "layout.reading.", "quant_proj.", "quantizer.")
+GIVE_CODES = ("encoder.", "layout.reading.", "quant_proj.", "quant_proj_pixels.", "quantizer.")
 
 
 def read_weights(file: str | Path, what: str) -> dict[str, torch.Tensor]:

@@ -103,6 +103,7 @@ VARIANTS = [
     *((name, {}) for name in CODE_EMBEDDINGS),
     *(("codebook", {"quantizer": kind}) for kind in QUANTIZERS if kind != "multi_codebook"),
     ("placed_tables", QUERIES),
+    ("codebook", {"pixel_codebooks": 1, "depth": 2}),
     ("placed_tables", {"layout": "holistic", "layout_args": {"queries": 2}}),
 ]
 

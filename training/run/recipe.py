@@ -193,6 +193,12 @@ class TokenizerTrainConfig(Section):
         self.quantizer = asdict(self.quantizer_options())  # all of them, so that config.yaml says what was done
         if self.losses.disentangle and self.quantizer_kind().summed:
             raise ValueError("recipe, losses.disentangle: this kind of quantizer adds its entries up; set it to 0")
+        meaning = self.losses.contrastive, self.losses.teacher, self.losses.relations
+        if self.model.get("pixel_codebooks") and not any(meaning):
+            raise ValueError(
+                "recipe, model.pixel_codebooks: nothing teaches the other codes: give losses.contrastive, "
+                "losses.teacher or losses.relations a weight"
+            )
 
     def quantizer_kind(self) -> type[Quantizer]:
         return quantizer_kind(self.model.get("quantizer", SIZES[self.size].quantizer))
