@@ -10,6 +10,7 @@ from tokenizer import SIZES
 from tokenizer.quantizers import code_use, count_codes, make_quantizer
 from tokenizer.quantizers.base import EntropyOptions
 from tokenizer.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
+from tokenizer.quantizers.hierarchical import HierarchicalQuantizer
 from tokenizer.quantizers.multi_codebook import MultiCodebookOptions
 from tokenizer.quantizers.quantile import QuantileOptions, QuantileQuantizer
 from tokenizer.quantizers.residual import ResidualQuantizer
@@ -109,6 +110,25 @@ def test_one_index_follows_the_half_with_the_weight(pixel_weight, half):
     assert torch.equal(quantizer.encode(features_NLQ), cosine_NLKV.argmax(-1))
 
 
+def test_pixels_are_told_by_the_codebook_of_the_meaning():
+    torch.manual_seed(0)
+    quantizer, features_NLQ = HierarchicalQuantizer(8, 2, 12, meanings=3), torch.randn(5, 50, 8)
+    meanings_KSPh, pixels_KSPh = quantizer.entries().unflatten(1, (3, 4)).chunk(2, -1)
+    assert torch.equal(meanings_KSPh, meanings_KSPh[:, :, :1].expand(-1, -1, 4, -1))
+    z_NLKhc = quantizer.bound(features_NLQ).unflatten(-1, (2, 2, 2))
+    meaning_NLK = torch.einsum("nlkc,ksc->nlks", z_NLKhc[..., 0, :], meanings_KSPh[:, :, 0]).argmax(-1)
+    own_NLKPc = pixels_KSPh[torch.arange(2), meaning_NLK]
+    pixels_NLK = torch.einsum("nlkc,nlkpc->nlkp", z_NLKhc[..., 1, :], own_NLKPc).argmax(-1)
+    codes_NLK = quantizer.encode(features_NLQ)
+    assert torch.equal(codes_NLK, 4 * meaning_NLK + pixels_NLK)
+    quantized = quantizer(features_NLQ)
+    with torch.no_grad():
+        quantizer.codebooks_KVq.copy_(quantizer.centres(quantized.slices_KMq))
+    assert quantizer(features_NLQ).loss < 0.8 * quantized.loss, "centres of meanings, and of the pixels of each"
+    with pytest.raises(ValueError, match="5 meanings of hierarchical do not divide codebook_size 16"):
+        make_quantizer(replace(SIZES["tiny"], quantizer="hierarchical", quantizer_args={"meanings": 5}))
+
+
 def test_odd_halves_and_weights_that_make_no_sense_are_named():
     with pytest.raises(ValueError, match="shared_index halves a code's 3 channels"):
         make_quantizer(replace(SIZES["tiny"], quantizer="shared_index", code_width=6))
@@ -117,5 +137,5 @@ def test_odd_halves_and_weights_that_make_no_sense_are_named():
 
 
 def test_k_means_and_revival_are_options_of_all_that_learn_entries():
-    for kind in (ResidualQuantizer, SharedIndexQuantizer):
+    for kind in (ResidualQuantizer, SharedIndexQuantizer, HierarchicalQuantizer):
         assert kind.Options is MultiCodebookOptions

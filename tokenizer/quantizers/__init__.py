@@ -6,6 +6,7 @@ from typing import Any
 from .base import Quantized, Quantizer, QuantizerOptions, code_use, count_codes
 from .binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from .fsq import FiniteScalarQuantizer
+from .hierarchical import HierarchicalQuantizer
 from .multi_codebook import MultiCodebookQuantizer
 from .quantile import QuantileQuantizer
 from .residual import ResidualQuantizer
@@ -15,6 +16,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "multi_codebook": MultiCodebookQuantizer,
     "residual": ResidualQuantizer,
     "shared_index": SharedIndexQuantizer,
+    "hierarchical": HierarchicalQuantizer,
     "lfq": LookupFreeQuantizer,
     "bsq": BinarySphericalQuantizer,
     "fsq": FiniteScalarQuantizer,

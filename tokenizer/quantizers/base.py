@@ -241,9 +241,9 @@ class Quantizer(nn.Module, ABC):
             raise ValueError(f"quantizer.nearest: {count} other entries, but a sub-codebook has {V} in all")
         near = []
         for start in range(0, V, ROWS):  # of large codebooks, not all distances at once
-            scores_KRV = self.scores(e[:, start : start + ROWS])
-            scores_KRV.diagonal(start, 1, 2).fill_(-torch.inf)  # an entry is not near itself
-            near.append(scores_KRV.topk(count).indices)
+            closeness_KRV = closeness(e[:, start : start + ROWS], e)
+            closeness_KRV.diagonal(start, 1, 2).fill_(-torch.inf)  # an entry is not near itself
+            near.append(closeness_KRV.topk(count).indices)
         return torch.cat(near, 1)
 
     def perturb(
