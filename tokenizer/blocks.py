@@ -138,13 +138,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_NLC: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_NLC: torch.Tensor, mask_LL: torch.Tensor | None = None) -> torch.Tensor:
         q, k, v = self.qkv(x_NLC).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(F.scaled_dot_product_attention(q, k, v, mask_LL).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
-    """A pre-norm ViT block with GeGLU."""
+    """A pre-norm ViT block with GeGLU. With a mask, position i sees j where `mask_LL[i, j]`."""
 
     def __init__(self, width: int, heads: int, drop_path: float):
         super().__init__()
@@ -154,8 +154,8 @@ class Block(nn.Module):
         self.mlp = GeGlu(width, 2 * width)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x_NLC: torch.Tensor) -> torch.Tensor:
-        x_NLC = x_NLC + self.drop_path(self.attn(self.norm1(x_NLC)))
+    def forward(self, x_NLC: torch.Tensor, mask_LL: torch.Tensor | None = None) -> torch.Tensor:
+        x_NLC = x_NLC + self.drop_path(self.attn(self.norm1(x_NLC), mask_LL))
         return x_NLC + self.drop_path(self.mlp(self.norm2(x_NLC)))
 
 

@@ -6,7 +6,9 @@ channels, E channels of the embedding shared with text.
 
 import math
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from transformers.utils import torch_compilable_check
 from .architectures import ARCHITECTURES
 from .layouts import make_layout
 from .projection import PROJECTIONS
+from .psnr import psnr
 from .quantizers import Quantized, QuantizerOptions, make_quantizer
 from .sizes import STRIDE, ImageTokenizerConfig
 from .text_tower import TextTower
@@ -156,6 +159,28 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         if not bool(pixels_N3HW.isfinite().all()):
             raise ValueError("the image tokenizer's pixels are not finite: its weights are damaged")
         return to_images(pixels_N3HW)
+
+    @torch.no_grad()
+    def shortest(
+        self, images: Sequence[Image.Image | str | Path | torch.Tensor] | torch.Tensor, least: float
+    ) -> list[torch.Tensor]:
+        """The fewest codes of each image, [n, K], that make a picture with a PSNR of `least` dB; all of them where none
+        has it. KARL (arXiv 2507.07995) learns to tell how many; here they are found by halving, as if each further
+        position made the picture better. Raises ValueError without a `tail_drop`."""
+        if not self.layout.takes_fewer:
+            raise ValueError("fewer positions make no picture: only those of layout queries with a tail_drop do")
+        pixels_N3HW = self._pixels(images)
+        pairs = list(zip(pixels_N3HW, self.encode(pixels_N3HW), strict=True))
+        qualities = [partial(self._psnr_of_first, *pair) for pair in pairs]
+        return [
+            codes_LK[: 1 + bisect_left(range(1, len(codes_LK)), least, key=quality)]
+            for (_, codes_LK), quality in zip(pairs, qualities, strict=True)
+        ]
+
+    def _psnr_of_first(self, pixels_3HW: torch.Tensor, codes_LK: torch.Tensor, count: int) -> float:
+        H, W = pixels_3HW.shape[1:]
+        decoded_N3HW = self.decode_pixels(codes_LK[None, :count], (H // STRIDE, W // STRIDE)).clamp(-1, 1)
+        return psnr((decoded_N3HW - pixels_3HW).square().mean(), 2).item()
 
     def decode_pixels(self, codes_NLK: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
         """codes_NLK -> pixels_N3HW, not clamped."""

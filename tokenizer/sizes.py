@@ -89,6 +89,8 @@ class ImageTokenizerConfig:
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
         layout_kind(self.layout).count(self.grid, self.layout_args)  # raises ValueError for what cannot be
+        if self.layout_args.get("causal") and self.projection == "attn" and not self.causal:
+            raise ValueError("layout_args: causal queries, but projection attn sees all: make it linear, or causal")
         if self.pixel_codebooks:
             self._check_taps()
 

@@ -10,6 +10,7 @@ import torch
 
 from tokenizer import SIZES, ImageTokenizer
 from tokenizer.layouts import LAYOUTS
+from tokenizer.layouts.queries import QueryLayout
 from tokenizer.weights import codes_hash
 
 ARGS = {"queries": {"positions": 3, "depth": 1}, "holistic": {"queries": 2}}
@@ -87,6 +88,38 @@ def test_the_first_positions_alone_make_a_picture_as_in_training(tail_drop):
     assert [image.size for image in image_tokenizer.decode(torch.zeros(1, 2, 2, dtype=torch.long))] == [(32, 32)]
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_causal_query_hears_nothing_of_later_ones(causal):
+    torch.manual_seed(0)
+    layout, x_NLC = QueryLayout(32, 2, 2, positions=4, causal=causal), torch.randn(2, 4, 32)
+    with torch.no_grad():
+        before = layout.gather(x_NLC)
+        layout.reading.asking_AC[2] += torch.randn(32)
+        after = layout.gather(x_NLC)
+    moved = [not torch.allclose(*pair, atol=1e-6) for pair in zip(before.unbind(1), after.unbind(1), strict=True)]
+    assert moved == ([False, False, True, True] if causal else [True] * 4)
+
+
+def test_the_shortest_codes_have_the_wanted_quality_and_fewer_have_not():
+    image_tokenizer, pixels_N3HW = make("queries", positions=6, tail_drop="uniform").eval(), torch.rand(2, 3, 32, 48)
+    codes_NLK, lengths = image_tokenizer.encode(pixels_N3HW), set()
+
+    def quality(image: int, count: int) -> float:
+        decoded_3HW = image_tokenizer.decode_pixels(codes_NLK[image : image + 1, :count], (2, 3))[0].clamp(-1, 1)
+        return 10 * (4 / (decoded_3HW - pixels_N3HW[image]).square().mean()).log10().item()
+
+    for least in (0, *(quality(image, 3) for image in range(2)), 99):
+        for image, codes_nK in enumerate(image_tokenizer.shortest(pixels_N3HW, least)):
+            count = len(codes_nK)
+            assert torch.equal(codes_nK, codes_NLK[image, :count])
+            assert count == 6 or quality(image, count) >= least - 1e-4
+            assert count == 1 or quality(image, count - 1) < least + 1e-4
+            lengths.add(count)
+    assert {1, 6} < lengths
+    with pytest.raises(ValueError, match="fewer positions make no picture: only those of layout queries with a tail"):
+        make("grid").shortest(pixels_N3HW, 20)
+
+
 def test_as_many_positions_as_make_no_picture_are_refused():
     image_tokenizer = make("queries")
     with pytest.raises(ValueError, match="2 positions of 3: only image tokenizers trained with layout_args.tail_drop"):
@@ -111,8 +144,10 @@ def test_a_whole_picture_needs_all_its_places():
         ("queries", {}, "layout_args: positions None must be a whole number above 0"),
         ("queries", {"positions": 4, "depth": 0}, "layout_args: depth 0 must"),
         ("queries", {"positions": 4, "tail_drop": "head"}, "unknown tail_drop 'head'; known: none, uniform, powers"),
+        ("queries", {"positions": 4, "causal": True}, "causal queries, but projection attn sees all"),
+        ("queries", {"positions": 4, "causal": "yes"}, "causal 'yes' is neither true nor false"),
         ("holistic", {"queries": 0}, "layout_args: queries 0 must"),
-        ("queries", {"positions": 4, "deep": 1}, "takes positions, depth, tail_drop, not deep"),
+        ("queries", {"positions": 4, "deep": 1}, "takes positions, depth, tail_drop, causal, not deep"),
     ],
 )
 def test_layouts_that_cannot_be_are_named(layout, args, message):

@@ -18,6 +18,7 @@ class Layout(nn.Module):
     """
 
     on_grid: ClassVar[bool] = True  # whether position l shows what lies at place l
+    takes_fewer = False  # whether the first positions alone make a picture
 
     def __init__(self, width: int, heads: int, grid: int):
         super().__init__()

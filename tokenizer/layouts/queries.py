@@ -21,14 +21,26 @@ class QueryLayout(Layout):
 
     With `tail_drop`, training keeps only the first positions of each image: any number of them, equally often
     ("uniform", One-D-Piece, arXiv 2501.10064), or a power of two or all ("powers", FlexTok, arXiv 2502.13967). Then the
-    first positions alone make a picture, a coarser one. Raises ValueError for values that make no sense.
+    first positions alone make a picture, a coarser one. With `causal`, a query does not see the ones after it, so that
+    a code depends on no later one, as text does (SEED, arXiv 2307.08041). Raises ValueError for values that make no
+    sense.
     """
 
     on_grid = False
 
-    def __init__(self, width: int, heads: int, grid: int, positions: int, depth: int = 2, tail_drop: str = "none"):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        grid: int,
+        positions: int,
+        depth: int = 2,
+        tail_drop: str = "none",
+        causal: bool = False,
+    ):
         super().__init__(width, heads, grid)
-        self.positions, self.grid, self.tail_drop = positions, grid, tail_drop
+        self.positions, self.grid, self.tail_drop, self.causal = positions, grid, tail_drop, causal
+        self.takes_fewer = tail_drop != "none"
         self.reading = Asking(positions, width, depth, heads)
         self.writing = Asking(grid**2, width, depth, heads)
         self.order_PC = nn.Parameter(0.02 * torch.randn(positions, width))
@@ -39,16 +51,18 @@ class QueryLayout(Layout):
         super().count(grid, args)
         if args.get("tail_drop", "none") not in TAIL_DROPS:
             raise ValueError(f"layout_args: unknown tail_drop {args['tail_drop']!r}; known: {', '.join(TAIL_DROPS)}")
+        if type(args.get("causal", False)) is not bool:
+            raise ValueError(f"layout_args: causal {args['causal']!r} is neither true nor false")
         return cls.whole(args, "positions")
 
     def gather(self, x_NLC: torch.Tensor) -> torch.Tensor:
-        return self.reading(x_NLC, self.reading.asking_AC)
+        return self.reading(x_NLC, self.reading.asking_AC, self.causal)
 
     def spread(self, x_NPC: torch.Tensor, grid: tuple[int, int] | None) -> tuple[torch.Tensor, tuple[int, int]]:
         given, grid = x_NPC.shape[1], grid or (self.grid, self.grid)
         if not 1 <= given <= self.positions:
             raise ValueError(f"{given} positions, but this image tokenizer's pictures have 1 to {self.positions}")
-        if given < self.positions and self.tail_drop == "none":
+        if given < self.positions and not self.takes_fewer:
             raise ValueError(
                 f"{given} positions of {self.positions}: only image tokenizers trained with layout_args.tail_drop "
                 "make a picture of the first ones"
@@ -72,7 +86,7 @@ class QueryLayout(Layout):
         return torch.arange(self.positions, device=x_NPC.device) < lengths_N[:, None]
 
     def stops(self, positions: int, count: int) -> list[int]:
-        if self.tail_drop == "none":
+        if not self.takes_fewer:
             return []
         return [positions * place // (count + 1) for place in range(1, count + 1) if positions * place > count]
 
@@ -85,7 +99,12 @@ class Asking(nn.Module):
         self.asking_AC = nn.Parameter(0.02 * torch.randn(count, width))
         self.blocks = transformer_blocks(width, depth, heads, 0.0)
 
-    def forward(self, x_NLC: torch.Tensor, asking_AC: torch.Tensor) -> torch.Tensor:
-        """-> what `asking_AC` become, [N, A, C]."""
-        asking_NAC = asking_AC.to(x_NLC.dtype).expand(len(x_NLC), -1, -1)
-        return self.blocks(torch.cat([x_NLC, asking_NAC], 1))[:, x_NLC.shape[1] :]
+    def forward(self, x_NLC: torch.Tensor, asking_AC: torch.Tensor, causal: bool = False) -> torch.Tensor:
+        """-> what `asking_AC` become, [N, A, C]. `causal`: none sees later ones, nor hears of them from the others."""
+        L, T = x_NLC.shape[1], x_NLC.shape[1] + len(asking_AC)
+        places_T = torch.arange(T, device=x_NLC.device)
+        mask_TT = (places_T < L) | (places_T <= places_T[:, None]) if causal else None
+        x_NTC = torch.cat([x_NLC, asking_AC.to(x_NLC.dtype).expand(len(x_NLC), -1, -1)], 1)
+        for block in self.blocks:
+            x_NTC = block(x_NTC, mask_TT)
+        return x_NTC[:, L:]
