@@ -9,8 +9,9 @@ torchrun --nproc_per_node 2 -m scripts.eval_reconstruction photos --model checkp
 Images are resized and cropped as the model's config says, reconstructions rounded to 8 bits. rFID over features of
 EfficientNet-Lite0, whose weights come with pip, compares only with itself, and at equal numbers of images; published
 numbers need Inception's weights as a file. pFID is the same of images some of whose codes are exchanged for near ones,
-as those that a language model gets wrong would be. Damaged images are named and left out. Run the same command again to
-go on.
+as those that a language model gets wrong would be. With --detail, also the share of small characters and faces, drawn
+by this program, that can still be told apart. Damaged images are named and left out. Run the same command again to go
+on.
 """
 
 from __future__ import annotations
@@ -31,17 +32,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--inception", type=Path, metavar="FILE", help="weights of FID's Inception, for rFID")
     parser.add_argument("--lpips", type=Path, metavar="FILE", help="weights of LPIPS on VGG16 (lpips_with_vgg.pth)")
     parser.add_argument("--perturbed", type=float, default=0.0, metavar="SHARE", help="of codes, for pFID (e.g. 0.1)")
+    parser.add_argument("--detail", action="store_true", help="read small characters and faces from what is decoded")
     args = parser.parse_args(argv)
     if not 0 <= args.perturbed <= 1:
         raise ValueError(f"--perturbed {args.perturbed} is outside 0 to 1")
     images = choose_images(args)
     with stop_at_once():
+        from eval.images.detail import kept_detail
         from eval.images.distribution import efficientnet, inception
         from eval.images.reconstruction import evaluate_reconstruction, load_judges
 
         judges = load_judges(inception(args.inception) if args.inception else efficientnet(), args.lpips)
     image_tokenizer = load_image_tokenizer(args.model)
     result = evaluate_reconstruction(image_tokenizer, images, judges, args.out / "pieces", args.perturbed)
+    if result and args.detail:
+        result = result._replace(scores={**result.scores, **kept_detail(image_tokenizer)})
     config, extractor = image_tokenizer.config, judges.extractor
     settings = {
         **{name: getattr(config, name) for name in ("image_size", "resize_ratio", "interpolation")},

@@ -37,6 +37,7 @@ from tokenizer import ImageTokenizerConfig
 from training.run.recipe import AblationConfig, TokenizerTrainConfig, TrainConfig, load_config
 
 from ..threads import choose_threads
+from .detail import KINDS
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "coins", "ihc", "motorcycle_left", "retina", "rocket", "hubble_deep_field")
 PERTURBED = 0.1  # the share of codes that pFID exchanges
@@ -47,6 +48,8 @@ SHOWN = {
     "psnr": "PSNR",
     "st_lpips": "ST-LPIPS",
     "photo_psnr": "PSNR, photographs",
+    "text": "characters read",
+    "faces": "faces told apart",
     "top_1": "zero-shot",
     "backbone_steps": "steps an image",
     "seconds_1": "seconds an image",
@@ -84,13 +87,14 @@ class Run:
 
     def measure(self, data: Path, text_tokenizer: str | None, language: str | None) -> dict[str, float]:
         """On what `prepare` wrote; zero-shot accuracy with a text tokenizer only, nats with a `language` recipe."""
-        on_crops = self.score("reconstruction", str(data / "crops"), "--perturbed", str(PERTURBED))
+        on_crops = self.score("reconstruction", str(data / "crops"), "--perturbed", str(PERTURBED), "--detail")
         on_photos = self.score("reconstruction", str(data / "photos"))
         scores = {
             name: on_crops[name]
             for name in ("rfid_efficientnet_lite0", "pfid_efficientnet_lite0", "psnr", "ssim", "st_lpips")
         }
-        scores |= {"usage": on_crops["usage"]["mean"], "photo_psnr": on_photos["psnr"], "photo_ssim": on_photos["ssim"]}
+        scores |= {name: on_crops[name]["mean"] for name in ("usage", *KINDS)}
+        scores |= {"photo_psnr": on_photos["psnr"], "photo_ssim": on_photos["ssim"]}
         if text_tokenizer:
             options = ["--classes", str(data / "classes.txt"), "--text-tokenizer", text_tokenizer]
             scores |= self.score("zero_shot", str(data / "crops"), *options)

@@ -23,7 +23,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_the_report(run, folder, tiny_folder, tmp_path):
-    ended = run(main, folder, "--model", tiny_folder, "--out", tmp_path)
+    ended = run(main, folder, "--model", tiny_folder, "--out", tmp_path, "--detail")
     assert ended.status == 0, ended.err
     assert "5 images" in ended.out and "rfid_efficientnet_lite0" in ended.out and "perplexity.1" in ended.out
     assert (
@@ -36,6 +36,7 @@ def test_the_report(run, folder, tiny_folder, tmp_path):
     expected = {"data": str(folder), "limit": None, "features": "efficientnet-lite0", "image_size": 32}
     assert result["settings"].items() >= expected.items() and "torchmetrics" in result["settings"]
     assert result["images"] == 5 and len(result["left_out"]) == 1
+    assert all(0 <= result["scores"][kind]["12"] < 0.5 for kind in ("text", "faces"))
     page = "\n".join(section(tmp_path / "results.json", result))
     assert "## eval_reconstruction" in page and "| usage.0 |" in page and "| rfid_efficientnet_lite0 |" in page
 
