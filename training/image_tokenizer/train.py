@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -53,8 +54,10 @@ from .discriminator import (
     ramp,
 )
 from .losses import perceptual_network, tokenizer_losses
+from .text_entries import begin_from_text
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound on the learned temperature
+QUANTIZER_FIELDS = ("quantizer", "quantizer_args", "num_codebooks", "codebook_size")
 STRIP = 8  # images in the pictures of a run
 
 
@@ -67,17 +70,27 @@ def model_config_of(config: TokenizerTrainConfig) -> ImageTokenizerConfig:
 
 
 def build_image_tokenizer(config: TokenizerTrainConfig) -> ImageTokenizer:
-    """A new one, the one at `init_from`, or with the encoder at `init_clip`. Raises ValueError when these have other
-    sizes than the recipe."""
+    """A new one, the one at `init_from`, or with the encoder at `init_clip` and entries by `init_entries`. Raises
+    ValueError when these have other sizes than the recipe."""
     model = ImageTokenizer(model_config_of(config))
     if config.init_from:
-        before = load_image_tokenizer(config.init_from)
-        if before.config != model.config:
-            raise ValueError(f"recipe, init_from: {config.init_from} has other sizes than `size` and `model` say")
-        model.load_state_dict(before.state_dict())
+        _take_over(model, config.init_from)
     if config.init_clip:
         load_clip(model, config.init_clip)
+    if config.init_entries:
+        begin_from_text(model.quantizer, config.init_entries)
     return model
+
+
+def _take_over(model: ImageTokenizer, name: str) -> None:
+    """All weights of the image tokenizer `name`; all but those of the quantizer if that is another one."""
+    before = load_image_tokenizer(name)
+    own = {field: getattr(model.config, field) for field in QUANTIZER_FIELDS}
+    if replace(before.config, **own) != model.config:
+        raise ValueError(f"recipe, init_from: {name} has other sizes than `size` and `model` say")
+    if before.config != model.config:
+        before.quantizer = model.quantizer
+    model.load_state_dict(before.state_dict())
 
 
 def build_discriminator(config: AdversarialConfig, generator: torch.Generator) -> nn.Module | None:
@@ -149,7 +162,7 @@ class Learner:
     """
 
     def __init__(self, config: TokenizerTrainConfig, device: torch.device, checkpoint: Path | None = None):
-        """What `init_from` and `init_clip` name is not read for a checkpoint, which is to be restored."""
+        """What `init_from` and its like name is not read for a checkpoint, which is to be restored."""
         self.config, self.device = config, device
         model = ImageTokenizer(model_config_of(config)) if checkpoint else build_image_tokenizer(config)
         if config.run.checkpointing:

@@ -26,7 +26,7 @@ FIXED = {
     TrainConfig: ("model", "optim.muon"),
     RlConfig: ("model", "optim.muon"),
     TokenizerTrainConfig: (
-        *("size", "model", "init_from", "init_clip", "text_tokenizer", "trainable", "optim.muon"),
+        *("size", "model", "init_from", "init_clip", "init_entries", "text_tokenizer", "trainable", "optim.muon"),
         *("adversarial.dino", "adversarial.optim.muon"),
     ),
 }

@@ -165,9 +165,10 @@ class AdversarialConfig(Section):
 class TokenizerTrainConfig(Section):
     """A run of `scripts.train_tokenizer`: a new image tokenizer of a named size, `model` overriding its fields, or on
     from the one at `init_from`, alone or in a language model; `init_clip` is a file of ViTamin weights (timm's or
-    open_clip's) for the encoder. Only parameters whose name starts with a word of `trainable` change: without encoder,
-    quant_proj and quantizer, images keep their codes. `quantizer` holds options of the kind of quantizer that the model
-    has (its `Options`).
+    open_clip's) for the encoder; `init_entries`, a language model from whose text embeddings codebooks begin. Where the
+    model at `init_from` has another quantizer, all but that is taken over. Only parameters whose name starts with a
+    word of `trainable` change: without encoder, quant_proj and quantizer, images keep their codes. `quantizer` holds
+    options of the kind of quantizer that the model has (its `Options`).
 
     `ema` is the decay of the averaged weights, which are those that are saved and evaluated (0: the last ones).
     """
@@ -176,6 +177,7 @@ class TokenizerTrainConfig(Section):
     size: str = MISSING
     init_from: str | None = None
     init_clip: str | None = None
+    init_entries: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     text_tokenizer: str = MISSING
     trainable: list[str] = field(default_factory=lambda: [""])
@@ -193,6 +195,8 @@ class TokenizerTrainConfig(Section):
         self.quantizer = asdict(self.quantizer_options())  # all of them, so that config.yaml says what was done
         if self.losses.disentangle and self.quantizer_kind().summed:
             raise ValueError("recipe, losses.disentangle: this kind of quantizer adds its entries up; set it to 0")
+        if self.init_entries and self.quantizer.get("k_means_at"):
+            raise ValueError("recipe, init_entries: quantizer.k_means_at replaces these entries: give one of them")
         meaning = self.losses.contrastive, self.losses.teacher, self.losses.relations
         if self.model.get("pixel_codebooks") and not any(meaning):
             raise ValueError(

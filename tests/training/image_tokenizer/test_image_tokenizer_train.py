@@ -248,6 +248,45 @@ def test_disentangling_is_zero_for_orthogonal_and_one_for_equal_slices():
     assert disentangling_loss(torch.tensor([[[1.0, 0, 0.5, math.sqrt(0.75)]]]), 2) == pytest.approx(halfway)
 
 
+def test_another_quantizer_begins_anew_in_what_was_trained_with_the_first(tmp_path, text_folder):  # noqa: F811
+    """As where a continuous autoencoder gets residual codes."""
+    config = _tokenizer_config(tmp_path, text_folder, "continuous")
+    continuous = replace(config, model={**config.model, "quantizer": "quantile"}, quantizer={"noise": 0.2})
+    before = build_image_tokenizer(continuous)
+    before.save_pretrained(tmp_path / "model")
+    residual = replace(
+        config, model={**config.model, "quantizer": "residual", "num_codebooks": 4}, init_from=str(tmp_path / "model")
+    )
+    after, weights = build_image_tokenizer(residual).state_dict(), before.state_dict()
+    same = {name for name in after if name in weights and torch.equal(after[name], weights[name])}
+    assert set(after) - same == {"quantizer.codebooks_KVq"}
+    with pytest.raises(ValueError, match="recipe, init_from: .* has other sizes"):
+        build_image_tokenizer(replace(residual, model={**residual.model, "code_width": 16}))
+
+
+def test_entries_begin_where_text_embeddings_are(tmp_path, text_folder, pretrained_folder):  # noqa: F811
+    config = replace(_tokenizer_config(tmp_path, text_folder, "text"), init_entries=str(pretrained_folder))
+    [embeddings_TD] = [
+        tensor for name, tensor in load_file(pretrained_folder / "model.safetensors").items() if "embed_tokens" in name
+    ]
+    components_TQ = torch.pca_lowrank(embeddings_TD.float(), 8, niter=8)[0]
+    apart = []
+    for init in (None, str(pretrained_folder)):
+        torch.manual_seed(0)
+        quantizer = build_image_tokenizer(replace(config, init_entries=init)).quantizer
+        # Principal components have no sign, and the least of them comes first.
+        bounded_TKq = quantizer.bound(components_TQ.flip(1)[None])[0].unflatten(-1, (2, -1)).abs()
+        entries_KVq = quantizer.entries().detach().abs()
+        apart.append(torch.cdist(bounded_TKq.transpose(0, 1), entries_KVq).amin(-1).mean().item())
+    assert apart[1] < 0.95 * apart[0]
+    with pytest.raises(ValueError, match="init_entries: this kind of quantizer learns no entries"):
+        build_image_tokenizer(replace(config, model={**config.model, "quantizer": "fsq"}, quantizer={}))
+    with pytest.raises(ValueError, match="text embeddings, fewer than codebook_size 5000 x code_width 8"):
+        build_image_tokenizer(replace(config, model={**config.model, "codebook_size": 5000}))
+    with pytest.raises(ValueError, match="init_entries: quantizer.k_means_at replaces these entries"):
+        replace(config, quantizer={"k_means_at": 3})
+
+
 @pytest.mark.parametrize("source", ["timm", "open_clip"])
 def test_clip_weights_fill_the_encoder(tmp_path, text_folder, source):  # noqa: F811
     config = _tokenizer_config(tmp_path, text_folder, "clip")
