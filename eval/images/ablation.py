@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -36,6 +36,7 @@ from mllm import Mllm, Processor, generate_images
 from tokenizer import ImageTokenizerConfig
 from training.run.recipe import AblationConfig, TokenizerTrainConfig, TrainConfig, load_config
 
+from ..pieces import digest
 from ..threads import choose_threads
 from .detail import KINDS
 
@@ -85,8 +86,9 @@ class Run:
         names = [f"run.folder={self.folder}", "run.name=run", f"run.seed={self.seed}"]
         call(self, "train_tokenizer", self.recipe, *self.changes, *names)
 
-    def measure(self, data: Path, text_tokenizer: str | None, language: str | None) -> dict[str, float]:
+    def measure(self, text_tokenizer: str | None, language: str | None) -> dict[str, float]:
         """On what `prepare` wrote; zero-shot accuracy with a text tokenizer only, nats with a `language` recipe."""
+        data = self.out / "data"
         on_crops = self.score("reconstruction", str(data / "crops"), "--perturbed", str(PERTURBED), "--detail")
         on_photos = self.score("reconstruction", str(data / "photos"))
         scores = {
@@ -207,9 +209,11 @@ def prepare(folder: Path, crops: int, size: int) -> None:
     (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
 
 
-def complete(run: Run, measure: Callable[[Run], dict[str, float]]) -> dict[str, float]:
-    """Scores of one run by `measure`, or from its file where it was done before."""
-    file = run.folder / "scores.json"
+def complete(run: Run, measure: partial[dict[str, float]]) -> dict[str, float]:
+    """Scores of one run by `measure`, or from its file where it was done before. Scores of other settings, or of fewer
+    columns, lie in another file, so that no table mixes them."""
+    measured = run.recipe, run.changes, run.steps, measure.keywords, list(SHOWN)
+    file = run.folder / f"scores_{digest(measured)}.json"
     if not file.is_file():
         run.train()
         if not run.model.is_dir():
@@ -277,8 +281,7 @@ def ablate(recipe: str, overrides: Sequence[str], out: Path, jobs: int) -> dict[
     else:
         prepare(out / "data", ablation.crops, configs[0].data.crop)
         texts = [config.text_tokenizer if config.losses.contrastive else None for config in configs]
-        common = {"data": out / "data", "language": ablation.language}
-        measures = [partial(Run.measure, text_tokenizer=text, **common) for text in texts]
+        measures = [partial(Run.measure, text_tokenizer=text, language=ablation.language) for text in texts]
     scores: list[dict[str, float]] = []
     with ThreadPoolExecutor(jobs) as pool, Progress() as progress:
         task = progress.add_task("runs", total=len(runs))

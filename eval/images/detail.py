@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from tokenizer import ImageTokenizer
+from tokenizer.transform import to_pixels
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
@@ -122,10 +123,11 @@ def kept_detail(image_tokenizer: ImageTokenizer) -> dict[str, dict[str, float]]:
 
 
 def _share(image_tokenizer: ImageTokenizer, things: list[Image.Image], seed: str) -> float:
-    draw, pages = random.Random(seed), []
+    draw, pages, size = random.Random(seed), [], image_tokenizer.config.image_size
     while sum(len(chosen) for _, chosen, _ in pages) < SHOWN:
-        pages.append(page(things, image_tokenizer.config.image_size, draw))
+        pages.append(page(things, size, draw))
     images, chosen, boxes = zip(*pages, strict=True)
-    decoded = image_tokenizer.decode(image_tokenizer.encode(images))
+    pixels_N3HW = torch.stack([to_pixels(image, size) for image in images])  # `encode` resizes and crops images
+    decoded = image_tokenizer.decode(image_tokenizer.encode(pixels_N3HW))
     found = [read(image, things, of_page) for image, of_page in zip(decoded, boxes, strict=True)]
     return fmean(one == other for pair in zip(chosen, found, strict=True) for one, other in zip(*pair, strict=True))

@@ -173,3 +173,10 @@ def test_centres_are_the_means_of_what_is_nearest_to_them():
     centres_KVq = k_means(points_KMq, 2)
     order_KVq = centres_KVq.sum(-1).argsort(1)[..., None].expand_as(centres_KVq)
     torch.testing.assert_close(centres_KVq.gather(1, order_KVq), points_KMq.unflatten(1, (2, 50)).mean(2))
+
+
+def test_k_means_begins_at_other_points_where_there_are_enough():
+    points_KMq = torch.randn(2, 12, 3)
+    for points, found in zip(points_KMq, k_means(points_KMq, 12), strict=True):
+        assert torch.equal(points.unique(dim=0), found.unique(dim=0)), "as many centres as points: each is one"
+    assert k_means(points_KMq[:, :5], 12).isfinite().all()

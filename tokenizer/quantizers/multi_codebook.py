@@ -128,9 +128,10 @@ class CodebookUpkeep(Upkeep):
 
 
 def k_means(points_KMq: torch.Tensor, count: int, rounds: int = 10) -> torch.Tensor:
-    """-> centres [K, count, q] of K sets of points, by Lloyd's algorithm from random points. Without a point, a centre
-    stays."""
-    chosen_KV = torch.randint(points_KMq.shape[1], (len(points_KMq), count), device=points_KMq.device)
+    """-> centres [K, count, q] of K sets of M points, by Lloyd's algorithm from random points, each another one where M
+    is large enough. Without a point, a centre stays."""
+    order_KM = torch.rand(points_KMq.shape[:2], device=points_KMq.device).argsort(1)
+    chosen_KV = order_KM[:, torch.arange(count, device=points_KMq.device) % points_KMq.shape[1]]
     centres_KVq = points_KMq.gather(1, chosen_KV[..., None].expand(-1, -1, points_KMq.shape[-1]))
     for _ in range(rounds):
         nearest_KM1 = closeness(points_KMq, centres_KVq).argmax(-1, keepdim=True)

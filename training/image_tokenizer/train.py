@@ -83,13 +83,17 @@ def build_image_tokenizer(config: TokenizerTrainConfig) -> ImageTokenizer:
 
 
 def _take_over(model: ImageTokenizer, name: str) -> None:
-    """All weights of the image tokenizer `name`; all but those of the quantizer if that is another one."""
+    """All weights of the image tokenizer `name`; all but those of the quantizer if that is of another kind."""
     before = load_image_tokenizer(name)
-    own = {field: getattr(model.config, field) for field in QUANTIZER_FIELDS}
-    if replace(before.config, **own) != model.config:
-        raise ValueError(f"recipe, init_from: {name} has other sizes than `size` and `model` say")
-    if before.config != model.config:
+    sizes, pixel_width = before.config, before.config.pixel_width
+    if sizes.quantizer != model.config.quantizer:
         before.quantizer = model.quantizer
+        try:
+            sizes = replace(sizes, **{field: getattr(model.config, field) for field in QUANTIZER_FIELDS})
+        except ValueError as error:
+            raise ValueError(f"recipe, init_from: {name} does not go with this quantizer: {error}") from error
+    if sizes != model.config or pixel_width != model.config.pixel_width:
+        raise ValueError(f"recipe, init_from: {name} has other sizes than `size` and `model` say")
     model.load_state_dict(before.state_dict())
 
 

@@ -166,9 +166,9 @@ class TokenizerTrainConfig(Section):
     """A run of `scripts.train_tokenizer`: a new image tokenizer of a named size, `model` overriding its fields, or on
     from the one at `init_from`, alone or in a language model; `init_clip` is a file of ViTamin weights (timm's or
     open_clip's) for the encoder; `init_entries`, a language model from whose text embeddings codebooks begin. Where the
-    model at `init_from` has another quantizer, all but that is taken over. Only parameters whose name starts with a
-    word of `trainable` change: without encoder, quant_proj and quantizer, images keep their codes. `quantizer` holds
-    options of the kind of quantizer that the model has (its `Options`).
+    model at `init_from` has a quantizer of another kind, all but that is taken over. Only parameters whose name starts
+    with a word of `trainable` change: without encoder, quant_proj and quantizer, images keep their codes. `quantizer`
+    holds options of the kind of quantizer that the model has (its `Options`).
 
     `ema` is the decay of the averaged weights, which are those that are saved and evaluated (0: the last ones).
     """

@@ -3,6 +3,7 @@ are counted, and each part of the objective does what its paper says."""
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from tests.training.lm.test_training import _losses, _stop_after, _tokenizer_con
 from tokenizer import ImageTokenizer
 from tokenizer.quantizers import QUANTIZERS
 from tokenizer.quantizers.multi_codebook import MultiCodebookQuantizer
+from training.image_tokenizer import text_entries
 from training.image_tokenizer.clip_weights import load_clip
 from training.image_tokenizer.data import TrainingImages
 from training.image_tokenizer.losses import disentangling_loss
@@ -264,7 +266,31 @@ def test_another_quantizer_begins_anew_in_what_was_trained_with_the_first(tmp_pa
         build_image_tokenizer(replace(residual, model={**residual.model, "code_width": 16}))
 
 
-def test_entries_begin_where_text_embeddings_are(tmp_path, text_folder, pretrained_folder):  # noqa: F811
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codebook_size": 32}, "has other sizes than `size` and `model` say"),
+        ({"quantizer": "shared_index", "num_codebooks": 2}, "has other sizes than `size` and `model` say"),
+        ({"quantizer": "residual", "pixel_codebooks": 0}, "pixel_codebooks 1: quantizer residual adds its codes up"),
+    ],
+)
+def test_weights_that_would_be_lost_or_do_not_fit_are_refused_in_one_line(
+    tmp_path,
+    text_folder,  # noqa: F811
+    change,
+    message,
+):
+    config = _tokenizer_config(tmp_path, text_folder, "taps")
+    config = replace(config, model={**config.model, "num_codebooks": 4, "pixel_codebooks": 1})
+    build_image_tokenizer(config).save_pretrained(tmp_path / "model")
+    config.init_from = str(tmp_path / "model")
+    assert build_image_tokenizer(config).config.pixel_width == 2
+    with pytest.raises(ValueError, match=f"^recipe, init_from: .*{message}") as error:
+        build_image_tokenizer(replace(config, model={**config.model, **change}, quantizer={}))
+    assert "\n" not in str(error.value)
+
+
+def test_entries_begin_where_text_embeddings_are(tmp_path, text_folder, pretrained_folder, monkeypatch):  # noqa: F811
     config = replace(_tokenizer_config(tmp_path, text_folder, "text"), init_entries=str(pretrained_folder))
     [embeddings_TD] = [
         tensor for name, tensor in load_file(pretrained_folder / "model.safetensors").items() if "embed_tokens" in name
@@ -285,6 +311,37 @@ def test_entries_begin_where_text_embeddings_are(tmp_path, text_folder, pretrain
         build_image_tokenizer(replace(config, model={**config.model, "codebook_size": 5000}))
     with pytest.raises(ValueError, match="init_entries: quantizer.k_means_at replaces these entries"):
         replace(config, quantizer={"k_means_at": 3})
+    monkeypatch.setattr(text_entries, "MOST", 16)
+    entries_KVq = build_image_tokenizer(config).quantizer.entries()
+    assert all(len(entries_Vq.unique(dim=0)) == 16 for entries_Vq in entries_KVq), "one for each of 16 tokens"
+    monkeypatch.setattr(text_entries, "MOST", 15)
+    with pytest.raises(ValueError, match="gives 15 x .* text embeddings, fewer than codebook_size 16 .*at most 15"):
+        build_image_tokenizer(config)
+
+
+def test_of_a_model_on_the_hub_only_the_file_with_the_embeddings_is_fetched(tmp_path, monkeypatch):
+    hub, here = tmp_path / "hub", tmp_path / "here"
+    here.mkdir()
+    hub.mkdir()
+    embeddings_TD = torch.randn(8, 4)
+    save_file({"model.embed_tokens.weight": embeddings_TD}, hub / "model-1.safetensors")
+    save_file({"model.norm.weight": torch.ones(4)}, hub / "model-2.safetensors")
+    files = {"model.embed_tokens.weight": "model-1.safetensors", "model.norm.weight": "model-2.safetensors"}
+
+    def snapshot_download(hub_id: str, allow_patterns: list[str]) -> str:
+        assert hub_id == "owner/name"
+        for file in {file for pattern in allow_patterns for file in hub.glob(pattern)}:
+            shutil.copy(file, here)
+        return str(here)
+
+    monkeypatch.setattr(text_entries, "snapshot_download", snapshot_download)
+    for index, fetched in ((None, {"model-1.safetensors", "model-2.safetensors"}), (files, {"model-1.safetensors"})):
+        if index:
+            (hub / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+        torch.testing.assert_close(text_entries._embeddings("owner/name"), embeddings_TD)
+        assert {file.name for file in here.glob("*.safetensors")} == fetched
+        for file in here.iterdir():
+            file.unlink()
 
 
 @pytest.mark.parametrize("source", ["timm", "open_clip"])
