@@ -189,6 +189,11 @@ class VitEncoder(nn.Module, ABC):
     def forward(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
         return self.norm(run_blocks(self.blocks, self.embed(pixels_N3HW), self.checkpointing))
 
+    def layers(self, pixels_N3HW: torch.Tensor) -> list[torch.Tensor]:
+        """-> what each block gives, of the last one with norm."""
+        last_NLC, [_, *before] = self.tapped(pixels_N3HW, range(len(self.blocks)))
+        return [*before, last_NLC]
+
     def tapped(self, pixels_N3HW: torch.Tensor, depths: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """-> what `forward` gives, and what blocks give after so many of them, for each of `depths`, which rise."""
         x_NLC, taps = self.embed(pixels_N3HW), []

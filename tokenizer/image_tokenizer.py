@@ -39,7 +39,7 @@ with warnings.catch_warnings(action="ignore"):
 class TrainingOutput(NamedTuple):
     """What the losses of the image tokenizer need; image and text features are unit vectors [N, E]; `places_NLC` is
     what the decoder read (with `pixel_codebooks`, what the other codes say instead), `teacher_NLT` what it says of a
-    teacher's features, None without `teacher_width`."""
+    teacher's features, None without `teacher_width`; `layers` what each of the encoder's gives, where it is wanted."""
 
     pixels_N3HW: torch.Tensor
     quantized: Quantized
@@ -47,6 +47,7 @@ class TrainingOutput(NamedTuple):
     text_features: torch.Tensor
     places_NLC: torch.Tensor
     teacher_NLT: torch.Tensor | None
+    layers: list[torch.Tensor]
 
 
 class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
@@ -115,16 +116,21 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
 
     def features(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
         """-> features_NLQ before quantization, float32."""
+        return self._features(pixels_N3HW)[0]
+
+    def _features(self, pixels_N3HW: torch.Tensor, layers: bool = False) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """-> `features`, and what each of the encoder's layers gives, [N, H/16 * W/16, C], if `layers` are wanted."""
         H, W = pixels_N3HW.shape[-2:]
         if H % STRIDE or W % STRIDE or not H or not W:
             raise ValueError(f"pixels of {H} x {W}; both sides must be multiples of {STRIDE}")
-        taps = [self.config.pixel_depth] if self.quant_proj_pixels else []
-        x_NLC, shallow = self.encoder.tapped(pixels_N3HW, taps) if taps else (self.encoder(pixels_N3HW), [])
-        x_NLC = self.layout.gather(x_NLC)
+        depth = [self.config.pixel_depth] if self.quant_proj_pixels else []
+        depths = range(self.config.depth) if layers else depth
+        last_NLC, taps = self.encoder.tapped(pixels_N3HW, depths) if depths else (self.encoder(pixels_N3HW), [])
+        shallow, x_NLC = [taps[depths.index(at)] for at in depth], self.layout.gather(last_NLC)
         # Projection and quantizer stay in float32 under autocast: near ties between entries flip otherwise.
         with torch.autocast(x_NLC.device.type, enabled=False):
             parts = [self.quant_proj(x_NLC.float()), *(self.quant_proj_pixels(x.float()) for x in shallow)]
-            return torch.cat(parts, -1)
+            return torch.cat(parts, -1), [*taps[1:], last_NLC] if layers else []
 
     def widen(self, features_NLQ: torch.Tensor) -> torch.Tensor:
         """Quantized features -> [N, L, C], what layout and decoder read."""
@@ -209,11 +215,13 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         ids_NT: torch.Tensor,
         options: QuantizerOptions | None = None,
         decoded: int | None = None,
+        layers: bool = False,
     ) -> TrainingOutput:
         """One training pass. Only the first `decoded` images are decoded: the contrastive loss wants more of them than
         the decoder can afford."""
         H, W = pixels_N3HW.shape[-2:]
-        quantized = self.quantizer(self.features(pixels_N3HW), options)
+        features_NLQ, of_layers = self._features(pixels_N3HW, layers)
+        quantized = self.quantizer(features_NLQ, options)
         x_NLC = meaning_NLC = self.widen(quantized.features_NLQ)
         places_NLC, grid = self.layout.spread(x_NLC[:decoded], (H // STRIDE, W // STRIDE))
         pixels_N3HW = self.decoder(places_NLC, grid)
@@ -227,6 +235,7 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
             self.text_features(ids_NT),
             places_NLC,
             self.teacher_projection(places_NLC) if self.teacher_projection else None,
+            of_layers,
         )
 
     def _pool(self, x_NLC: torch.Tensor) -> torch.Tensor:

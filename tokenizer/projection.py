@@ -21,6 +21,11 @@ class ProjectionAttention(nn.Module):
             raise ValueError(
                 f"projection {in_channels} -> {out_channels} needs {inner // out_channels} heads, not {heads}"
             )
+        if inner % heads:
+            raise ValueError(
+                f"projection attn, {in_channels} -> {out_channels}: {inner} channels do not make {heads} heads; "
+                "choose projection linear or another code_width"
+            )
         self.qkv = nn.Linear(in_channels, 3 * inner, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(inner))
         self.v_bias = nn.Parameter(torch.zeros(inner))

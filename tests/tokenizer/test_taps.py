@@ -61,6 +61,11 @@ def test_pixel_codes_alone_are_decoded_and_the_others_are_those_of_the_last_laye
     assert len({*names, codes_hash(image_tokenizer)}) == 3, "codes are named by all that gives them"
 
 
+def test_widths_that_make_no_heads_are_named():
+    with pytest.raises(ValueError, match="projection attn, 32 -> 6: 32 channels do not make 5 heads; choose"):
+        ImageTokenizer(replace(TAPS, pixel_codebooks=1, projection="attn"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from tokenizer.blocks import VitEncoder
 from tokenizer.image_tokenizer import TrainingOutput
 from tokenizer.perceptual import LPIPS, EfficientNetLoss, PerceptualLoss, gram_loss
 
 from ..run.distributed import gather_features
 from ..run.recipe import ReconstructionConfig, TokenizerLossConfig
+
+LAYERS_SCALE = 1.0  # how much more the layers count that have moved farther; this number is ours
 
 
 def contrastive_loss(
@@ -68,13 +71,14 @@ class Pair:
 
 
 class Trained(NamedTuple):
-    """What a training pass gave, the ids of the captions, the temperature of the contrastive loss (its inverse), and
-    the images that were decoded."""
+    """What a training pass gave, the ids of the captions, the temperature of the contrastive loss (its inverse), the
+    images that were decoded, and what each layer of the encoder gave before training."""
 
     output: TrainingOutput
     ids_NT: torch.Tensor
     scale: torch.Tensor
     pair: Pair
+    start: list[torch.Tensor]
 
     def teacher_NLT(self) -> torch.Tensor:
         """Unit-length features of the frozen network's stage that has as many places as the decoder reads."""
@@ -120,6 +124,15 @@ def _relations(trained: Trained) -> torch.Tensor:
         return (x_NLC @ x_NLC.mT - teacher_NLT @ teacher_NLT.mT).square().mean()
 
 
+def _layers(trained: Trained) -> torch.Tensor:
+    """How far each layer of the encoder has gone from where it was, 1 - cosine, as a weighted mean: deeper layers count
+    more, and those that have gone farther (UniFlow, arXiv 2510.10575, layer-wise adaptive self-distillation)."""
+    pairs = zip(trained.output.layers, trained.start, strict=True)
+    apart = torch.stack([1 - F.cosine_similarity(now.float(), then.float(), dim=-1).mean() for now, then in pairs])
+    depth = torch.arange(1, len(apart) + 1, device=apart.device)
+    return ((depth.log() + LAYERS_SCALE * apart.detach()).softmax(0) * apart).sum()
+
+
 RECONSTRUCTION_LOSSES: dict[str, Callable[[Pair], torch.Tensor]] = {
     "l1": lambda pair: pair.difference.abs().mean(),
     "l2": lambda pair: pair.difference.pow(2).mean(),
@@ -133,6 +146,7 @@ LOSSES: dict[str, Callable[[Trained], torch.Tensor]] = {
     "contrastive": _contrastive,
     "teacher": _teacher,
     "relations": _relations,
+    "layers": _layers,
 }
 ALWAYS = ("l1", "l2", "quantizer")  # cost nothing, and are worth a look at weight 0, too
 
@@ -156,12 +170,16 @@ def tokenizer_losses(
     scale: torch.Tensor,
     weights: TokenizerLossConfig,
     network: PerceptualLoss | None = None,
+    start: VitEncoder | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Each term that has a weight, unweighted; `reconstruction`; and `loss`, the weighted sum of all."""
+    """Each term that has a weight, unweighted; `reconstruction`; and `loss`, the weighted sum of all. `start` is the
+    encoder before training, for `layers`."""
     decoded_N3HW = output.pixels_N3HW
     pair = Pair(decoded_N3HW, pixels_N3HW[: len(decoded_N3HW)], network)
     pixels = _reconstruction(pair, weights)
-    total, terms = _weighted(LOSSES, Trained(output, ids_NT, scale, pair), weights)
+    with torch.no_grad():
+        before = start.layers(pixels_N3HW) if start else []
+    total, terms = _weighted(LOSSES, Trained(output, ids_NT, scale, pair, before), weights)
     return {"loss": pixels["reconstruction"] + total, **pixels, **terms}
 
 

@@ -181,6 +181,7 @@ class Learner:
             self.discriminator.to(device)
             parameters, options = self.discriminator.named_parameters(), config.adversarial.optim
             self.discriminator_optimizer = make_optimizer(parameters, options, "adversarial.optim")
+        self.start = deepcopy(self.model.encoder).requires_grad_(False).eval() if config.losses.layers else None
         network = perceptual_network(config.losses)
         self.network = network.to(device) if network else None
         self.options = config.quantizer_options()
@@ -206,6 +207,8 @@ class Learner:
             )
         if self.upkeep:
             state["quantizer"] = self.upkeep.state_dict()
+        if self.start:
+            state["start"] = self.start.state_dict()
         return state
 
     def restore(self, checkpoint: Path) -> tuple[int, int]:
@@ -221,6 +224,8 @@ class Learner:
             load_optimizer_state(self.discriminator_optimizer, trained(self.discriminator), before)
         if self.upkeep:
             self.upkeep.load_state_dict(state["quantizer"])
+        if self.start:
+            self.start.load_state_dict(state["start"])
         return state["step"], state["seen"]
 
     def update(self, step: int, rank: int, micro_batches: Sequence[ImageBatch]) -> Callable[[], dict[str, float]]:
@@ -295,9 +300,9 @@ class Learner:
         config, adversarial = self.config, self.config.adversarial
         with autocast(config.run, self.device), short_attention(self.device):
             options = self.options.at(step, config.run.steps)
-            output = self.model(pixels_N3HW, ids_NT, options, config.losses.decoded)
+            output = self.model(pixels_N3HW, ids_NT, options, config.losses.decoded, self.start is not None)
             scale = self.model.logit_scale.exp()
-            terms = tokenizer_losses(output, pixels_N3HW, ids_NT, scale, config.losses, self.network)
+            terms = tokenizer_losses(output, pixels_N3HW, ids_NT, scale, config.losses, self.network, self.start)
             if self.discriminator and step >= adversarial.start:
                 terms["adversarial"] = generator_loss(
                     self.discriminator, output.pixels_N3HW, self.generator, adversarial.criterion, self._blur(step)

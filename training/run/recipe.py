@@ -131,8 +131,9 @@ class ReconstructionConfig(Section):
 class TokenizerLossConfig(ReconstructionConfig):
     """Weights of the image tokenizer's loss terms (UniTok, arXiv 2502.20321, section 3.1). `disentangle` keeps
     sub-codebooks apart (FQGAN, arXiv 2411.16681). `teacher` lets codes tell the features of a frozen network (VQ-KD,
-    arXiv 2208.06366), `relations` how alike they are at any two places; the network is that of `perceptual`. The first
-    `decoded` images of a rank's batch (null: all) are decoded; all of them count in the contrastive loss."""
+    arXiv 2208.06366), `relations` how alike they are at any two places; the network is that of `perceptual`. `layers`
+    keeps each layer of a trained encoder near what it was (UniFlow, arXiv 2510.10575). The first `decoded` images of a
+    rank's batch (null: all) are decoded; all of them count in the contrastive loss."""
 
     quantizer: float = within("[0, inf)", 1.0)
     entropy: float = within("[0, inf)", 0.0)
@@ -140,6 +141,7 @@ class TokenizerLossConfig(ReconstructionConfig):
     contrastive: float = within("[0, inf)", 1.0)
     teacher: float = within("[0, inf)", 0.0)
     relations: float = within("[0, inf)", 0.0)
+    layers: float = within("[0, inf)", 0.0)
     decoded: int | None = within("[1, inf)", None)
 
 
@@ -197,6 +199,8 @@ class TokenizerTrainConfig(Section):
             raise ValueError("recipe, losses.disentangle: this kind of quantizer adds its entries up; set it to 0")
         if self.init_entries and self.quantizer.get("k_means_at"):
             raise ValueError("recipe, init_entries: quantizer.k_means_at replaces these entries: give one of them")
+        if self.losses.layers and not (self.init_from or self.init_clip):
+            raise ValueError("recipe, losses.layers: a new encoder has nothing to keep: give init_from or init_clip")
         meaning = self.losses.contrastive, self.losses.teacher, self.losses.relations
         if self.model.get("pixel_codebooks") and not any(meaning):
             raise ValueError(

@@ -281,13 +281,31 @@ def test_weights_that_would_be_lost_or_do_not_fit_are_refused_in_one_line(
     message,
 ):
     config = _tokenizer_config(tmp_path, text_folder, "taps")
-    config = replace(config, model={**config.model, "num_codebooks": 4, "pixel_codebooks": 1})
+    taps = {"num_codebooks": 4, "pixel_codebooks": 1, "projection": "linear"}
+    config = replace(config, model={**config.model, **taps})
     build_image_tokenizer(config).save_pretrained(tmp_path / "model")
     config.init_from = str(tmp_path / "model")
     assert build_image_tokenizer(config).config.pixel_width == 2
     with pytest.raises(ValueError, match=f"^recipe, init_from: .*{message}") as error:
         build_image_tokenizer(replace(config, model={**config.model, **change}, quantizer={}))
     assert "\n" not in str(error.value)
+
+
+def test_layers_are_kept_near_those_of_the_start_after_a_resume_too(tmp_path, text_folder):  # noqa: F811
+    def config(name: str, weight: float) -> TokenizerTrainConfig:
+        config = _tokenizer_config(tmp_path, text_folder, name, steps=4)
+        losses = TokenizerLossConfig(contrastive=0.1, layers=weight)
+        return replace(config, losses=losses, init_from=str(tmp_path / "model"))
+
+    build_image_tokenizer(_tokenizer_config(tmp_path, text_folder, "start")).save_pretrained(tmp_path / "model")
+    whole, parts = config("whole", 10.0), config("parts", 10.0)
+    train_tokenizer(whole)
+    _stop_after(parts, 2, train_tokenizer)
+    train_tokenizer(parts)
+    assert _numbers(parts) == _numbers(whole)
+    assert _rows(whole)[0]["layers"] < 1e-6 < _rows(whole)[1]["layers"]
+    with pytest.raises(ValueError, match="losses.layers: a new encoder has nothing to keep: give init_from or init_cl"):
+        replace(whole, init_from=None)
 
 
 def test_entries_begin_where_text_embeddings_are(tmp_path, text_folder, pretrained_folder, monkeypatch):  # noqa: F811

@@ -1,9 +1,12 @@
 """What every loss of the image tokenizer promises; a new one is tested by being listed in one of the dicts."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import fields, replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tokenizer import SIZES, ImageTokenizer
 from tokenizer.perceptual import EfficientNetLoss
@@ -36,8 +39,9 @@ def _pass(weights: TokenizerLossConfig, network: EfficientNetLoss) -> tuple[Imag
         torch.tensor([[3, 63, 0], [5, 7, 63]]),
     )
     pixels_N3HW = torch.rand(2, 3, 32, 32) * 2 - 1
-    output = model(pixels_N3HW, ids_NT, model.quantizer.Options(entropy_every=1))
-    return model, tokenizer_losses(output, pixels_N3HW, ids_NT, model.logit_scale.exp(), weights, network)
+    output = model(pixels_N3HW, ids_NT, model.quantizer.Options(entropy_every=1), layers=True)
+    start = ImageTokenizer(model.config).encoder
+    return model, tokenizer_losses(output, pixels_N3HW, ids_NT, model.logit_scale.exp(), weights, network, start)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,7 +51,8 @@ def test_a_loss_alone_is_its_weight_times_its_term_and_reaches_the_encoder(name,
     torch.testing.assert_close(losses["loss"], 2 * losses[name])
     assert losses.keys() == {"loss", "reconstruction", name, *ALWAYS}, "what has no weight is not computed"
     losses["loss"].backward()
-    assert model.quant_proj.proj.weight.grad.abs().sum() > 0
+    assert model.encoder.norm.weight.grad.abs().sum() > 0
+    assert name == "layers" or model.quant_proj.proj.weight.grad.abs().sum() > 0
 
 
 def test_all_together_are_the_sum(network):
@@ -109,6 +114,27 @@ def test_what_tells_the_teachers_features_loses_nothing(network):
         output, pixels_N3HW, ids_NT, torch.ones(()), _weights(teacher=1.0, relations=1.0), network
     )
     assert losses["teacher"].item() == pytest.approx(0, abs=1e-5) == losses["relations"].item()
+
+
+def test_layers_that_stay_lose_nothing_and_deep_ones_that_go_count_most():
+    torch.manual_seed(0)
+    taps = {"num_codebooks": 4, "pixel_codebooks": 1, "pixel_depth": 1, "projection": "linear"}
+    model = ImageTokenizer(replace(SIZES["tiny"], depth=3, **taps))
+    pixels_N3HW, ids_NT = torch.rand(2, 3, 32, 32) * 2 - 1, torch.tensor([[3, 63], [5, 63]])
+    output = model(pixels_N3HW, ids_NT, layers=True)
+    torch.testing.assert_close(output.pixels_N3HW, model(pixels_N3HW, ids_NT).pixels_N3HW)
+
+    def loss(turned: Iterable[int]) -> float:
+        layers = [x_NLC.flip(0, 1, 2) if place in turned else x_NLC for place, x_NLC in enumerate(output.layers)]
+        given = output._replace(layers=layers), pixels_N3HW, ids_NT, torch.ones(()), _weights(layers=1.0)
+        return tokenizer_losses(*given, None, model.encoder)["layers"].item()
+
+    assert len(output.layers) == 3 and torch.equal(output.layers[-1], model.encoder(pixels_N3HW))
+    apart = [1 - F.cosine_similarity(x.flip(0, 1, 2), x, dim=-1).mean().item() for x in output.layers]
+    assert loss([]) == pytest.approx(0, abs=1e-6)
+    for place, alone in enumerate(apart):
+        weight = (1 + place) * math.exp(alone)
+        assert loss([place]) == pytest.approx(alone * weight / (6 - 1 - place + weight), rel=1e-4)
 
 
 def test_without_a_network_only_pixels_are_compared():
