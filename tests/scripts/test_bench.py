@@ -149,18 +149,24 @@ def test_train(figures):
     assert (rate["name"], rate["unit"]) == ("train, batch 4", "images/s")
 
 
+# torch's compiler looks at the gradients of layers' inputs, and hides what torch says of that unless it is an error.
+COMPILES = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
+
+
 @pytest.mark.slow
+@COMPILES
 def test_update(figures, monkeypatch):
     monkeypatch.setattr(updates, "RELEASED", "tiny")
     monkeypatch.setattr(updates, "WIDTH", 64)
     layers = "model.backbone.num_hidden_layers=2"
     monkeypatch.setattr(updates, "SMOLLM2", [*updates.SMOLLM2, layers])
     told = {figure["name"]: figure for figure in figures("update", "--shape", "scenes", "--batch", 4)["figures"]}
-    assert len(told) == 10
+    assert len(told) == 9
     assert told["logits at labels / everywhere"]["ratio"] > 1 and all(one["ratio"] > 0 for one in told.values())
 
 
 @pytest.mark.slow
+@COMPILES
 def test_the_page_about_a_gpu(run, monkeypatch):
     """All of its code, on a CPU; what fails in one part leaves the others."""
     whole = run(main, "gpu", "--shape", "tiny", "--device", "cpu")
