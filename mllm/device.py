@@ -9,10 +9,6 @@ from importlib.util import find_spec
 
 import torch
 
-# accelerate imports DeepSpeed when a model is saved, and that warns of every machine without an accelerator.
-if not torch.accelerator.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
 BFLOAT16 = (8, 0)  # the compute capability of the first GPUs with matrix units for it
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from tokenizer import ImageTokenizer, ImageTokenizerConfig
 
-from .shipped import put_together
+from .shipped import TRAINED, put_together
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 
@@ -33,7 +33,9 @@ def find_model(name: str | Path, file: str = "config.json", subfolder: str = "")
     elif str(name).rstrip("/") in shipped:
         folder = SHIPPED / str(name).rstrip("/")
     if folder:
-        put_together(folder)
+        if (folder / TRAINED).is_file():
+            with loading(folder):
+                put_together(folder)
         return str(folder)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
         raise ValueError(f"unknown model {str(name)!r}: no such folder; shipped models: {', '.join(shipped) or 'none'}")

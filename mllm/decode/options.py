@@ -50,9 +50,9 @@ class DrawingOptions(Sampling):
     image, from 0 to 1 (arXiv 2404.07724); outside, it costs nothing. Of so many `candidates`, the first of which is the
     image without any others, the model keeps the one that fits the prompt best (`rerank.fit`). `steps` are those of
     the backbone for an image, for an order that can do with more or fewer (`Order.steps_in`; 0: its own choice).
-    `code_context` "exact"
-    embeds a position in the context of the earlier ones, as in training; "published" embeds it alone, as UniTok's
-    released generation does, which makes a difference where the embedding attends (`CodebookEmbedding`).
+    `code_context` "exact" embeds a position in the context of the earlier ones, as in training; "published" embeds it
+    alone, as UniTok's released generation does, which makes a difference where the embedding attends
+    (`CodebookEmbedding`).
     """
 
     temperature: float = option(0.5, "0: the most likely")

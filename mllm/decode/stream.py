@@ -39,9 +39,8 @@ class KeyValues(Cache):
 
     Memory doubles when a row reaches its end. As a `Cache` of transformers, it takes the new positions of every row
     from any backbone. In a step of `width` 1, each row gets one column; in a wider one, each gets some (`New`); what a
-    row has less than the others is computed, and seen by none. With `fixed_shapes`, a step sees all
-    allocated columns, not only those in use. Then its shapes and addresses stay the same until `layout` becomes another
-    object.
+    row has less than the others is computed, and seen by none. With `fixed_shapes`, a step sees all allocated columns,
+    not only those in use. Then its shapes and addresses stay the same until `layout` becomes another object.
     """
 
     def __init__(self, like: DynamicCache, fixed_shapes: bool = False):

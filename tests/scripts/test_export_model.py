@@ -1,11 +1,14 @@
 """scripts.export_model: what trained beside a pretrained backbone is shipped alone, and makes the same model again."""
 
 import os
+import shutil
 import sys
 
 import gguf
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mllm import Mllm, Processor
@@ -119,7 +122,6 @@ def test_what_trained_and_the_backbone_make_the_model_again(run, refused, backbo
     assert ended.status == 0, ended.err
     assert (out / "training" / "draw" / "metrics.jsonl").is_file()
 
-    (out / "model.safetensors").unlink()
     ours, theirs = Mllm.from_pretrained(out), Mllm.from_pretrained(last).state_dict()
     assert "once" in capsys.readouterr().err
     Mllm.from_pretrained(out)
@@ -135,15 +137,17 @@ def test_what_trained_and_the_backbone_make_the_model_again(run, refused, backbo
             torch.testing.assert_close(tensor, theirs[name], rtol=0.01, atol=0.005 * float(theirs[name].abs().max()))
     assert Processor.from_pretrained(out).template == "chatml"
 
-    # Newer weights replace what was made of older ones.
-    stamp = (out / "model.safetensors").stat().st_mtime
-    os.utime(out / "trained.safetensors", (stamp + 5, stamp + 5))
-    Mllm.from_pretrained(out)
-    assert "once" in capsys.readouterr().err
+    # Copied in whatever order, it stays; of other weights, it is made anew.
+    os.utime(out / "model.safetensors", (0, 0))
+    assert Mllm.from_pretrained(out) and capsys.readouterr().err == ""
+    with safe_open(out / "trained.safetensors", "pt") as file:
+        about = {**file.metadata(), "hash": "another"}
+    save_file(load_file(out / "trained.safetensors"), out / "trained.safetensors", about)
+    assert Mllm.from_pretrained(out) and "once" in capsys.readouterr().err
 
     backbone.write_bytes(backbone.read_bytes() + b" ")
     (out / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="tiny.gguf of the package tiny_backbone is another one"):
+    with pytest.raises(ValueError, match="the installed backbone 'tiny' is another file"):
         Mllm.from_pretrained(out)
     capsys.readouterr()
     backbone.unlink()
@@ -164,6 +168,20 @@ def test_a_run_beside_another_backbone_is_refused(backbone, pretrained_folder, t
     write_gguf(tmp_path / "other", backbone)
     with pytest.raises(ValueError, match="layers.1.mlp.up_proj.weight is not what tiny and the adapter make"):
         export_trained(last, "tiny", tmp_path / "shipped", [])
+    assert not (tmp_path / "shipped").exists()
+
+
+def test_files_that_are_none_of_ours_are_one_line(refused, backbone, tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    save_file({"a": torch.zeros(1)}, folder / "trained.safetensors", {"backbone": "tiny", "scale": "1", "hash": "0"})
+    with pytest.raises(ValueError, match="trained.safetensors does not say its sha256: scripts.export_model did not"):
+        Mllm.from_pretrained(folder)
+    (folder / "trained.safetensors").write_bytes(b"{")
+    with pytest.raises(ValueError, match="cannot load model") as error:
+        Mllm.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+    assert "no adapter in" in refused(main, tiny_folder, "--backbone", "tiny", "--out", tmp_path / "out")
 
 
 def test_packed_matrices_lose_at_most_half_a_step():

@@ -2,7 +2,6 @@
 pretrained backbone that stayed, only what trained is shipped.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -11,10 +10,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from data_recipes.files import whole
 from mllm import Mllm, Processor
-from mllm.shipped import ROWS, TRAINED, backbone_file, backbone_weights, pack, put_together
+from mllm.shipped import ROWS, TRAINED, backbone_hash, backbone_weights, pack, unpack, with_trained
 from tokenizer import ImageTokenizer
-from tokenizer.weights import GIVE_CODES
+from tokenizer.weights import GIVE_CODES, tensors_hash
 
 from ..run.plots import plot_run
 from ..run.recipe import ModelConfig, load_config
@@ -48,14 +48,14 @@ def export_trained(
 ) -> None:
     """The same of a run with adapters, without the weights of its pretrained `backbone`: `mllm.shipped` puts both
     together. Weights of image positions are stored in int8, others in bfloat16, except for what gives codes. Raises
-    ValueError, besides, when more than what is shipped differs from the backbone."""
+    ValueError, besides, when more than what is shipped differs from the backbone; then nothing is written."""
     adapter = model_folder.parent / "adapter"
-    recipe = load_config(ModelConfig, adapter / MODEL_RECIPE)
+    trained, _ = read_adapter(adapter)
+    lora = load_config(ModelConfig, adapter / MODEL_RECIPE).lora
     model, processor = Mllm.from_pretrained(model_folder), Processor.from_pretrained(model_folder)
     if image_tokenizer:
         replace_decoder(model, image_tokenizer)
-    trained, _ = read_adapter(adapter)
-    state, base = model.state_dict(), backbone_weights(backbone)
+    state, base, scale = model.state_dict(), backbone_weights(backbone), lora.alpha / lora.rank
     for name in [name for name in trained if name.endswith(ROWS)]:  # all that the backbone lacks, trained or not
         weight = name.removesuffix(ROWS) + ".weight"
         trained[name] = state[weight][len(base[weight]) :]
@@ -64,22 +64,23 @@ def export_trained(
         half = tensor.bfloat16() if tensor.is_floating_point() else tensor
         changes_codes = name.startswith(GIVE_CODES) and not torch.equal(half.to(tensor.dtype), tensor)
         tensors[f"image_tokenizer.{name}"] = tensor if changes_codes else half
+    made = with_trained(base, unpack(tensors), scale)
+    for name, tensor in state.items():
+        if name not in made or (tensor.numel() and (made[name] - tensor).abs().max() > 0.02 * tensor.abs().max()):
+            raise ValueError(f"{name} is not what {backbone} and the adapter make: the run began with other weights")
     about = {
         "backbone": backbone,
-        "sha256": hashlib.sha256(backbone_file(backbone).read_bytes()).hexdigest(),
-        "scale": str(recipe.lora.alpha / recipe.lora.rank),
+        "sha256": backbone_hash(backbone),
+        "scale": str(scale),
+        "hash": tensors_hash(tensors),
     }
     out.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(out)
     model.generation_config.save_pretrained(out)
     processor.save_pretrained(out)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out / TRAINED, about)
+    with whole(out / TRAINED) as part:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, about)
     _tell(out, runs)
-    put_together(out)
-    made = Mllm.from_pretrained(out).state_dict()
-    for name, tensor in state.items():
-        if tensor.numel() and (made[name] - tensor).abs().max() > 0.02 * tensor.abs().max():
-            raise ValueError(f"{name} is not what {backbone} and the adapter make: the run began with other weights")
 
 
 def _tell(out: Path, runs: Sequence[Path]) -> None:

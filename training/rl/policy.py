@@ -54,9 +54,8 @@ class PolicyMllm(Mllm):
         x_BTD = self.embed(input_ids, codes)
         chosen_BT, images = labels[:, 1:] != IGNORED, torch.arange(len(codes), device=codes.device)
         h_BTD = self.run_layers(x_BTD, input_ids, images, options.steps, use_cache=False).last_hidden_state
-        text_logits = (
-            only(self.text_logits(h_BTD[:, : chosen_BT.shape[1]][chosen_BT]), among).float() / options.temperature
-        )
+        h_CD = h_BTD[:, : chosen_BT.shape[1]][chosen_BT]  # without queries after the row
+        text_logits = only(self.text_logits(h_CD), among).float() / options.temperature
         text_logps = -F.cross_entropy(text_logits, labels[:, 1:][chosen_BT], reduction="none")
         L = codes.shape[1]
         h_PD, codes_PK = (x.flatten(0, 1) for x in self.predictors(h_BTD, input_ids, codes, images))
