@@ -1,4 +1,5 @@
-"""A model at work: it answers questions about held-out scenes and draws prompts of GenEval; a table and a page."""
+"""A model at work: it answers questions about held-out scenes, in words that no training sample has, and draws prompts
+of GenEval; a table and a page."""
 
 import random
 import time
@@ -15,11 +16,14 @@ from rich.table import Table
 
 from data_recipes.files import whole, write_whole
 from data_recipes.page import make_page
-from data_recipes.scenes.world import SKILLS, World, questions
+from data_recipes.scenes.language.questions import KINDS, ask
+from data_recipes.scenes.world import SKILLS, World
 from mllm import Mllm, Processor, generate_images, generate_texts
 
 from .models import load_model
 from .pieces import drawing_bar
+from .scenes.language import Asked as AskedOfScene
+from .scenes.language import right
 
 QUESTIONS_PER_IMAGE = 4
 CANDIDATES = 8  # drawings of a prompt, of which the model keeps one
@@ -42,15 +46,23 @@ PROMPTS = {
 
 @dataclass
 class Asked:
-    """A question, the true answer, and the model's."""
+    """A question about a scene, and the model's answer."""
 
-    question: str
-    truth: str
+    of: AskedOfScene
     answer: str = ""
 
     @property
+    def question(self) -> str:
+        return self.of.question.text
+
+    @property
+    def truth(self) -> str:
+        """One true answer of many."""
+        return self.of.question.answer
+
+    @property
     def right(self) -> bool:
-        return self.answer == self.truth
+        return right(self.of.scene, self.of.question.meaning, self.answer)
 
 
 @dataclass
@@ -94,14 +106,14 @@ class Report:
 
 
 def make_examples(seed: int) -> list[Example]:
-    """A held-out scene of each skill, and questions about it."""
+    """A held-out scene of each skill, and questions of different kinds about it."""
     world, examples = World(), []
     for number, skill in enumerate(SKILLS, 1):
         scene, rng = world.scene(seed, "held_out", skill), random.Random(f"{skill} {seed}")
-        asked = questions(scene, rng)
-        chosen = rng.sample(asked, min(len(asked), QUESTIONS_PER_IMAGE))
-        questions_asked = [Asked(question.text, question.answer) for question in chosen]
-        examples.append(Example(f"example_{number:02d}.png", world.render(scene), questions_asked))
+        found = [AskedOfScene(seed, kind, scene, ask(scene, rng, kind, "held_out")) for kind in KINDS]
+        found = [one for one in found if one.question]
+        chosen = rng.sample(found, min(len(found), QUESTIONS_PER_IMAGE))
+        examples.append(Example(f"example_{number:02d}.png", world.render(scene), list(map(Asked, chosen))))
     return examples
 
 
@@ -166,7 +178,7 @@ def print_report(report: Report, out: Path) -> None:
     table = Table("image", "question", "answer", "", title="Questions", title_justify="left")
     for example in report.examples:
         for place, asked in enumerate(example.asked):
-            mark = "[green]right[/green]" if asked.right else f"[red]wrong[/red]: it is {asked.truth}"
+            mark = "[green]right[/green]" if asked.right else f"[red]wrong[/red]; right: {asked.truth}"
             table.add_row("" if place else example.file, asked.question, printable(asked.answer), mark)
     console.print(table)
     table = Table("image", "prompt", "skill", title="Drawings", title_justify="left")
@@ -221,8 +233,8 @@ BODY = Template("""\
 <h1>What &ldquo;$model&rdquo; sees and draws</h1>
 <p>$summary.</p>
 <h2>Questions about images</h2>
-<p>$right of $asked answers are right.
-The images are held out: their combinations of things, colors or places are in no training image.</p>
+<p>$right of $asked answers are right. The images are held out: their combinations of things, colors or places are in no
+training image. So are the words: no training question is put like these.</p>
 <div class="cards">
 $examples
 </div>
@@ -260,7 +272,7 @@ def example_card(example: Example) -> str:
 def marked(asked: Asked) -> str:
     if asked.right:
         return f'{escape(asked.answer)} <span class="right">&#10003; right</span>'
-    return f'{escape(asked.answer)} <span class="wrong">&#10007; wrong: it is {escape(asked.truth)}</span>'
+    return f'{escape(asked.answer)} <span class="wrong">&#10007; wrong; right: {escape(asked.truth)}</span>'
 
 
 def drawing_card(drawing: Drawing) -> str:

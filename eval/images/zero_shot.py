@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from data_recipes.files import read_lines
 from data_recipes.images import ImageSource
 from data_recipes.scenes.world import CAPTION_FORMS, CLASSES, a
-from mllm.text.ids import contrastive_ids
+from mllm.text.ids import PLAN, contrastive_ids
 from tokenizer import ImageTokenizer, ImageTokenizerConfig
 from tokenizer.transform import to_pixels
 from tokenizer.weights import weights_hash
@@ -112,7 +112,12 @@ def load_text_reader(config: ImageTokenizerConfig, name: str | Path) -> TextRead
 
 def reads(config: ImageTokenizerConfig, text_tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a text tokenizer has the size of the one that the text tower was trained with."""
-    return len(text_tokenizer) + 1 == config.text_vocab_size  # the last entry ends a text
+    return _entries(text_tokenizer) + 1 == config.text_vocab_size  # the last entry ends a text
+
+
+def _entries(text_tokenizer: PreTrainedTokenizerBase) -> int:
+    """Without those of plans, which a language model adds, and which are in no text."""
+    return sum(not token.startswith(PLAN) for token in text_tokenizer.get_vocab())
 
 
 def text_reader(config: ImageTokenizerConfig, text_tokenizer: PreTrainedTokenizerBase) -> TextReader:
@@ -120,7 +125,7 @@ def text_reader(config: ImageTokenizerConfig, text_tokenizer: PreTrainedTokenize
     size = config.text_vocab_size
     if not reads(config, text_tokenizer):
         raise ValueError(
-            f"the text tokenizer has {len(text_tokenizer)} entries, the text tower was trained with {size - 1}"
+            f"the text tokenizer has {_entries(text_tokenizer)} entries, the text tower was trained with {size - 1}"
         )
     return partial(contrastive_ids, text_tokenizer, context=config.text_context, vocab_size=size)
 

@@ -1,13 +1,14 @@
 """scripts.demo: what is printed and the page."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from data_recipes.scenes.world import World
 from eval import demo
-from eval.demo import PROMPTS, Asked, Example, make_examples, report_page
+from eval.demo import PROMPTS, Example, make_examples, report_page
 from scripts.demo import main
 
 
@@ -38,7 +39,7 @@ def test_true_answers_are_marked_right(run, tiny_folder, tmp_path, monkeypatch):
     page = (tmp_path / "index.html").read_text()
     right = len(truths) - 1
     assert f"{right} of {len(truths)} answers right" in ended.out and "\x1b" not in ended.out
-    assert page.count(" right</span>") == right and page.count(" wrong: ") == 1
+    assert page.count(" right</span>") == right and page.count(" wrong; ") == 1
     assert "&lt;b&gt;" in page and "<b>" not in page
 
 
@@ -50,8 +51,19 @@ def test_examples_are_held_out_and_repeatable():
     assert all(1 <= len(example.asked) <= demo.QUESTIONS_PER_IMAGE for example in first)
 
 
+def test_answers_in_other_words_are_right():
+    asked = next(one for example in make_examples(0) for one in example.asked if one.truth.startswith("No"))
+    asked.answer = asked.truth.replace("No", "Nope", 1)
+    assert asked.right
+    asked.answer = "Yes, there is."
+    assert not asked.right
+
+
 def test_names_in_the_page_are_escaped():
-    example = Example("example_01.png", Image.new("RGB", (8, 8)), [Asked("1 < 2 & 3?", "yes", "no")])
+    [*_, asked] = make_examples(0)[0].asked
+    question = asked.of.question
+    asked.of = asked.of._replace(question=replace(question, text="1 < 2 & 3?"))
+    example = Example("example_01.png", Image.new("RGB", (8, 8)), [asked])
     report = demo.Report("out/<model>", "0" * 12, [example], [], 1.0, 2.0, 3.0)
     page = report_page(report)
     assert "<h1>What &ldquo;&lt;model&gt;&rdquo; sees" in page and "1 &lt; 2 &amp; 3?" in page

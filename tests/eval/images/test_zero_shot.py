@@ -1,5 +1,6 @@
 """Zero-shot classification: its numbers against a plain loop, classes, labels, text tokenizers, several processes."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from eval.images.zero_shot import (
     ranks,
     read_classes,
     scene_classes,
+    text_reader,
 )
-from mllm.text.ids import contrastive_ids
+from mllm.text.ids import contrastive_ids, plan_token
 from tokenizer import SIZES
 
 NAMES = ["apple", "red panda", "bus", "cat", "dog", "oven", "sheep", "tie", "umbrella", "zebra", "car", "cup"]
@@ -203,6 +205,14 @@ def test_a_text_tokenizer_that_does_not_fit_is_told(image_tokenizer, tiny_folder
     size = image_tokenizer.config.text_vocab_size
     with pytest.raises(ValueError, match=f"has {size - 1} entries, the text tower was trained with 63"):
         load_text_reader(SIZES["tiny"], tiny_folder)
+
+
+def test_the_ids_of_plans_do_not_count(image_tokenizer, text_tokenizer):
+    texts = ["a photo of a dog", "dog"]
+    before = text_reader(image_tokenizer.config, text_tokenizer)(texts)
+    with_plans = deepcopy(text_tokenizer)
+    with_plans.add_tokens([plan_token("thing dog"), plan_token("12")], special_tokens=True)
+    assert torch.equal(text_reader(image_tokenizer.config, with_plans)(texts), before)
 
 
 def test_the_released_text_tower_reads_the_vocabulary_of_clip(tmp_path):
