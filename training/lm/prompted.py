@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from mllm import Processor, generate_images
 from mllm.decode.run import generate_texts
 from tokenizer.transform import in_grid, load_image
@@ -29,7 +31,8 @@ def show_samples(
 ) -> None:
     """Draw and answer the recipe's prompts, with the same seeds each time. Rank 0, which has `metrics`, logs a strip of
     drawings and a list of answers. All ranks must call it."""
-    with engine.whole():
+    # Compiled for training: one step after the other would compile layers anew for each length of the cache.
+    with engine.whole(), torch.compiler.set_stance("force_eager"):
         if not metrics:
             return
         model, tokenizer_trains = engine.model.eval(), engine.image_tokenizer.training

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from tests.processes import ROOT
 from training.data.mixture import Mixture
@@ -70,6 +71,29 @@ def test_drawings_and_answers_are_kept_and_shown(run, tmp_path):
     write_report(folder, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "drawings_000003.png" in page and "what is this? -&gt; " in page
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's compiler looks at it
+def test_samples_compile_nothing(tmp_path, monkeypatch):
+    """Layers that were compiled for training draw and answer as they are: each length of a cache is a graph anew."""
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    def compile_layers(model):
+        for layer in model.backbone.layers:
+            layer.compile(backend=backend, dynamic=True)
+
+    def compiled(every: int) -> int:
+        torch.compiler.reset()
+        graphs.clear()
+        train(debug(tmp_path / str(every), "run.compile=true", f"run.sample_every={every}"))
+        return len(graphs)
+
+    monkeypatch.setattr("training.lm.train.compile_layers", compile_layers)
+    assert compiled(1) == compiled(0) > 0
 
 
 def test_a_source_without_loss_is_refused(tiny_model):
