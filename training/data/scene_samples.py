@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from data_recipes.files import whole
 from data_recipes.messages import Messages, images_of, with_images
-from data_recipes.scenes.language import conversation, story
+from data_recipes.scenes.language import ask, conversation, story
 from data_recipes.scenes.world import Question, Scene, World, layout, layout_questions, questions, some_caption
 from mllm.decode.rerank import ASKED_FOR_PROMPT
 from mllm.text.processor import MllmProcessor
@@ -230,7 +230,8 @@ def answering_sample(
     if rng.random() < config.chats:
         return processor.encode(_chat(part, asked[: config.questions_per_image]), open_answer=False)
     asked.append(Question("prompt", ASKED_FOR_PROMPT, some_caption(scene, rng)))
-    chats = [_chat(part, [one]) for one in asked]
+    worded = [ask(scene, rng) for _ in range(config.worded_questions)]
+    chats = [_chat(part, [one]) for one in [*asked, *filter(None, worded)]]
     if config.layouts:
         chats += [
             [_message("user", part, _plan(question)), _message("assistant", _plan(answer))]

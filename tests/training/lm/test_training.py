@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from data_recipes.scenes.world import captions, layout, questions
+from eval.scenes.language import consistent
 from mllm import Mllm, generate_images
 from mllm.decode.rerank import ASKED_FOR_PROMPT
 from mllm.model import MllmOutput
@@ -340,6 +341,23 @@ def test_every_question_about_an_image_is_asked_on_its_own(make_tiny_model, code
     assert sum(text in prompts for text in asked) == 1
     expected = [f"{question.text}{question.answer}".replace(" ", "") for question in questions(scene, random.Random(3))]
     assert sorted(text for text in asked if text not in prompts) == sorted(expected)
+
+
+def test_worded_questions_are_true_and_follow_the_plain_ones(make_tiny_model, codes_folder):
+    _, processor = make_tiny_model()
+    scene, codes_LK = CodedScenes(SHAPES, codes_folder)[0]
+    config = replace(_scenes(codes_folder), chats=0.0)
+    plain = answering_sample(processor, scene, codes_LK, config, random.Random(3))
+    sample = answering_sample(processor, scene, codes_LK, replace(config, worded_questions=9), random.Random(3))
+    assert sample.ids[: len(plain.ids)] == plain.ids
+    added = range(max(plain.branches) + 1, max(sample.branches) + 1)
+    assert len(added) == 9
+    for branch in added:
+        places = [place for place, of in enumerate(sample.branches) if of == branch]
+        asked = processor.decode([sample.ids[place] for place in places])
+        answer = processor.decode([sample.labels[place] for place in places if sample.labels[place] != IGNORED])
+        assert asked.endswith(answer) and len(asked) > len(answer) > 0
+        assert consistent(scene, answer.lower()), (asked, answer)
 
 
 def test_layouts_are_targets_before_drawings_and_in_answers(make_tiny_model, codes_folder):
