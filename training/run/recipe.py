@@ -295,12 +295,11 @@ class ModelConfig(Section):
 class MixConfig(Section):
     """Scenes with extracted `codes`, or with pixels that are rendered and encoded in training (null): shares of drawing
     and answering, and how captions and questions become sequences. All questions about an image are asked, and for
-    its prompt, each on its own, and so many `worded_questions` more, put as people put them
-    (data_recipes/scenes/language); a share `chats` of the images has `questions_per_image` as the turns of one chat. With
-    `layouts`, drawings begin with the layout, in ids that are no text, and some questions ask for it. With `language`,
-    samples are conversations of data_recipes/scenes/language, each a seed's, in other words every epoch: `codes` are
-    those of their pictures (scripts.extract_codes --language), and of the other keys only `caption_dropout` and
-    `layouts` count."""
+    its prompt, each on its own, and so many `worded_questions` more, put as people put them. A share `chats` of the
+    images has `questions_per_image` as the turns of one chat. With `layouts`, drawings begin with the layout, in ids
+    that are no text, and some questions ask for it. With `language`, samples are conversations of
+    data_recipes/scenes/language, each a seed's, in other words every epoch: `codes` are those of their pictures
+    (scripts.extract_codes --language), and of the other keys only `caption_dropout` and `layouts` count."""
 
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     codes: str | None = None
