@@ -103,13 +103,14 @@ def test_every_variant_of_image_tokenizers_says_as_many_bits():
     for name, changes in table.variants.items():
         sizes = model_config_of(load(table.base, *changes))
         make_quantizer(sizes)
-        assert sizes.num_positions * sizes.num_codebooks * math.log2(sizes.codebook_size) == 1024, name
+        bits = sizes.num_positions * sizes.num_codebooks * math.log2(sizes.codebook_size)
+        assert 1023.5 < bits <= 1024, name
 
 
-def test_every_order_is_a_variant_of_the_table_of_orders():
+def test_every_order_of_a_grid_is_a_variant_of_the_table_of_orders():
     table = load_config(AblationConfig, ROOT / "data_recipes" / "orders.yaml")
     orders = [load(table.base, *changes).model.order or "raster" for changes in table.variants.values()]
-    assert orders == list(ORDERS) and len(table.seeds) == 2
+    assert orders == [name for name in ORDERS if name != "scales"] and len(table.seeds) == 2
 
 
 def test_the_variants_of_the_ablation_have_as_many_entries():

@@ -126,7 +126,8 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         depth = [self.config.pixel_depth] if self.quant_proj_pixels else []
         depths = range(self.config.depth) if layers else depth
         last_NLC, taps = self.encoder.tapped(pixels_N3HW, depths) if depths else (self.encoder(pixels_N3HW), [])
-        shallow, x_NLC = [taps[depths.index(at)] for at in depth], self.layout.gather(last_NLC)
+        shallow = [taps[depths.index(at)] for at in depth]
+        x_NLC = self.layout.gather(last_NLC, (H // STRIDE, W // STRIDE))
         # Projection and quantizer stay in float32 under autocast: near ties between entries flip otherwise.
         with torch.autocast(x_NLC.device.type, enabled=False):
             parts = [self.quant_proj(x_NLC.float()), *(self.quant_proj_pixels(x.float()) for x in shallow)]
@@ -173,13 +174,15 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
         """The fewest codes of each image, [n, K], that make a picture with a PSNR of `least` dB; all of them where none
         has it. KARL (arXiv 2507.07995) learns to tell how many; here they are found by halving, as if each further
         position made the picture better. Raises ValueError without a `tail_drop`."""
-        if not self.layout.takes_fewer:
-            raise ValueError("fewer positions make no picture: only those of layout queries with a tail_drop do")
         pixels_N3HW = self._pixels(images)
-        pairs = list(zip(pixels_N3HW, self.encode(pixels_N3HW), strict=True))
+        codes_NLK = self.encode(pixels_N3HW)
+        lengths = self.layout.lengths(codes_NLK.shape[1])
+        if len(lengths) == 1:
+            raise ValueError("fewer positions make no picture: only those of layouts with a tail_drop do")
+        pairs = list(zip(pixels_N3HW, codes_NLK, strict=True))
         qualities = [partial(self._psnr_of_first, *pair) for pair in pairs]
         return [
-            codes_LK[: 1 + bisect_left(range(1, len(codes_LK)), least, key=quality)]
+            codes_LK[: lengths[bisect_left(lengths[:-1], least, key=quality)]]
             for (_, codes_LK), quality in zip(pairs, qualities, strict=True)
         ]
 

@@ -88,9 +88,13 @@ class ImageTokenizerConfig:
         for whole, part in (("width", "heads"), ("code_width", "num_codebooks"), ("text_width", "text_heads")):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
-        layout_kind(self.layout).count(self.grid, self.layout_args)  # raises ValueError for what cannot be
-        if self.layout_args.get("causal") and self.projection == "attn" and not self.causal:
-            raise ValueError("layout_args: causal queries, but projection attn sees all: make it linear, or causal")
+        layout = layout_kind(self.layout)
+        layout.count(self.grid, self.layout_args)  # raises ValueError for what cannot be
+        if layout.one_way(self.layout_args) and self.projection == "attn" and not self.causal:
+            raise ValueError(
+                f"layout {self.layout}: its codes depend on no later ones, but projection attn sees all: make it "
+                "linear, or causal"
+            )
         if self.pixel_codebooks:
             self._check_taps()
 

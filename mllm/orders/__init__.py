@@ -1,15 +1,15 @@
 """In which order an image is drawn, and how much of it at once. A new order is one file here and a line in `ORDERS`."""
 
 from tokenizer import ImageTokenizerConfig
-from tokenizer.layouts import layout_kind
 
 from .base import Order, Step
 from .groups import Groups
 from .locality import Locality
 from .raster import Raster
+from .scales import Scales
 from .wavefront import Wavefront
 
-ORDERS = {"raster": Raster, "wavefront": Wavefront, "groups": Groups, "locality": Locality}
+ORDERS = {"raster": Raster, "wavefront": Wavefront, "groups": Groups, "locality": Locality, "scales": Scales}
 
 
 def make_order(name: str, sizes: ImageTokenizerConfig, dim: int) -> Order:
@@ -17,9 +17,10 @@ def make_order(name: str, sizes: ImageTokenizerConfig, dim: int) -> Order:
     layout of the image's positions."""
     if name not in ORDERS:
         raise ValueError(f"unknown order {name!r}; known: {', '.join(ORDERS)}")
-    if ORDERS[name].parallel and not layout_kind(sizes.layout).on_grid:
-        raise ValueError(f"order {name!r} draws neighbours at once, and layout {sizes.layout!r} has none: take raster")
-    return ORDERS[name](sizes.num_positions, dim)
+    order = ORDERS[name]
+    if order.layout not in (None, sizes.layout):
+        raise ValueError(f"order {name!r} draws layout {order.layout!r}, not {sizes.layout!r}: take raster")
+    return order(sizes, dim)
 
 
 __all__ = ["ORDERS", "Order", "Step", "make_order"]

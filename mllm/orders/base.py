@@ -12,6 +12,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 
+from tokenizer import ImageTokenizerConfig
+
 from ..device import send
 
 
@@ -26,18 +28,19 @@ class Step(NamedTuple):
 
 
 class Order(nn.Module, ABC):
-    """An order over the `positions` of an image, for a backbone of width `dim`. Where a step may draw several, there is
+    """An order over the positions of an image, for a backbone of width `dim`. Where a step may draw several, there is
     a learned vector for each slot (`aims`), which is added before the code head to what the slot is predicted from.
     Raises ValueError where the order does not fit the image."""
 
     parallel: ClassVar[bool] = True  # whether a step may draw several positions
+    layout: ClassVar[str | None] = "grid"  # of the image's positions, the one that it is for; None: any
     asks: ClassVar[bool] = False  # whether slots are predicted from queries (`locality.py`), not from the step before
 
-    def __init__(self, positions: int, dim: int):
+    def __init__(self, sizes: ImageTokenizerConfig, dim: int):
         super().__init__()
         self.steps, self.places, self.sources, self.ends = [], [], [], []
         before: list[int | None] = [None]
-        for step in self.plan(positions):
+        for step in self.plan(sizes):
             first, places = len(self.places), tuple(step)
             sources = tuple(before.index(step[place]) for place in places)
             self.steps.append(Step(first, places, sources))
@@ -50,7 +53,7 @@ class Order(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def plan(positions: int) -> list[dict[int, int | None]]:
+    def plan(sizes: ImageTokenizerConfig) -> list[dict[int, int | None]]:
         """Each step as {place: the place of the step before that it is predicted from}; None is the begin of the
         image."""
 

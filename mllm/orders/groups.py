@@ -1,7 +1,7 @@
 """Squares of 2 x 2 neighbours, row by row of squares: a quarter of the steps (as UniAR's groups, arXiv 2606.18249). A
 position is predicted from the one that stands at the same corner of the square before."""
 
-import math
+from tokenizer import ImageTokenizerConfig
 
 from .base import Order
 
@@ -10,8 +10,8 @@ SIDE = 2  # of a square
 
 class Groups(Order):
     @staticmethod
-    def plan(positions: int) -> list[dict[int, int | None]]:
-        side = math.isqrt(positions)
+    def plan(sizes: ImageTokenizerConfig) -> list[dict[int, int | None]]:
+        side = sizes.grid
         if side % SIDE:
             raise ValueError(f"order 'groups': {side} x {side} positions are no whole squares of {SIDE} x {SIDE}")
         corners = [row * side + column for row in range(SIDE) for column in range(SIDE)]

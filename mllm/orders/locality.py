@@ -12,6 +12,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from tokenizer import ImageTokenizerConfig
+
 from ..device import send
 from .base import Order, Step
 
@@ -19,14 +21,14 @@ from .base import Order, Step
 class Locality(Order):
     asks = True
 
-    def __init__(self, positions: int, dim: int):
-        super().__init__(positions, dim)
-        self.fewest = math.isqrt(positions)  # in a step fewer, the first would draw more than one position
-        self.steps = self.steps_in(_own_choice(positions))
+    def __init__(self, sizes: ImageTokenizerConfig, dim: int):
+        super().__init__(sizes, dim)
+        self.fewest = sizes.grid  # in a step fewer, the first would draw more than one position
+        self.steps = self.steps_in(_own_choice(sizes.num_positions))
 
     @staticmethod
-    def plan(positions: int) -> list[dict[int, int | None]]:
-        places = _spread(positions)
+    def plan(sizes: ImageTokenizerConfig) -> list[dict[int, int | None]]:
+        places = _spread(sizes.num_positions)
         return [{place: before} for before, place in zip([None, *places], places, strict=False)]
 
     def steps_in(self, count: int) -> list[Step]:

@@ -1,11 +1,13 @@
 """Row by row, one position a step, each predicted from the one before it."""
 
+from tokenizer import ImageTokenizerConfig
+
 from .base import Order
 
 
 class Raster(Order):
-    parallel = False
+    parallel, layout = False, None
 
     @staticmethod
-    def plan(positions: int) -> list[dict[int, int | None]]:
-        return [{place: place - 1 if place else None} for place in range(positions)]
+    def plan(sizes: ImageTokenizerConfig) -> list[dict[int, int | None]]:
+        return [{place: place - 1 if place else None} for place in range(sizes.num_positions)]

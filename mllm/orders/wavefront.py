@@ -2,15 +2,15 @@
 trained for it. A position is predicted from its left neighbour, in the first column from the one above: both are drawn
 in the step before."""
 
-import math
+from tokenizer import ImageTokenizerConfig
 
 from .base import Order
 
 
 class Wavefront(Order):
     @staticmethod
-    def plan(positions: int) -> list[dict[int, int | None]]:
-        side = math.isqrt(positions)
+    def plan(sizes: ImageTokenizerConfig) -> list[dict[int, int | None]]:
+        side = sizes.grid
         steps: list[dict[int, int | None]] = []
         for diagonal in range(2 * side - 1):
             rows = range(max(0, diagonal - side + 1), min(diagonal + 1, side))

@@ -105,6 +105,7 @@ VARIANTS = [
     ("placed_tables", QUERIES),
     ("codebook", {"pixel_codebooks": 1, "depth": 2}),
     ("placed_tables", {"layout": "holistic", "layout_args": {"queries": 2}}),
+    ("placed_tables", {"layout": "scales", "layout_args": {"scales": [1, 2]}, "projection": "linear"}),
 ]
 
 

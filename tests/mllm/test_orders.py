@@ -16,18 +16,27 @@ from mllm.decode.program import Chat, Drawing, Preview, Track, Write, draw_steps
 from mllm.decode.run import run_tracks, sample_codes
 from mllm.fast import BACKENDS
 from mllm.orders import ORDERS
+from tokenizer import ImageTokenizerConfig
 from training.lm.update import packed_mask
 
 SIDE, L = 4, 16
 PARALLEL = [name for name, order in ORDERS.items() if order.parallel]
-STEPS = {"raster": 16, "wavefront": 7, "groups": 4, "locality": 5}
+STEPS = {"raster": 16, "wavefront": 7, "groups": 4, "locality": 5, "scales": 3}
 NARROW = {"width": 16, "hidden": 24}
 
 
 @pytest.fixture(params=PARALLEL)
 def ordered(request, make_tiny_model):
     """4 x 4 positions, with weights large enough that positions differ."""
-    return _wide(*make_tiny_model(order=request.param, image_size=16 * SIDE))
+    return _wide(*make_tiny_model(order=request.param, **_layout(request.param)))
+
+
+def _layout(order: str, side: int = SIDE) -> dict:
+    """Sizes of an image tokenizer whose images this order draws."""
+    if ORDERS[order].layout != "scales":
+        return {"image_size": 16 * side}
+    scales = [scale for scale in (1, 2, 4, 8) if scale <= side]
+    return {"image_size": 16 * side, "layout": "scales", "layout_args": {"scales": scales}, "projection": "linear"}
 
 
 def _wide(model, processor):
@@ -38,8 +47,8 @@ def _wide(model, processor):
     return model, processor
 
 
-def _codes(seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 16, (L, 2), generator=torch.Generator().manual_seed(seed))
+def _codes(seed: int = 0, positions: int = L) -> torch.Tensor:
+    return torch.randint(0, 16, (positions, 2), generator=torch.Generator().manual_seed(seed))
 
 
 def _logits(model, processor, codes_LK: torch.Tensor, prompt: str | None = "a red dog", steps: int = 0) -> torch.Tensor:
@@ -53,7 +62,7 @@ def _logits(model, processor, codes_LK: torch.Tensor, prompt: str | None = "a re
 
 
 def _draw(model, processor, kernels: str = "auto", prompt: str = "a red dog", **options) -> Track:
-    drawing = DrawingOptions(**{"temperature": 1.0, "cfg_scale": 1.0, **options})
+    drawing, L = DrawingOptions(**{"temperature": 1.0, "cfg_scale": 1.0, **options}), processor.num_positions
 
     def steps(track):
         return draw_steps(track, model.order, L)
@@ -76,8 +85,9 @@ def _draw(model, processor, kernels: str = "auto", prompt: str = "a red dog", **
 @pytest.mark.parametrize("side", [2, 4, 8])
 @pytest.mark.parametrize("name", ORDERS)
 def test_each_place_is_drawn_once_from_the_step_before(name, side):
-    order = ORDERS[name](side * side, 8)
-    assert sorted(order.places) == list(range(side * side))
+    sizes = ImageTokenizerConfig(**_layout(name, side))
+    order, L = ORDERS[name](sizes, 8), sizes.num_positions
+    assert sorted(order.places) == list(range(L))
     assert side != SIDE or len(order.steps) == STEPS[name]
     before = range(-1, 0)
     for step in order.steps:
@@ -87,7 +97,7 @@ def test_each_place_is_drawn_once_from_the_step_before(name, side):
         else:
             assert all(order.sources[slot] in before and order.ends[slot] == slots.stop for slot in slots)
         before = slots
-    codes = torch.randn(2, side * side, 3)
+    codes = torch.randn(2, L, 3)
     assert torch.equal(order.of_places(order.of_slots(codes, 1), 1), codes)
     if name == "wavefront":
         assert all(len({sum(divmod(place, side)) for place in step.places}) == 1 for step in order.steps)
@@ -104,7 +114,7 @@ def test_each_place_is_drawn_once_from_the_step_before(name, side):
 @pytest.mark.parametrize("order", PARALLEL)
 def test_a_drawing_has_the_probability_that_training_gives_it(make_tiny_model, order, more, kernels):
     """In a batch with a text and with a drawing of another length."""
-    model, processor = _wide(*make_tiny_model(order=order, image_size=16 * SIDE, **more))
+    model, processor = _wide(*make_tiny_model(order=order, **_layout(order), **more))
     track = _draw(model, processor, kernels)
     logps_LKV = _logits(model, processor, track.result).log_softmax(-1)
     codes_LK = model.order.of_slots(track.result, 0)
@@ -116,7 +126,7 @@ def test_a_drawing_has_the_probability_that_training_gives_it(make_tiny_model, o
 def test_no_position_sees_the_codes_of_its_step(ordered):
     """Nor of later ones; those of earlier steps count."""
     model, processor = ordered
-    codes_LK = _codes()
+    codes_LK = _codes(0, processor.num_positions)
     logits = _logits(model, processor, codes_LK)
     step = model.order.steps[len(model.order.steps) // 2]
     changed = codes_LK.clone()
@@ -133,10 +143,11 @@ def test_no_position_sees_the_codes_of_its_step(ordered):
 @pytest.mark.parametrize("order", PARALLEL)
 def test_guidance_may_begin_late(make_tiny_model, order, embedding, options):
     """Guided logits are those of the two passes, from the step on in which guidance begins."""
-    model, processor = _wide(*make_tiny_model(embedding, order=order, image_size=16 * SIDE))
+    model, processor = _wide(*make_tiny_model(embedding, order=order, **_layout(order)))
     track = _draw(model, processor, **options)
     guided = [_logits(model, processor, track.result, prompt) for prompt in ("a red dog", None)]
     drawing = DrawingOptions(**options)
+    L = processor.num_positions
     scales = [drawing.cfg_scales_at(step.first, L) or (1.0,) for step in model.order.steps for _ in step.places]
     logits_LKV = torch.lerp(guided[1], guided[0], torch.tensor(scales)[..., None])
     expected = logits_LKV.log_softmax(-1).gather(-1, model.order.of_slots(track.result, 0)[..., None])[..., 0]
@@ -145,7 +156,7 @@ def test_guidance_may_begin_late(make_tiny_model, order, embedding, options):
 
 def test_the_loss_is_that_of_the_logits(ordered):
     model, processor = ordered
-    codes_LK = _codes(3)
+    codes_LK = _codes(3, processor.num_positions)
     output = model(**vars(processor.collate([processor.encode_drawing("a red dog", codes_LK)])))
     logps_LKV = _logits(model, processor, codes_LK).log_softmax(-1)
     expected = -logps_LKV.gather(-1, model.order.of_slots(codes_LK, 0)[..., None]).sum()
@@ -158,7 +169,8 @@ def test_the_loss_is_that_of_the_logits(ordered):
 def test_rows_that_are_padded_packed_or_go_on_see_the_same(ordered):
     """A chat with a picture, then text; alone, padded on either side, after another in one row, and in two passes."""
     model, processor = ordered
-    image = {"type": "image", "image": _codes(1)}
+    codes_LK = _codes(1, processor.num_positions)
+    image = {"type": "image", "image": codes_LK}
     chats = [
         processor.encode([{"role": "user", "content": [image, {"type": "text", "text": text}]}])
         for text in ("what is this?", "a longer question about it")
@@ -172,7 +184,7 @@ def test_rows_that_are_padded_packed_or_go_on_see_the_same(ordered):
             torch.testing.assert_close(real, expected, atol=1e-4, rtol=1e-4)
     ids = torch.tensor([chats[0].ids])
     with torch.no_grad():
-        start = model(input_ids=ids[:, :-2], codes=_codes(1)[None], use_cache=True)
+        start = model(input_ids=ids[:, :-2], codes=codes_LK[None], use_cache=True)
         rest = model(input_ids=ids[:, -2:], **{CACHE: start[CACHE]})
     torch.testing.assert_close(torch.cat([start.logits, rest.logits], 1)[0], alone[0], atol=1e-4, rtol=1e-4)
 
@@ -195,8 +207,11 @@ def test_the_server_draws_what_a_call_draws(ordered):
     alone = generate_images(model, processor, ["a red dog"], 1, **options)
     assert first.tobytes() == alone[0].tobytes()
     assert second.tobytes() == generate_images(model, processor, ["two cats"], 2, candidates=2)[0].tobytes()
+    assert handles[0].program.tokens == processor.num_positions
+    if not model.image_tokenizer.layout.on_grid:
+        assert previews == []
+        return
     assert len(previews) == 2 and all(isinstance(preview, Preview) for preview in previews)
-    assert handles[0].program.tokens == L
     for preview in previews:
         shown, drawn = preview.image(model), set(model.order.places[: len(preview.codes_PK)])
         assert shown.size == first.size and 0 < preview.done < 1
@@ -209,6 +224,10 @@ def test_an_edit_keeps_the_positions_outside_its_mask(ordered):
     model, processor = ordered
     picture, mask = Image.new("RGB", (64, 64), "red"), Image.new("RGBA", (64, 64), "white")
     mask.paste((0, 0, 0, 0), (0, 0, 20, 20))
+    if not model.image_tokenizer.layout.on_grid:
+        with pytest.raises(ValueError, match="codes have no place in the picture: edit without a mask"):
+            edit_images(model, processor, picture, "make it blue", mask)
+        return
     hook = model.lm_head.register_forward_hook(
         lambda _, __, logits: logits.index_fill(-1, torch.tensor([processor.boi_id]), 100.0)
     )
@@ -242,7 +261,7 @@ def test_gradients_of_codes_reach_the_places_they_come_from(ordered):
 @pytest.mark.parametrize(
     ("order", "size", "told"),
     [
-        ("spiral", 64, "unknown order 'spiral'; known: raster, wavefront, groups, locality"),
+        ("spiral", 64, "unknown order 'spiral'; known: raster, wavefront, groups, locality, scales"),
         ("groups", 48, "order 'groups': 3 x 3 positions are no whole squares of 2 x 2"),
     ],
 )
@@ -275,7 +294,7 @@ def test_a_model_that_draws_row_by_row_may_learn_another_order(make_tiny_model):
 
 @pytest.mark.parametrize("side", [3, 8])
 def test_places_of_a_step_are_far_from_each_other_and_near_to_earlier_ones(side):
-    order = ORDERS["locality"](side * side, 8)
+    order = ORDERS["locality"](ImageTokenizerConfig(image_size=16 * side), 8)
     for count in range(order.fewest, side * side + 1):
         steps = order.steps_in(count)
         assert len(steps) == count and [place for step in steps for place in step.places] == order.places
@@ -341,7 +360,8 @@ def test_training_asks_in_all_numbers_of_steps(make_tiny_model):
         expected = sum(output.text_loss for output in apart)
         torch.testing.assert_close(together.text_loss, expected, rtol=1e-4, atol=1e-3)
     assert len({round(loss.item(), 3) for loss in losses}) == len(counts)
-    drawn = {ORDERS["locality"](L, 8).some_count() for _ in range(200)}
+    order = ORDERS["locality"](ImageTokenizerConfig(image_size=16 * SIDE), 8)
+    drawn = {order.some_count() for _ in range(200)}
     assert drawn == set(range(4, L + 1))
 
 
@@ -379,11 +399,40 @@ def test_steps_that_an_order_cannot_do_are_one_line(make_tiny_model, order, step
         engine.submit(Drawing("a red dog", steps=steps))
 
 
-@pytest.mark.parametrize("order", PARALLEL)
-def test_an_order_of_neighbours_needs_positions_with_places(make_tiny_model, order):
-    layout = {"layout": "queries", "layout_args": {"positions": 4}}
-    with pytest.raises(ValueError, match=f"order '{order}' draws neighbours at once, and layout 'queries' has none"):
-        make_tiny_model(order=order, **layout)
+@pytest.mark.parametrize("layout", ["grid", "queries", "scales"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_order_draws_one_layout_or_all(make_tiny_model, order, layout):
+    args = {"grid": {}, "queries": {"positions": 4}, "scales": {"scales": [1, 2]}}[layout]
+    sizes = {"layout": layout, "layout_args": args, "projection": "linear"}
+    if order == "raster" or layout == {"scales": "scales"}.get(order, "grid"):
+        model, _ = make_tiny_model(order=order, **sizes)
+        assert len(model.order.places) == model.config.image_tokenizer_config.num_positions
+        return
+    with pytest.raises(ValueError, match=f"order '{order}' draws layout '.*', not '{layout}': take raster"):
+        make_tiny_model(order=order, **sizes)
+
+
+def test_a_map_is_drawn_in_one_step_from_the_middles_of_the_map_before():
+    sizes = {"image_size": 48, "layout": "scales", "projection": "linear", "layout_args": {"scales": [1, 2, 3]}}
+    order = ORDERS["scales"](ImageTokenizerConfig(**sizes), 8)
+    assert [list(step.places) for step in order.steps] == [[0], [1, 2, 3, 4], [*range(5, 14)]]
+    assert order.sources == [-1, *[0] * 4, 1, 2, 2, 3, 4, 4, 3, 4, 4]
+
+
+def test_previews_of_scales_are_whole_maps(make_tiny_model):
+    sizes = _layout("scales") | {"layout_args": {"scales": [1, 2, 4], "tail_drop": True}}
+    model, processor = make_tiny_model(order="scales", **sizes)
+    passes = []
+    hook = model.backbone.norm.register_forward_hook(lambda *_: passes.append(1))
+    options = {"temperature": 1.0, "cfg_scale": 1.0}
+    [alone] = generate_images(model, processor, ["a red dog"], 1, kernels="eager", **options)
+    hook.remove()
+    assert len(passes) == 3
+    with Engine(model, processor) as engine:
+        *previews, drawn = engine.submit(Drawing("a red dog", seed=1, previews=2, **options)).stream(60)
+    assert drawn.tobytes() == alone.tobytes()
+    assert [len(preview.codes_PK) for preview in previews] == [1, 5]
+    assert all(preview.image(model).getchannel("A").getbbox() == (0, 0, *drawn.size) for preview in previews)
 
 
 @pytest.mark.parametrize("more", [{}, {"image_layers": NARROW}], ids=str)

@@ -11,14 +11,17 @@ import torch
 from tokenizer import SIZES, ImageTokenizer
 from tokenizer.layouts import LAYOUTS
 from tokenizer.layouts.queries import QueryLayout
+from tokenizer.layouts.scales import ScaleLayout, scale_mask
 from tokenizer.weights import codes_hash
 
-ARGS = {"queries": {"positions": 3, "depth": 1}, "holistic": {"queries": 2}}
+ARGS = {"queries": {"positions": 3, "depth": 1}, "holistic": {"queries": 2}, "scales": {"scales": [1, 2]}}
 
 
 def make(layout: str, **args) -> ImageTokenizer:
     torch.manual_seed(0)
-    return ImageTokenizer(replace(SIZES["tiny"], layout=layout, layout_args={**ARGS.get(layout, {}), **args}))
+    args = {**ARGS.get(layout, {}), **args}
+    one_way = LAYOUTS[layout].one_way(args)
+    return ImageTokenizer(replace(SIZES["tiny"], layout=layout, layout_args=args, causal=one_way))
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -93,9 +96,9 @@ def test_a_causal_query_hears_nothing_of_later_ones(causal):
     torch.manual_seed(0)
     layout, x_NLC = QueryLayout(32, 2, 2, positions=4, causal=causal), torch.randn(2, 4, 32)
     with torch.no_grad():
-        before = layout.gather(x_NLC)
+        before = layout.gather(x_NLC, (2, 2))
         layout.reading.asking_AC[2] += torch.randn(32)
-        after = layout.gather(x_NLC)
+        after = layout.gather(x_NLC, (2, 2))
     moved = [not torch.allclose(*pair, atol=1e-6) for pair in zip(before.unbind(1), after.unbind(1), strict=True)]
     assert moved == ([False, False, True, True] if causal else [True] * 4)
 
@@ -116,7 +119,7 @@ def test_the_shortest_codes_have_the_wanted_quality_and_fewer_have_not():
             assert count == 1 or quality(image, count - 1) < least + 1e-4
             lengths.add(count)
     assert {1, 6} < lengths
-    with pytest.raises(ValueError, match="fewer positions make no picture: only those of layout queries with a tail"):
+    with pytest.raises(ValueError, match="fewer positions make no picture: only those of layouts with a tail"):
         make("grid").shortest(pixels_N3HW, 20)
 
 
@@ -136,17 +139,77 @@ def test_a_whole_picture_needs_all_its_places():
             image_tokenizer.decode(torch.zeros(1, count, 2, dtype=torch.long), grid)
 
 
+def test_each_map_sees_itself_and_coarser_ones():
+    assert scale_mask([1, 2, 2]).int().tolist() == [[1, 0, 0, 0, 0], *[[1, 1, 1, 0, 0]] * 2, *[[1] * 5] * 2]
+    torch.manual_seed(0)
+    layout, ends = ScaleLayout(32, 2, 4, scales=[1, 2, 4]), [1, 5, 21]
+    maps, x_NPC = [(1, 1), (2, 2), (4, 4)], torch.randn(1, 21, 32)
+    for blocks in (layout.reading, layout.writing):
+        before = blocks(x_NPC, maps)
+        for start, end in zip([0, *ends], ends, strict=False):
+            changed_NPC = x_NPC.clone()
+            changed_NPC[:, end - 1] += torch.randn(32)
+            moved = ((blocks(changed_NPC, maps) - before).abs().amax(-1) > 1e-6)[0].tolist()
+            assert moved == [False] * start + [True] * (21 - start)
+
+
+def test_coarser_maps_are_averages_of_the_grid():
+    """Of two pictures with the same averages, only the finest map differs."""
+    layout, x_NLC = ScaleLayout(32, 2, 4, scales=[1, 2, 4]), torch.randn(1, 16, 32)
+    turned_NLC = x_NLC.unflatten(1, (2, 2, 2, 2)).roll(1, 2).flatten(1, 4)  # within each of 2 x 2 squares
+    one, other = (layout.gather(x, (4, 4)) for x in (x_NLC, turned_NLC))
+    torch.testing.assert_close(one[:, :5], other[:, :5])
+    assert ((one[:, 5:] - other[:, 5:]).abs().amax(-1) > 1e-3).all()
+
+
+def test_the_first_maps_alone_make_a_picture_as_in_training():
+    image_tokenizer = make("scales", tail_drop=True)
+    layout, x_NPC = image_tokenizer.layout, torch.randn(200, 5, 32)
+    torch.manual_seed(1)
+    dropped_NLC, _ = layout.spread(x_NPC, None)
+    image_tokenizer.eval()
+    by_length = torch.stack([layout.spread(x_NPC[:, :n], None)[0] for n in (1, 5)])
+    distances = (by_length - dropped_NLC).abs().amax((2, 3))
+    assert distances.amin(0).max() < 1e-5 and set(distances.argmin(0).tolist()) == {0, 1}
+    codes_NLK = torch.zeros(1, 1, 2, dtype=torch.long)
+    assert [image_tokenizer.decode(codes_NLK, grid)[0].size for grid in (None, (2, 3))] == [(32, 32), (48, 32)]
+    pictures = [image_tokenizer.shortest(torch.rand(1, 3, 32, 48), least)[0] for least in (-9, 99)]
+    assert [len(codes) for codes in pictures] == [1, 7]
+    with pytest.raises(ValueError, match="2 positions, but 2 x 2 places have pictures of 1, 5"):
+        image_tokenizer.decode(codes_NLK.expand(1, 2, 2))
+    with pytest.raises(ValueError, match="1 positions, but 2 x 2 places have pictures of 5"):
+        make("scales").decode(codes_NLK)
+
+
+@pytest.mark.parametrize("projection", ["linear", "attn"])
+def test_coarser_codes_hear_nothing_of_finer_ones(projection):
+    sizes = replace(SIZES["tiny"], layout="scales", layout_args={"scales": [1, 2]}, projection="linear")
+    image_tokenizer = ImageTokenizer(replace(sizes, projection=projection, causal=projection == "attn")).eval()
+    features_NLQ = torch.randn(1, 5, 8)
+    changed_NLQ = features_NLQ.clone()
+    changed_NLQ[:, 4] += torch.randn(8)
+    one, other = map(image_tokenizer.widen, (features_NLQ, changed_NLQ))
+    assert torch.equal(one[:, 0], other[:, 0]) and not torch.equal(one[:, 4], other[:, 4])
+
+
 @pytest.mark.parametrize(
     ("layout", "args", "message"),
     [
-        ("spiral", {}, "unknown layout 'spiral'; known: grid, queries, holistic"),
+        ("spiral", {}, "unknown layout 'spiral'; known: grid, queries, holistic, scales"),
         ("grid", {"positions": 4}, "layout_args: this layout takes none, not positions"),
         ("queries", {}, "layout_args: positions None must be a whole number above 0"),
         ("queries", {"positions": 4, "depth": 0}, "layout_args: depth 0 must"),
         ("queries", {"positions": 4, "tail_drop": "head"}, "unknown tail_drop 'head'; known: none, uniform, powers"),
-        ("queries", {"positions": 4, "causal": True}, "causal queries, but projection attn sees all"),
+        ("queries", {"positions": 4, "causal": True}, "layout queries: its codes .* but projection attn sees all"),
         ("queries", {"positions": 4, "causal": "yes"}, "causal 'yes' is neither true nor false"),
         ("holistic", {"queries": 0}, "layout_args: queries 0 must"),
+        ("scales", {}, "layout_args: scales None must be whole numbers that rise to 2, the grid's side"),
+        ("scales", {"scales": 2}, "layout_args: scales 2 must be"),
+        ("scales", {"scales": [1]}, r"layout_args: scales \[1\] must be"),
+        ("scales", {"scales": [2, 1]}, r"layout_args: scales \[2, 1\] must be"),
+        ("scales", {"scales": [0, 2]}, r"layout_args: scales \[0, 2\] must be"),
+        ("scales", {"scales": [1, 2], "tail_drop": "powers"}, "tail_drop 'powers' is neither true nor false"),
+        ("scales", {"scales": [1, 2]}, "layout scales: its codes .* but projection attn sees all"),
         ("queries", {"positions": 4, "deep": 1}, "takes positions, depth, tail_drop, causal, not deep"),
     ],
 )

@@ -6,8 +6,14 @@ from typing import Any
 from .base import Layout
 from .holistic import HolisticLayout
 from .queries import QueryLayout
+from .scales import ScaleLayout
 
-LAYOUTS: dict[str, type[Layout]] = {"grid": Layout, "queries": QueryLayout, "holistic": HolisticLayout}
+LAYOUTS: dict[str, type[Layout]] = {
+    "grid": Layout,
+    "queries": QueryLayout,
+    "holistic": HolisticLayout,
+    "scales": ScaleLayout,
+}
 
 
 def layout_kind(name: str) -> type[Layout]:

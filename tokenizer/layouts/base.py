@@ -4,6 +4,7 @@ Shapes: N images, L = rows x columns places of a grid, P positions of codes, C c
 """
 
 import math
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any, ClassVar
 
@@ -18,7 +19,6 @@ class Layout(nn.Module):
     """
 
     on_grid: ClassVar[bool] = True  # whether position l shows what lies at place l
-    takes_fewer = False  # whether the first positions alone make a picture
 
     def __init__(self, width: int, heads: int, grid: int):
         super().__init__()
@@ -41,8 +41,13 @@ class Layout(nn.Module):
             raise ValueError(f"layout_args: {name} {number} must be a whole number above 0")
         return number
 
-    def gather(self, x_NLC: torch.Tensor) -> torch.Tensor:
-        """Features of places -> of positions, [N, P, C]."""
+    @classmethod
+    def one_way(cls, args: dict[str, Any]) -> bool:
+        """Whether earlier codes depend on no later ones."""
+        return False
+
+    def gather(self, x_NLC: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Features of places of a grid of (rows, columns) -> of positions, [N, P, C]."""
         return x_NLC
 
     def spread(self, x_NPC: torch.Tensor, grid: tuple[int, int] | None) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -52,6 +57,10 @@ class Layout(nn.Module):
         if grid is None and side * side != x_NPC.shape[1]:
             raise ValueError(f"{x_NPC.shape[1]} positions are no square grid: pass grid=(rows, columns)")
         return x_NPC, grid or (side, side)
+
+    def lengths(self, positions: int) -> Sequence[int]:
+        """How many of the first of all positions make a picture, fewest first."""
+        return [positions]
 
     def stops(self, positions: int, count: int) -> list[int]:
         """After how many of all positions the picture so far can be shown, `count` times at most: after full rows."""

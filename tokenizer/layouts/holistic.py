@@ -30,7 +30,7 @@ class HolisticLayout(Layout):
     def count(cls, grid: int, args: dict[str, Any]) -> int:
         return super().count(grid, args) + cls.whole(args, "queries")
 
-    def gather(self, x_NLC: torch.Tensor) -> torch.Tensor:
+    def gather(self, x_NLC: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         return torch.cat([self.reading(x_NLC, self.reading.asking_AC), x_NLC], 1)
 
     def spread(self, x_NPC: torch.Tensor, grid: tuple[int, int] | None) -> tuple[torch.Tensor, tuple[int, int]]:

@@ -3,6 +3,7 @@
 Shapes: N images, L = rows x columns places of a grid, P positions of codes, C channels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,7 +41,6 @@ class QueryLayout(Layout):
     ):
         super().__init__(width, heads, grid)
         self.positions, self.grid, self.tail_drop, self.causal = positions, grid, tail_drop, causal
-        self.takes_fewer = tail_drop != "none"
         self.reading = Asking(positions, width, depth, heads)
         self.writing = Asking(grid**2, width, depth, heads)
         self.order_PC = nn.Parameter(0.02 * torch.randn(positions, width))
@@ -55,14 +55,18 @@ class QueryLayout(Layout):
             raise ValueError(f"layout_args: causal {args['causal']!r} is neither true nor false")
         return cls.whole(args, "positions")
 
-    def gather(self, x_NLC: torch.Tensor) -> torch.Tensor:
+    @classmethod
+    def one_way(cls, args: dict[str, Any]) -> bool:
+        return args.get("causal", False)
+
+    def gather(self, x_NLC: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         return self.reading(x_NLC, self.reading.asking_AC, self.causal)
 
     def spread(self, x_NPC: torch.Tensor, grid: tuple[int, int] | None) -> tuple[torch.Tensor, tuple[int, int]]:
         given, grid = x_NPC.shape[1], grid or (self.grid, self.grid)
         if not 1 <= given <= self.positions:
             raise ValueError(f"{given} positions, but this image tokenizer's pictures have 1 to {self.positions}")
-        if given < self.positions and not self.takes_fewer:
+        if given not in self.lengths(self.positions):
             raise ValueError(
                 f"{given} positions of {self.positions}: only image tokenizers trained with layout_args.tail_drop "
                 "make a picture of the first ones"
@@ -85,8 +89,11 @@ class QueryLayout(Layout):
             lengths_N = powers_N.clamp(max=given)
         return torch.arange(self.positions, device=x_NPC.device) < lengths_N[:, None]
 
+    def lengths(self, positions: int) -> Sequence[int]:
+        return [positions] if self.tail_drop == "none" else range(1, positions + 1)
+
     def stops(self, positions: int, count: int) -> list[int]:
-        if not self.takes_fewer:
+        if self.tail_drop == "none":
             return []
         return [positions * place // (count + 1) for place in range(1, count + 1) if positions * place > count]
 
