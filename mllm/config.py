@@ -20,10 +20,12 @@ class MllmConfig(PretrainedConfig):
     the loss (UniTok: 5e-5). Before an image, the model writes a plan of at most `plan_length` ids (0: none), such as a
     layout (LayoutGPT, arXiv 2305.15393): special tokens of the text tokenizer (`text/ids.py`: `plan_token`), or any
     text where it has none. `image_layers`, such as {"width": 256, "hidden": 768}, gives image positions weights of
-    their own (see `ImageLayers`; None: the backbone's). `order` is a key of `orders.ORDERS`: how images are drawn. With
-    `tie_word_embeddings`, here or in `text_config`, `lm_head` shares the weights of the text embedding. Raises
-    ValueError for sizes of the image tokenizer that do not fit together.
-    """
+    their own (see `ImageLayers`; None: the backbone's). `order` is a key of `orders.ORDERS`: how images are drawn.
+    `image_input` is a key of `image_inputs.IMAGE_INPUTS`: what is read at the positions of images that are not drawn.
+    `image_lengths` are the numbers of positions that the model learned to read an image at (None: all of them only),
+    and `image_shortening`, a key of `image_inputs.SHORTENINGS`, is how an image gets fewer. With `tie_word_embeddings`,
+    here or in `text_config`, `lm_head` shares the weights of the text embedding. Raises ValueError for sizes of the
+    image tokenizer that do not fit together."""
 
     model_type = "mllm"
     sub_configs = {"text_config": AutoConfig}
@@ -38,6 +40,9 @@ class MllmConfig(PretrainedConfig):
     code_z_loss: float = 0.0
     image_layers: dict | None = None
     order: str = "raster"
+    image_input: str = "codes"
+    image_lengths: list[int] | None = None
+    image_shortening: str = "pool"
     plan_length: int = 0
     tie_word_embeddings: bool = False
     pad_token_id: int = 0

@@ -1,13 +1,14 @@
 """The unified model: text ids and image codes in, text logits and code logits out.
 
-Shapes: B sequences, T positions (text and image together), N images in a batch in order of appearance, L positions an
-image, K sub-codebooks, V entries each, D backbone width, P image positions that carry loss.
+Shapes: B sequences, T positions (text and image together), N images in a batch in order of appearance, M of them to
+read, L positions an image, K sub-codebooks, V entries each, Q channels before the quantizer, D backbone width, P image
+positions that carry loss.
 """
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from .codes import CODE_EMBEDDINGS, CODE_HEADS, PlacedTables
 from .config import CACHE, MllmConfig
 from .device import send, sync_is_free
 from .folders import find_model, lazy_tensors, loading
+from .image_inputs import IMAGE_INPUTS, check_lengths, shortened
 from .image_layers import ImageLayers
 from .masks import added, visible
 from .orders import make_order
 
 # Arguments of a pass that have a row for each image, not for each sequence.
-OF_IMAGES = ("codes", "pixel_values", "is_target")
+OF_IMAGES = ("codes", "pixel_values", "is_target", "features", "image_lengths")
 
 
 @dataclass
@@ -74,6 +76,11 @@ def _places(slots_BT: torch.Tensor, count: int) -> torch.Tensor:
     return slots_BT.flatten().nonzero_static(size=count)[:, 0]
 
 
+def image_starts(slots_BT: torch.Tensor) -> torch.Tensor:
+    """Which image positions are the first of an image: there is other text between any two images."""
+    return slots_BT & ~F.pad(slots_BT[:, :-1], (1, 0))
+
+
 def _choose(choices: dict, what: str, name: str):
     if name not in choices:
         raise ValueError(f"unknown {what} {name!r}; known: {', '.join(choices)}")
@@ -108,6 +115,8 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         self.image_layers = ImageLayers(config.text_config, **config.image_layers) if config.image_layers else None
         self.order = make_order(config.order, sizes, dim)
+        self.image_input = _choose(IMAGE_INPUTS, "image_input", config.image_input)(sizes, dim)
+        check_lengths(config.image_lengths or (), sizes)
         inputs = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is inputs)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
@@ -196,6 +205,14 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             places_LD = self.code_embed.places.weight.data
             places_LD.copy_(self.order.of_slots(before.of_places(places_LD, 0), 0))
 
+    def read_as(self, image_input: str) -> None:
+        """Give the model another input of images to read, which it has to learn. Raises ValueError for an unknown
+        one."""
+        kind = _choose(IMAGE_INPUTS, "image_input", image_input)
+        self.image_input = kind(self.config.image_tokenizer_config, self.config.text_config.hidden_size)
+        self.image_input.apply(self._init_weights)
+        self.config.image_input = image_input
+
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
@@ -203,29 +220,71 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.backbone.set_input_embeddings(value)
 
     def embed(
-        self, ids_BT: torch.Tensor, codes_NLK: torch.Tensor | None = None, quantized: Quantized | None = None
+        self,
+        ids_BT: torch.Tensor,
+        codes_NLK: torch.Tensor | None = None,
+        quantized: Quantized | None = None,
+        is_target: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        image_lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """ids_BT with L placeholders for each image, and codes_NLK -> embeds_BTD, images in the order of drawing. Codes
         of fewer than L positions are the first that were drawn, in that order. With `quantized`, from which the codes
-        were chosen, gradients reach the image tokenizer. Raises ValueError when numbers of placeholders and codes
-        disagree."""
+        were chosen, gradients reach the image tokenizer.
+
+        Images to read, those that are not true in `is_target` [N] (None: all), may be read in other ways: with
+        `features` [M, L, Q] of theirs before the quantizer, as `image_input` says, and at fewer positions, with
+        `image_lengths` [N]. Raises ValueError when numbers of placeholders and codes disagree, for features that are
+        missing, and for lengths that were not learned."""
         slots_BT = ids_BT == self.config.image_token_id
         # The placeholder need not be in the vocabulary: the released UniTok model uses -200.
         x_BTD = self.get_input_embeddings()(ids_BT.masked_fill(slots_BT, self.config.pad_token_id))
         given = 0 if codes_NLK is None else codes_NLK.shape[0] * codes_NLK.shape[1]
+        given = given if image_lengths is None else int(image_lengths.sum())
         asked = slots_BT.sum()
         _check(asked == given, lambda: f"{int(asked)} image positions in the text, codes given for {given}")
         if not given:
             if self.training and torch.is_grad_enabled():  # every rank must run every module: see `code_loss`
                 K = self.config.image_tokenizer["num_codebooks"]
-                x_BTD = x_BTD + 0.0 * self.code_embed(ids_BT.new_zeros(1, 1, K)).sum()
+                x_BTD = x_BTD + 0.0 * self.code_embed(ids_BT.new_zeros(1, 1, K)).sum() + self._unread(x_BTD)
             return x_BTD
         self._check_codes(codes_NLK)
         if codes_NLK.shape[1] == len(self.order.places):
             codes_NLK = self.order.of_slots(codes_NLK, 1)
             quantized = quantized and quantized.reordered(self.order.of_slots, len(codes_NLK))
-        embeds_MD = self.code_embed(codes_NLK, quantized=quantized).flatten(0, 1).to(x_BTD.dtype)
-        return x_BTD.flatten(0, 1).index_copy(0, _places(slots_BT, given), embeds_MD).view_as(x_BTD)
+        embeds_NLD = self.code_embed(codes_NLK, quantized=quantized)
+        if self.image_input.reads_features:
+            embeds_NLD = self._read(embeds_NLD, is_target, features)
+        if image_lengths is None:
+            embeds_SD = embeds_NLD.flatten(0, 1)
+        else:
+            config, by_place = self.config, partial(self.order.of_places, dim=1)
+            how = config.image_shortening, config.image_lengths or (), by_place
+            embeds_SD = shortened(embeds_NLD, image_lengths.tolist(), *how)
+        places = _places(slots_BT, given)
+        return x_BTD.flatten(0, 1).index_copy(0, places, embeds_SD.to(x_BTD.dtype)).view_as(x_BTD)
+
+    def _read(
+        self, embeds_NLD: torch.Tensor, is_target_N: torch.Tensor | None, features_MLQ: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The embeddings of codes, with what `image_input` makes of them and the features in images to read."""
+        N, L = embeds_NLD.shape[:2]
+        read = torch.arange(N) if is_target_N is None else (~is_target_N).nonzero()[:, 0]
+        if not len(read):
+            return embeds_NLD + self._unread(embeds_NLD) if self.training and torch.is_grad_enabled() else embeds_NLD
+        given = () if features_MLQ is None else tuple(features_MLQ.shape[:2])
+        if given != (len(read), L):
+            raise ValueError(
+                f"{len(read)} images to read and features of {given[0] if given else 0}: image_input "
+                f"{self.config.image_input!r} reads what comes before codes, so give pictures, not codes"
+            )
+        read, features_MLQ = send(read, embeds_NLD.device), self.order.of_slots(features_MLQ, 1)
+        new_MLD = self.image_input(embeds_NLD.index_select(0, read), features_MLQ)
+        return embeds_NLD.index_copy(0, read, new_MLD.to(embeds_NLD.dtype))
+
+    def _unread(self, like: torch.Tensor) -> torch.Tensor:
+        """0, from all weights of `image_input`: see `code_loss`."""
+        return sum((0.0 * weight.sum().to(like.dtype) for weight in self.image_input.parameters()), like.new_zeros(()))
 
     def run_layers(
         self,
@@ -266,15 +325,15 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         places_BT = kwargs.get("position_ids")
         if places_BT is None:
             places_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-        starts = self._starts(ids_BT, drawn, len(self.order.places))
+        starts = self._starts(ids_BT, drawn)
         seen_BTT = visible(kwargs.get("attention_mask"), ids_BT)
         x_BTD, seen_BTT, places_BT = self.order.ask(x_BTD, seen_BTT, places_BT, starts, steps)
         ids_BT = F.pad(ids_BT, (0, x_BTD.shape[1] - ids_BT.shape[1]), value=self.config.image_token_id)
         return x_BTD, ids_BT, {**kwargs, "attention_mask": added(seen_BTT, x_BTD.dtype), "position_ids": places_BT}
 
-    def _starts(self, ids_BT: torch.Tensor, images: torch.Tensor, L: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows and columns where some of the images, of L positions, begin, each [n]."""
-        begins = _places(ids_BT == self.config.image_token_id, ids_BT.numel())[images * L]
+    def _starts(self, ids_BT: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows and columns where some of the images begin, each [n]."""
+        begins = _places(image_starts(ids_BT == self.config.image_token_id), ids_BT.numel())[images]
         return begins // ids_BT.shape[1], begins % ids_BT.shape[1]
 
     def _check_codes(self, codes_NLK: torch.Tensor) -> None:
@@ -300,6 +359,8 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         code_share: float = 1.0,
         code_noise: float = 0.0,
         pixel_values: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        image_lengths: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MllmOutput:
         """With `labels` [B, T] (-100: ignored), returns losses, and, outside of training, `logits` [B, T, S]. Without
@@ -307,16 +368,21 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         and `is_target` may stay on the CPU: on a GPU, the number of targets must be read from them, which would wait.
 
         Images are `codes` (codes_NLK), or `pixel_values` [N, 3, H, W] in [-1, 1], which are encoded. `is_target` [N] is
-        true for images to draw, false for images to read. A code counts `code_weight` times as much as a text target.
-        The code head predicts a random `code_share` of the positions to draw. In images to draw, up to `code_noise` of
-        the positions are read with other codes than those that are to be predicted (see `noisy`). All other arguments,
-        such as keys and values, go to the backbone. Raises ValueError when images and placeholders disagree, and for
-        codes outside the codebooks."""
+        true for images to draw, false for images to read; `embed` explains `features` and `image_lengths`. A code
+        counts `code_weight` times as much as a text target. The code head predicts a random `code_share` of the
+        positions to draw. In images to draw, up to `code_noise` of the positions are read with other codes than those
+        that are to be predicted (see `noisy`). All other arguments, such as keys and values, go to the backbone. Raises
+        ValueError when images and placeholders disagree, and for codes outside the codebooks."""
         if pixel_values is not None:
-            codes = self.image_tokenizer.encode(pixel_values)
+            features_NLQ = self.image_tokenizer.encode_features(pixel_values)
+            codes = self.image_tokenizer.quantizer.encode(features_NLQ)
+            features = features_NLQ if is_target is None else features_NLQ[~is_target.to(features_NLQ.device)]
         if inputs_embeds is None:
             is_noisy = code_noise and codes is not None and is_target is not None
-            inputs_embeds = self.embed(input_ids, self.noisy(codes, is_target, code_noise) if is_noisy else codes)
+            read = self.noisy(codes, is_target, code_noise) if is_noisy else codes
+            inputs_embeds = self.embed(
+                input_ids, read, is_target=is_target, features=features, image_lengths=image_lengths
+            )
         output = self.run_layers(
             inputs_embeds,
             input_ids,
@@ -431,7 +497,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         of drawing. Each position is predicted from the hidden state that the order names: in raster, one position
         before; the first from the begin-of-image id. An order with queries needs `run_layers` with these images."""
         L = codes_NLK.shape[1]
-        rows, columns = self._starts(ids_BT, images, L)
+        rows, columns = self._starts(ids_BT, images)
         at_nL = self.order.predicted_at(rows, columns, ids_BT.shape[1])[:, :L]
         h_nLD = h_BTD.flatten(0, 1).index_select(0, (rows[:, None] * h_BTD.shape[1] + at_nL).flatten())
         slots = torch.arange(L, device=h_BTD.device)

@@ -59,6 +59,8 @@ def new_tiny_model(
     kind: type[Mllm] = Mllm,
     order: str = "raster",
     code_embedding_args: dict | None = None,
+    image_input: str = "codes",
+    image_lengths: list[int] | None = None,
     **sizes: Any,
 ) -> tuple[Mllm, Processor]:
     """A fresh (model, processor), always with the same weights."""
@@ -76,6 +78,8 @@ def new_tiny_model(
         code_head_args={"layers": 1, "heads": 2} if code_head == "depth" else {},
         image_layers=image_layers,
         order=order,
+        image_input=image_input,
+        image_lengths=image_lengths,
         plan_length=plan_length,
         pad_token_id=processor.pad_id,
         image_token_id=processor.image_id,
@@ -90,8 +94,8 @@ def new_tiny_model(
 @pytest.fixture(scope="session")
 def make_tiny_model(text_tokenizer) -> Callable[..., tuple[Mllm, Processor]]:
     """A function: (code_embedding, code_head, quantizer, image_layers, plan_length, kind, order, code_embedding_args,
-    fields of the image tokenizer) -> a fresh (model, processor), always with the same weights. With a plan_length, its
-    text tokenizer has the words of layouts."""
+    image_input, image_lengths, fields of the image tokenizer) -> a fresh (model, processor), always with the same
+    weights. With a plan_length, its text tokenizer has the words of layouts."""
     return partial(new_tiny_model, text_tokenizer)
 
 

@@ -149,13 +149,19 @@ class ImageTokenizer(nn.Module, PyTorchModelHubMixin):
     def encode(self, images: Sequence[Image.Image | str | Path | torch.Tensor] | torch.Tensor) -> torch.Tensor:
         """PIL images and paths (resized and cropped as the config says) and pixels [3, H, W], mixed -> codes_NLK,
         int64. In float32 under autocast, too. Raises ValueError where weights or pixels are not finite."""
+        return self.quantizer.encode(self.encode_features(images))
+
+    @torch.no_grad()
+    def encode_features(self, images: Sequence[Image.Image | str | Path | torch.Tensor] | torch.Tensor) -> torch.Tensor:
+        """Images as `encode` takes them -> features_NLQ before quantization, from which the quantizer chooses their
+        codes. Raises as `encode`."""
         with torch.autocast(self.device.type, enabled=False):
             features_NLQ = self.features(self._pixels(images))
         torch_compilable_check(
             features_NLQ.isfinite().all(),
             "the image tokenizer's features are not finite: its weights, or the pixels, are damaged",
         )
-        return self.quantizer.encode(features_NLQ)
+        return features_NLQ
 
     @torch.no_grad()
     def decode(self, codes_NLK: torch.Tensor, grid: tuple[int, int] | None = None) -> list[Image.Image]:

@@ -100,6 +100,7 @@ class Batch:
         row = Sample(list(prompt.ids), list(prompt.labels))
         row.add([self.processor.image_id] * len(codes))
         row.images.append(torch.stack(codes))
+        row.is_target.append(True)
         return row
 
     def _choose(self) -> dict[Track, int | torch.Tensor]:

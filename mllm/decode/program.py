@@ -24,7 +24,7 @@ from .options import DrawingOptions, EditingOptions, Sampling
 from .region import read_region
 from .rerank import best, best_edit, check_readable
 from .sampling import check_chosen
-from .stream import check_length
+from .stream import check_length, read_images
 
 LONGEST_REFUSAL = 64  # ids of an answer in words to a request for an edit
 
@@ -322,7 +322,7 @@ class Program:
         self._stages = kinds[type(request)](request)
         self.tracks: list[Track] = next(self._stages)
         start = self.tracks[0].sample
-        self.prompt_tokens, self.prompt_image_tokens = len(start.ids), len(start.images) * processor.num_positions
+        self.prompt_tokens, self.prompt_image_tokens = len(start.ids), start.ids.count(processor.image_id)
 
     @property
     def tokens(self) -> int:
@@ -360,7 +360,7 @@ class Program:
     def _editing(self, request: Edit) -> Generator[list[Track], list, None]:
         model, processor, L = self.model, self.processor, self.processor.num_positions
         check_drawing(model, request)
-        sources = list(as_codes(request.images, model.image_tokenizer)) if request.images else []
+        sources = read_images(model, request.images)
         start = start_editing(model, processor, request.prompt, sources)
         region = kept = None
         if request.mask:
@@ -368,7 +368,8 @@ class Program:
                 raise ValueError("this image tokenizer's codes have no place in the picture: edit without a mask")
             region = read_region(request.mask, request.images[0], processor.view(request.images[0]))
             free = region.free_positions(math.isqrt(L))
-            kept = {place: sources[0][place] for place in range(L) if not free[place]}
+            codes_LK = as_codes(sources[:1], model.image_tokenizer)[0]
+            kept = {place: codes_LK[place] for place in range(L) if not free[place]}
 
         def steps(track: Track) -> Steps:
             ids, first = yield from answer_steps(processor, LONGEST_REFUSAL + model.config.plan_length)
@@ -391,8 +392,7 @@ class Program:
     def _chat(self, request: Chat) -> Generator[list[Track], list, None]:
         model, processor, L = self.model, self.processor, self.processor.num_positions
         sample, left = processor.encode(request.messages), request.max_new_tokens
-        if sample.images:
-            sample.images = list(as_codes(sample.images, model.image_tokenizer))
+        sample.images = read_images(model, sample.images, sample.is_target)
         generator, drawing = torch.Generator().manual_seed(request.seed), request.drawing
         if drawing:
             check_drawing(model, drawing)
@@ -420,6 +420,7 @@ class Program:
             # Without its plan, as the pictures in a chat's earlier messages have none.
             sample.add([processor.boi_id] * plans + [processor.image_id] * L + [processor.eoi_id])
             sample.images.append(codes_LK)
+            sample.is_target.append(True)
         self.ended_by = "length"
 
     def _write(self, track: Track, request: Chat, limit: int) -> Steps:

@@ -8,7 +8,7 @@ key-value heads of width d, G query heads for each.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import Cache, DynamicCache
@@ -18,7 +18,7 @@ from ..device import send
 from ..fast import Kernels, pick_kernels
 from ..fast.eager import put
 from ..model import MllmForConditionalGeneration
-from ..text.processor import MllmProcessor
+from ..text.processor import MllmProcessor, encoded
 from ..text.templates import Sample
 
 ALIGNED = 16  # columns: with masks of other lengths, attention on GPUs first copies them
@@ -190,10 +190,10 @@ class Stream:
         # Padding is on the right, where causal attention does not see it, so no mask is needed.
         batch = self.processor.collate(list(unique.values()), self.model.image_tokenizer)
         device = self.model.device
-        codes = None if batch.codes is None else send(batch.codes, device)
+        codes, features = (None if x is None else send(x, device) for x in (batch.codes, batch.features))
         prefilled = DynamicCache()
         ids_BT = send(batch.input_ids, device)
-        x_BTD = self.model.embed(ids_BT, codes)
+        x_BTD = self.model.embed(ids_BT, codes, None, batch.is_target, features, batch.image_lengths)
         h_BTD = self.model.run_layers(x_BTD, ids_BT, use_cache=True, **{CACHE: prefilled}).last_hidden_state
         last = [place * h_BTD.shape[1] + length - 1 for place, length in zip(places, lengths, strict=True)]
         h_ED = h_BTD.flatten(0, 1)[send(torch.tensor(last), device)]
@@ -224,6 +224,24 @@ class Stream:
         self.cache.remove(row)
         self.spans[row] = self.spans[-1]
         self.spans.pop()
+
+
+def read_images(
+    model: MllmForConditionalGeneration, images: Sequence[Any], is_target: Sequence[bool] = ()
+) -> list[torch.Tensor]:
+    """What the model reads of images, so that they are encoded once: codes_LK, or features_LQ if its `image_input`
+    reads these. Those that it drew, true in `is_target`, are codes in any case. Raises ValueError for codes of others
+    that have no features."""
+    if not images:
+        return []
+    codes_NLK, features = encoded(images, model.image_tokenizer)
+    if not model.image_input.reads_features:
+        return list(codes_NLK)
+    drawn = is_target or [False] * len(images)
+    if any(one is None and not flag for one, flag in zip(features, drawn, strict=True)):
+        name = model.config.image_input
+        raise ValueError(f"an image to read is codes, but image_input {name!r} reads what comes before: give a picture")
+    return [codes_LK if one is None else one for one, codes_LK in zip(features, codes_NLK, strict=True)]
 
 
 def check_length(model: MllmForConditionalGeneration, processor: MllmProcessor, sample: Sample, room: int = 1) -> None:

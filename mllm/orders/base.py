@@ -91,13 +91,14 @@ class Order(nn.Module, ABC):
 
     def ahead(self, is_slot_BT: torch.Tensor) -> torch.Tensor:
         """Which later columns of its own step each slot of a sequence sees, [B, T, T]. Each run of slots holds whole
-        images; the last may be unfinished after a step."""
+        images; the last may be unfinished after a step, or all of them shorter (`image_inputs.py`)."""
         columns = torch.arange(is_slot_BT.shape[1], device=is_slot_BT.device)
         before_BT = columns.masked_fill(is_slot_BT, -1).cummax(1).values  # the last column that is no slot
         slots_BT = (columns - before_BT - 1) % len(self.places)
         ends = send(torch.tensor(self.ends), is_slot_BT.device)
         ends_BT = torch.where(is_slot_BT, columns - slots_BT + ends[slots_BT], 0)
-        return (columns > columns[:, None]) & (columns < ends_BT[..., None])
+        same_run_BTT = before_BT[:, None] == before_BT[..., None]  # a step may be longer than a shortened image
+        return (columns > columns[:, None]) & (columns < ends_BT[..., None]) & same_run_BTT
 
     def _reordered(self, x: torch.Tensor, order: list[int], dim: int) -> torch.Tensor:
         return x.index_select(dim, send(torch.tensor(order), x.device)) if self.parallel else x

@@ -1,11 +1,13 @@
 """Processor: conversations and images -> Sample; Samples -> Batch; ids -> text.
 
-Shapes: B sequences, T positions, N images in order of appearance, L positions an image, K sub-codebooks.
+Shapes: B sequences, T positions, N images in order of appearance, M of them to read, L positions an image, K
+sub-codebooks, Q channels before the quantizer.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ class Batch:
     Packed rows have `position_ids` that begin at 0 with every sample, and no `attention_mask`. From these two, and
     without a cache, transformers keeps attention within a sample; its flash attention does so only in a batch of one.
     If samples have branches (see `templates.join`), `attention_mask` is [B, 1, T, T], for eager and sdpa attention.
+
+    `features` [M, L, Q] are those of images to read, if all of these were given as pictures. `image_lengths` [N] are
+    the numbers of placeholders, where they are not L for all images.
     """
 
     input_ids: torch.Tensor
@@ -44,6 +49,8 @@ class Batch:
     is_target: torch.Tensor
     position_ids: torch.Tensor | None = None
     pixel_values: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    image_lengths: torch.Tensor | None = None
 
 
 class MllmImageProcessor(BaseImageProcessor):
@@ -68,7 +75,9 @@ class MllmProcessor(ProcessorMixin):
     transformers' processors, a call and `apply_chat_template`.
 
     `resize_ratio` and `interpolation` are those of the image tokenizer's config. `chat_template` is in Jinja; by
-    default, it is the template's own.
+    default, it is the template's own. `image_length` is how many positions an image has that is only read: by default,
+    and at most, `num_positions`. It may be changed at any time, to a length that the model learned, or to any where
+    its config has `image_shortening` "divprune".
     """
 
     attributes = ["tokenizer"]
@@ -84,6 +93,7 @@ class MllmProcessor(ProcessorMixin):
         resize_ratio: float = 1.0,
         interpolation: str = "bicubic",
         chat_template: str | dict[str, str] | None = None,
+        image_length: int | None = None,
     ):
         if template not in TEMPLATES:
             raise ValueError(f"unknown template {template!r}; known: {', '.join(TEMPLATES)}")
@@ -91,6 +101,7 @@ class MllmProcessor(ProcessorMixin):
         super().__init__(tokenizer, chat_template=chat_template or self._template.chat_template)
         self.num_positions, self.image_size, self.template = num_positions, image_size, template
         self.resize_ratio, self.interpolation = resize_ratio, interpolation
+        self.image_length = num_positions if image_length is None else image_length
         self.image_processor = MllmImageProcessor(self._template)
         self.preparation = self._template.preparation
         self.bos_id, self.eos_id, self.pad_id = self._template.bos_id, self._template.eos_id, self._template.pad_id
@@ -112,14 +123,28 @@ class MllmProcessor(ProcessorMixin):
             return super().from_pretrained(folder, *args, **kwargs)
 
     @property
+    def image_length(self) -> int:
+        return self._template.image_length
+
+    @image_length.setter
+    def image_length(self, length: int) -> None:
+        if not 1 <= length <= self._template.num_positions:
+            raise ValueError(f"image_length {length}: images have 1 to {self._template.num_positions} positions")
+        self._template.image_length = length
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "image_length": self.image_length}
+
+    @property
     def model_input_names(self) -> list[str]:
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
     def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
         """A call as to transformers' processors. Returns `input_ids` and `attention_mask`, padded on the left if
         `padding` asks for it, and `pixel_values` (or `codes`, if images are codes_LK). Each "<image>" in the text
-        stands for one of the images and becomes L placeholders; without images, it is letters. Control tokens of a chat
-        are recognised, so text of users should come by `apply_chat_template`, where all that they write is letters.
+        stands for one of the images and becomes `image_length` placeholders (fewer than L: with `image_lengths` [N]);
+        without images, it is letters. Control tokens of a chat are recognised, so text of users should come by
+        `apply_chat_template`, where all that they write is letters.
 
         Raises ValueError if neither text nor images are given, if images and "<image>" differ in number, and if
         truncation would cut an image.
@@ -137,6 +162,8 @@ class MllmProcessor(ProcessorMixin):
             result["codes"] = [codes_LK.numpy() for codes_LK in found]
         elif found:
             result |= self.image_processor(found)
+        if found and self.image_length != self.num_positions:
+            result["image_lengths"] = [self.image_length] * len(found)
         return BatchFeature(result, tensor_type=return_tensors)
 
     def _text_inputs(
@@ -164,7 +191,7 @@ class MllmProcessor(ProcessorMixin):
             ids = [id for one in row for id in (self._template.shown_ids() if one is None else [one])]
             rows[place] = ids[:max_length] if truncation and max_length else ids
             if rows[place].count(self.image_id) != ids.count(self.image_id):
-                raise ValueError(f"max_length {max_length} cuts an image of {self.num_positions} positions: raise it")
+                raise ValueError(f"max_length {max_length} cuts an image of {self.image_length} positions: raise it")
         return self.tokenizer.pad(
             {"input_ids": rows},
             padding=padding,
@@ -288,14 +315,28 @@ class MllmProcessor(ProcessorMixin):
                 start += len(sample.ids)
         ordered = [sample for row in rows for sample in row]
         images = [image for sample in ordered for image in sample.images]
-        are_pixels = bool(images) and all(torch.is_tensor(image) and image.is_floating_point() for image in images)
-        pixels = torch.stack(images) if are_pixels and image_tokenizer is None else None
-        codes = as_codes(images, image_tokenizer) if pixels is None else None
-        is_target = torch.tensor([flag for sample in ordered for flag in sample.is_target], dtype=torch.bool)
+        flags = [flag for sample in ordered for flag in sample.is_target]
+        pixels = codes = features = None
+        if images and image_tokenizer is None and all(torch.is_tensor(x) and x.dim() == 3 for x in images):
+            pixels = torch.stack(images)
+        elif images:
+            codes, features_of = encoded(images, image_tokenizer)
+            read = [features for features, flag in zip(features_of, flags, strict=False) if not flag]
+            features = torch.stack(read) if read and all(one is not None for one in read) else None
+        lengths = self._lengths(ordered, self.num_positions if codes is None else codes.shape[1])
+        is_target = torch.tensor(flags, dtype=torch.bool)
         if any(sample.branches for sample in samples):
-            return Batch(ids, _branched(owners, branches), labels, codes, is_target, positions, pixels)
-        mask = None if pack else (owners > 0).long()
-        return Batch(ids, mask, labels, codes, is_target, positions if pack else None, pixels)
+            mask = _branched(owners, branches)
+        else:
+            mask, positions = (None, positions) if pack else ((owners > 0).long(), None)
+        return Batch(ids, mask, labels, codes, is_target, positions, pixels, features, lengths)
+
+    def _lengths(self, samples: Sequence[Sample], L: int) -> torch.Tensor | None:
+        """As `Batch.image_lengths`."""
+        if sum(sample.ids.count(self.image_id) - L * len(sample.images) for sample in samples) == 0:
+            return None
+        runs = (run for sample in samples for is_image, run in groupby(sample.ids, self.image_id.__eq__) if is_image)
+        return torch.tensor([len(list(run)) for run in runs])
 
 
 def _branched(owners_BT: torch.Tensor, branches_BT: torch.Tensor) -> torch.Tensor:
@@ -347,13 +388,24 @@ def flat_images(images: Any) -> Iterator[Image.Image | torch.Tensor]:
 
 
 def as_codes(images: Sequence[Image.Image | torch.Tensor], image_tokenizer) -> torch.Tensor | None:
-    """PIL images, pixels and codes_LK, mixed, -> codes_NLK; None if there are none."""
-    if not images:
-        return None
-    rows = list(images)
-    pictures = [i for i, image in enumerate(rows) if not torch.is_tensor(image) or image.is_floating_point()]
+    """Images as `encoded` takes them -> codes_NLK; None if there are none."""
+    return encoded(images, image_tokenizer)[0] if images else None
+
+
+def encoded(
+    images: Sequence[Image.Image | torch.Tensor], image_tokenizer
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """PIL images, pixels [3, H, W], features_LQ and codes_LK, mixed, -> codes_NLK, and the features_LQ of each image
+    that was not given as codes."""
+    rows: list = list(images)
+    pictures = [place for place, image in enumerate(rows) if not torch.is_tensor(image) or image.dim() == 3]
     if pictures:
-        codes = image_tokenizer.encode([images[index] for index in pictures])
-        for index, row in zip(pictures, codes, strict=True):
-            rows[index] = row
-    return torch.stack([row.to(rows[0].device) for row in rows]).long()
+        for place, row in zip(pictures, image_tokenizer.encode_features([rows[at] for at in pictures]), strict=True):
+            rows[place] = row
+    features = [row if row.is_floating_point() else None for row in rows]
+    known = [place for place, row in enumerate(features) if row is not None]
+    if known:
+        codes_NLK = image_tokenizer.quantizer.encode(torch.stack([features[place] for place in known]))
+        for place, row in zip(known, codes_NLK, strict=True):
+            rows[place] = row
+    return torch.stack([row.to(rows[0].device) for row in rows]).long(), features

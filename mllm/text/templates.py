@@ -23,8 +23,9 @@ IGNORED = -100  # label of positions without a text target
 
 @dataclass
 class Sample:
-    """One sequence. `images` are PIL images, pixels [3, H, W] or codes_LK, one for each run of L placeholders in `ids`;
-    `is_target` says which of them are to be drawn. `branches` is empty, or has a number for each id (see `join`)."""
+    """One sequence. `images` are PIL images, pixels [3, H, W], features_LQ before the quantizer, or codes_LK, one for
+    each run of placeholders in `ids`; `is_target` says which of them are to be drawn, and have L placeholders.
+    `branches` is empty, or has a number for each id (see `join`)."""
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -131,6 +132,7 @@ class Template(ABC):
         if missing:
             raise ValueError(f"the text tokenizer has no {', '.join(missing)}: {self.advice}")
         self.text_tokenizer, self.num_positions, self.image_size = text_tokenizer, num_positions, image_size
+        self.image_length = num_positions  # of images to read
         self.resize_ratio, self.interpolation = resize_ratio, interpolation
         self.bos_id, self.eos_id = text_tokenizer.bos_token_id, text_tokenizer.eos_token_id
         self.plan_ids = {token: id for token, id in known.items() if token.startswith(PLAN)}
@@ -173,7 +175,7 @@ class Template(ABC):
 
     def shown_ids(self) -> list[int]:
         """The ids that IMAGE in the text of `chat_template` stands for."""
-        return [self.boi_id, *[self.image_id] * self.num_positions, self.eoi_id]
+        return [self.boi_id, *[self.image_id] * self.image_length, self.eoi_id]
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """An image as pixels [3, H, W] in [-1, 1], prepared for the image tokenizer."""
@@ -198,8 +200,8 @@ class Template(ABC):
             sample.add([self.plan_ids[token] for token in tokens], target)
 
     def add_image(self, sample: Sample, image: Any, target: bool) -> None:
-        """Append the L placeholders of an image."""
-        sample.add([self.image_id] * self.num_positions)
+        """Append the placeholders of an image: L if it is to be drawn."""
+        sample.add([self.image_id] * (self.num_positions if target else self.image_length))
         sample.images.append(image)
         sample.is_target.append(target)
 
@@ -397,7 +399,7 @@ class UniTokTemplate(Template):
         return {**super().control_ids(), "<0x00>": self.boi_id, "<0x01>": self.eoi_id}
 
     def shown_ids(self) -> list[int]:
-        return [self.image_id] * self.num_positions
+        return [self.image_id] * self.image_length
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         return to_pixels(pad_to_square(image, self.padding), self.image_size, interpolation="bilinear")

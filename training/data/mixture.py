@@ -10,6 +10,7 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -39,6 +40,7 @@ from .scene_samples import (
 )
 
 LONGEST_CYCLE = 1_000_000
+NO_FEATURES = "which have no features for model.image_input: give the images"
 
 
 class Cycle:
@@ -85,10 +87,11 @@ class Source(ABC):
 
 class ImageForm:
     """How the images of a conversation enter a Sample of one model: extracted codes as they are, files as PIL images,
-    which the template may prepare, and then as pixels. While the image tokenizer is `tuned`, there are no codes."""
+    which the template may prepare, and then as pixels. While the image tokenizer is `tuned`, there are no codes; where
+    the model reads `features`, images to read are no codes."""
 
-    def __init__(self, image_tokenizer: ImageTokenizer, preparation: str, tuned: bool = False):
-        self.sizes, self.tuned = image_tokenizer.config, tuned
+    def __init__(self, image_tokenizer: ImageTokenizer, preparation: str, tuned: bool = False, features: bool = False):
+        self.sizes, self.tuned, self.features = image_tokenizer.config, tuned, features
         self.codes_of = {"image_tokenizer": codes_hash(image_tokenizer), "template": preparation}
 
     def mismatch(self, codes_of: Mapping[str, str]) -> str:
@@ -179,6 +182,9 @@ class MessageShards(Source):
         files = self.shards[index]
         try:
             sample = to_sample(self.processor, self.form.load(from_files(files)), *drop)
+            read = [image for image, drawn in zip(sample.images, sample.is_target, strict=True) if not drawn]
+            if self.form.features and any(torch.is_tensor(x) and not x.is_floating_point() for x in read):
+                raise ValueError(f"extracted codes of an image to read, {NO_FEATURES}")
             if len(sample.ids) > self.max_length:
                 raise ValueError(f"{len(sample.ids)} tokens, more than max_length {self.max_length}")
         except ValueError as error:
@@ -256,15 +262,21 @@ class Mixture:
         seed: int,
         tuned: bool = False,
         words: bool = False,
+        features: bool = False,
+        image_lengths: Sequence[int] = (),
     ):
-        """Raises ValueError for sources that are not there, and for codes that are not this image tokenizer's; for any
-        codes, if it is `tuned`; for shards, if positions are to be given `words`."""
+        """Each sample reads its images at one of the `image_lengths`, if there are any. Raises ValueError for sources
+        that are not there, and for codes that are not this image tokenizer's; for any codes, if it is `tuned`; for
+        codes of scenes to answer about, if their `features` are read; for shards, if positions are to be given
+        `words`."""
         if not config.sources:
             raise ValueError("data.sources is empty: give each source a name, and shards or scenes")
         if config.pack and config.pack < config.max_length:
             raise ValueError(f"data.pack {config.pack} is below data.max_length {config.max_length}")
-        self.config, self.processor, self.image_tokenizer = config, processor, image_tokenizer
-        self.form, self.words = ImageForm(image_tokenizer, processor.preparation, tuned), words
+        self.config, self.image_tokenizer, self.seed = config, image_tokenizer, seed
+        self.processor = deepcopy(processor) if image_lengths else processor  # its `image_length` changes
+        self.form, self.words = ImageForm(image_tokenizer, processor.preparation, tuned, features), words
+        self.image_lengths = image_lengths
         self.cycle = Cycle({name: source.weight for name, source in config.sources.items()}, seed)
         self.sources = {name: self._open(name, seed + place) for place, name in enumerate(config.sources)}
 
@@ -287,6 +299,8 @@ class Mixture:
             mismatch = self.form.mismatch(scenes.scenes.codes_of) if source.scenes.codes else ""
             if mismatch:
                 raise ValueError(f"{source.scenes.codes}: {mismatch}")
+            if source.scenes.codes and self.form.features and (source.scenes.answer or source.scenes.language):
+                raise ValueError(f"data.sources.{name}: extracted codes of scenes to read, {NO_FEATURES} (codes: null)")
             return scenes
         if self.words:
             raise ValueError(f"data.sources.{name}: model.words needs scenes; shards do not say what stands where")
@@ -309,6 +323,8 @@ class Mixture:
         bad one. The sample is None when more are bad than allowed."""
         name, number = self.cycle[position]
         problems = []
+        if self.image_lengths:
+            self.processor.image_length = random.Random(f"{self.seed} {position}").choice(self.image_lengths)
         # As many as can be bad at the end of an epoch and at the start of the next.
         for later in range(2 * self.config.max_bad + 1):
             try:

@@ -14,6 +14,7 @@ from data_recipes.scenes.world import LAYOUT_WORDS
 from mllm import Mllm, MllmConfig, Processor
 from mllm.codes import CodebookEmbedding
 from mllm.folders import load_image_tokenizer, loading
+from mllm.image_inputs import check_lengths
 from mllm.text.ids import plan_token, text_ids
 from tokenizer import SIZES, ImageTokenizer, ImageTokenizerConfig
 
@@ -70,6 +71,8 @@ def choose_trained(model: Mllm, config: ModelConfig) -> None:
     freeze(model, config.trainable)
     if config.order and not all(parameter.requires_grad for parameter in model.order.parameters()):
         raise ValueError(f"recipe, model.trainable: the order {config.order!r} learns vectors of its own: add order")
+    if config.image_input and not all(parameter.requires_grad for parameter in model.image_input.parameters()):
+        raise ValueError(f"recipe, model.trainable: {config.image_input!r} learns a projector: add image_input")
     if not config.tune:
         named = [word for word in config.trainable if word.startswith("image_tokenizer")]
         if named:
@@ -96,10 +99,17 @@ def _load(kind: type[Mllm], folder: str | Path, config: ModelConfig, is_checkpoi
         model.image_tokenizer = load_image_tokenizer(folder)
     if config.plan_length is not None:
         model.config.plan_length = config.plan_length
-    loaded = ("",)
+    new = []
     if config.order not in (None, model.config.order):
-        loaded = tuple(f"{name}." for name, _ in model.named_children() if name != "order")
+        new.append("order")
         model.draw_in(config.order)
+    if config.image_input not in (None, model.config.image_input):
+        new.append("image_input")
+        model.read_as(config.image_input)
+    loaded = tuple(f"{name}." for name, _ in model.named_children() if name not in new) if new else ("",)
+    if config.image_lengths:
+        check_lengths(config.image_lengths, model.config.image_tokenizer_config)
+        model.config.image_lengths = list(config.image_lengths)
     return Start(model, Processor.from_pretrained(folder), loaded)
 
 
@@ -162,6 +172,8 @@ def _model_config(
         code_head_args=config.code_head_args,
         image_layers=config.image_layers or None,
         order=config.order or "raster",
+        image_input=config.image_input or "codes",
+        image_lengths=list(config.image_lengths) or None,
         plan_length=config.plan_length or 0,
         pad_token_id=processor.pad_id,
         image_token_id=processor.image_id,

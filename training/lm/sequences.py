@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from html import escape
-from itertools import groupby, islice
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -23,11 +23,12 @@ mark { background: #bfe8bf } img.loss { border-color: #2a2 }
 
 
 class Stretch(NamedTuple):
-    """Text, or one image, with or without loss."""
+    """Text, or one image of so many `positions`, with or without loss."""
 
     has_loss: bool
     text: str = ""
     image: Image.Image | torch.Tensor | None = None
+    positions: int = 0
 
 
 def stretches(processor: MllmProcessor, sample: Sample) -> list[Stretch]:
@@ -37,8 +38,8 @@ def stretches(processor: MllmProcessor, sample: Sample) -> list[Stretch]:
     for is_image, run in groupby(pairs, lambda pair: pair[0] == processor.image_id):
         run = list(run)
         if is_image:
-            shown = islice(images, len(run) // processor.num_positions)
-            found += [Stretch(is_target, image=image) for image, is_target in shown]
+            image, is_target = next(images)
+            found.append(Stretch(is_target, image=image, positions=len(run)))
             run = [(label, label) for _, label in run if label != IGNORED]
         for has_loss, part in groupby(run, lambda pair: pair[1] != IGNORED):
             text = processor.tokenizer.decode([id for id, _ in part], skip_special_tokens=False)
@@ -49,8 +50,8 @@ def stretches(processor: MllmProcessor, sample: Sample) -> list[Stretch]:
 def preview_line(processor: MllmProcessor, sample: Sample) -> str:
     """In one line; what carries loss is between « and »."""
     words = []
-    for has_loss, text, image in stretches(processor, sample):
-        shown = text.replace("\n", "\\n") if image is None else f"({processor.num_positions} codes)"
+    for has_loss, text, image, positions in stretches(processor, sample):
+        shown = text.replace("\n", "\\n") if image is None else f"({positions} codes)"
         words.append(f"«{shown}»" if has_loss else shown)
     return " ".join(words)
 

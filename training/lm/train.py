@@ -62,7 +62,7 @@ def run_updates(config: TrainConfig, device: torch.device, checkpoint: Path | No
         model, processor, loaded = build_model(config.model, checkpoint)
     prepare(model, config, device)
     tuned, words = config.model.tune is not None, config.model.words
-    mixture = Mixture(config.data, processor, model.image_tokenizer, config.run.seed, tuned, words)
+    mixture = Mixture(config.data, processor, model.image_tokenizer, config.run.seed, tuned, words, **read_by(model))
     conversations(config.prompts)  # an image that is not there stops the run here, not at its first samples
     told = parameter_lines(model, loaded), mixture.notes, source_lines(mixture), preview_lines(mixture)
     talk(*told, allocator_lines(device))
@@ -106,6 +106,11 @@ def run_updates(config: TrainConfig, device: torch.device, checkpoint: Path | No
                 break
     if metrics:
         metrics.close()
+
+
+def read_by(model: Mllm) -> dict[str, Any]:
+    """What a mixture must know of how the model reads images."""
+    return {"features": model.image_input.reads_features, "image_lengths": model.config.image_lengths or ()}
 
 
 def talk(*groups: list[str]) -> None:

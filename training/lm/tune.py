@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mllm import Mllm
+from mllm.device import send
 from mllm.model import MllmOutput
 from tokenizer.psnr import psnr
 
@@ -45,19 +46,23 @@ class TunedMllm(Mllm):
         codes: torch.Tensor | None = None,
         is_target: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        image_lengths: torch.Tensor | None = None,
         **inputs: Any,
     ) -> MllmOutput:
         if labels is None:
+            inputs |= {"is_target": is_target, "image_lengths": image_lengths}
             return super().forward(input_ids, codes, pixel_values=pixel_values, **inputs)
         side, given = self.config.image_tokenizer["image_size"], pixel_values is not None
         if not given:  # under ZeRO every rank must run every module in every micro-batch
             pixel_values = torch.zeros(1, 3, side, side, device=input_ids.device)
-        quantized = self.image_tokenizer.quantizer(self.image_tokenizer.features(pixel_values), self.options)
+        features_NLQ = self.image_tokenizer.features(pixel_values)
+        quantized = self.image_tokenizer.quantizer(features_NLQ, self.options)
         codes = quantized.codes_NLK if given else None
         decoded_N3HW = self.image_tokenizer.decode_features(quantized.features_NLQ)
         terms = reconstruction_losses(decoded_N3HW, pixel_values, self.tune, self.network)
         guard = terms["reconstruction"] + self.tune.quantizer * quantized.loss
-        embeds_BTD = self.embed(input_ids, codes, quantized)
+        features = features_NLQ[send(~is_target, features_NLQ.device)] if given else None
+        embeds_BTD = self.embed(input_ids, codes, quantized, is_target, features, image_lengths)
         output = super().forward(input_ids, codes, is_target, inputs_embeds=embeds_BTD, labels=labels, **inputs)
         count = len(pixel_values) if given else 0
         return TunedOutput(**output, guard_loss=count * guard, squared_error=count * terms["l2"].detach())

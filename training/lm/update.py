@@ -10,7 +10,7 @@ import torch
 
 from mllm import Mllm
 from mllm.device import send, sync_is_free
-from mllm.model import mean_loss
+from mllm.model import image_starts, mean_loss
 from mllm.text.processor import Batch
 from mllm.text.templates import IGNORED
 
@@ -73,7 +73,7 @@ def inputs_of(batch: Batch, device: torch.device, masked: bool = False) -> dict[
     """The arguments of the model's forward. Packed and branched rows need positions and a mask. Other rows are padded
     on the right, where causal attention does not see padding; without a mask, attention has faster kernels. `masked`
     keeps it, for `ImageLayers`, which compute nothing at padding. What the model must count stays on the CPU."""
-    here = ("labels", "is_target")
+    here = ("labels", "is_target", "image_lengths")
     inputs = {key: value if value is None or key in here else send(value, device) for key, value in vars(batch).items()}
     if batch.position_ids is None and not masked:
         del inputs["attention_mask"]
@@ -100,7 +100,7 @@ def kinds_of(batch: Batch, model: Mllm) -> torch.Tensor:
     owners_BT = starts_BT.flatten().cumsum(0).view_as(starts_BT) - 1
     kinds = torch.full((int(owners_BT.max()) + 1,), KINDS.index("text"))
     slots_BT = batch.input_ids == model.config.image_token_id
-    owners_N = owners_BT[slots_BT][:: model.config.image_tokenizer_config.num_positions]
+    owners_N = owners_BT[image_starts(slots_BT)]
     kinds[owners_N] = KINDS.index("answering")
     kinds[owners_N[batch.is_target]] = KINDS.index("drawing")
     return kinds[owners_BT]

@@ -51,7 +51,7 @@ class PolicyMllm(Mllm):
     ) -> MllmOutput:
         if options is None:
             return super().forward(input_ids, codes, is_target, labels=labels, **inputs)
-        x_BTD = self.embed(input_ids, codes)
+        x_BTD = self.embed(input_ids, codes, is_target=is_target)
         chosen_BT, images = labels[:, 1:] != IGNORED, torch.arange(len(codes), device=codes.device)
         h_BTD = self.run_layers(x_BTD, input_ids, images, options.steps, use_cache=False).last_hidden_state
         h_CD = h_BTD[:, : chosen_BT.shape[1]][chosen_BT]  # without queries after the row

@@ -14,7 +14,7 @@ from ..data.mixture import Mixture, MixtureUpdates
 from ..lm.build import build_model
 from ..lm.prompted import conversations, show_samples
 from ..lm.start_log import parameter_lines
-from ..lm.train import batches_of, prepare, restore, save, talk
+from ..lm.train import batches_of, prepare, read_by, restore, save, talk
 from ..lm.update import train_step
 from ..run.backends import TorchEngine, loading_in_parts, start_engine, start_engine_ranks
 from ..run.checkpoint import latest_checkpoint
@@ -181,7 +181,7 @@ def drawn_groups(
 def ordinary_updates(config: RlConfig, model: Mllm, processor: Processor) -> MixtureUpdates:
     """The updates of `data` that follow the steps, by number."""
     run, (rank, world) = config.run, rank_and_world()
-    mixture = Mixture(config.data, processor, model.image_tokenizer, run.seed)
+    mixture = Mixture(config.data, processor, model.image_tokenizer, run.seed, **read_by(model))
     return MixtureUpdates(mixture, run.batch_size, run.accumulate, rank, world, run.steps)
 
 

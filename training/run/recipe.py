@@ -271,7 +271,8 @@ class ModelConfig(Section):
     """What a language-model run starts from: either `init_from`, or the parts of a new model. Its `image_tokenizer` is
     a folder, a shipped model's, or a new one ("new:" and a size); its `backbone` is a config of transformers, or names
     pretrained weights (see backbones.py), which bring their own text tokenizer. `image_layers`: see `MllmConfig`, as
-    for `plan_length`, which adds the words of layouts to the text tokenizer of a new model. With `words`, the code
+    for `plan_length`, which adds the words of layouts to the text tokenizer of a new model, and for `image_input` and
+    `image_lengths`, of which each training sample draws one, for the images that it only reads. With `words`, the code
     embedding alone trains, towards words of what each position of scenes shows (see words.py)."""
 
     init_from: str | None = None
@@ -284,6 +285,8 @@ class ModelConfig(Section):
     code_head_args: dict[str, Any] = field(default_factory=dict)
     image_layers: dict[str, Any] = field(default_factory=dict)
     order: str | None = None
+    image_input: str | None = None
+    image_lengths: list[int] = field(default_factory=list)
     plan_length: int | None = within("[0, inf)", None)
     trainable: list[str] = field(default_factory=lambda: [""])
     words: bool = False
@@ -392,6 +395,8 @@ class TrainConfig(Section):
             raise ValueError("recipe, code_noise: not with model.tune or model.words, whose codes come another way")
         if self.model.words and (self.model.lora or self.model.tune or self.model.trainable != ["code_embed"]):
             raise ValueError("recipe, model.words: give model.trainable: [code_embed], and no lora or tune")
+        if self.model.words and (self.model.image_input or self.model.image_lengths):
+            raise ValueError("recipe, model.words: it trains what codes say: leave out image_input and image_lengths")
 
 
 @dataclass
