@@ -85,7 +85,8 @@ def forwards(patient: Patient) -> str:
     """A question about an image through transformers' `forward`, without labels."""
     _, model, processor = patient
     batch = processor.collate([processor.encode(question(patient))], model.image_tokenizer)
-    logits_BTS = model(input_ids=batch.input_ids.to(model.device), codes=batch.codes.to(model.device)).logits
+    inputs = {**vars(batch), "labels": None, "attention_mask": None}
+    logits_BTS = model(**{k: v.to(model.device) if torch.is_tensor(v) else v for k, v in inputs.items()}).logits
     if not logits_BTS.isfinite().all():
         raise ValueError("logits that are not finite")
     return f"logits of shape {tuple(logits_BTS.shape)}"
@@ -150,7 +151,8 @@ def draw_both_ways(patient: Patient) -> tuple[torch.Tensor, torch.Tensor, torch.
     codes_LK = order.of_places(torch.cat(codes), 0)
     batch = processor.collate([processor.encode_drawing(PROMPT, codes_LK)])
     ids_BT = batch.input_ids.to(device)
-    h_BTD = model.run_layers(model.embed(ids_BT, codes_LK[None]), ids_BT, all_slots[:1]).last_hidden_state
+    x_BTD = model.embed(ids_BT, codes_LK[None], is_target=batch.is_target)
+    h_BTD = model.run_layers(x_BTD, ids_BT, all_slots[:1]).last_hidden_state
     whole_NLD, codes_NLK = model.predictors(h_BTD, ids_BT, codes_LK[None], all_slots[:1])
     return torch.cat(states), whole_NLD[0], codes_NLK[0], model.code_head(whole_NLD[0], codes_NLK[0])
 

@@ -240,6 +240,9 @@ class SimpleModel(lmms):
         logits_BTS = self.model(
             input_ids=batch.input_ids.to(self.device),
             codes=None if batch.codes is None else batch.codes.to(self.device),
+            is_target=batch.is_target,
+            features=None if batch.features is None else batch.features.to(self.device),
+            image_lengths=batch.image_lengths,
             attention_mask=mask_BT,
             position_ids=(mask_BT.cumsum(1) - 1).clamp_min(0),
             logits_to_keep=longest + 1,

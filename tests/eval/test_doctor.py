@@ -13,9 +13,10 @@ from packaging.utils import canonicalize_name
 
 from eval import doctor, model_checks
 from eval.doctor import environment, examine, lock, missing, requirements
-from eval.model_checks import CHECKS, Patient, caches, prefills, weights
+from eval.model_checks import CHECKS, Patient, caches, draws, forwards, prefills, weights
 from mllm import Mllm, Processor
 from mllm.codes import CODE_EMBEDDINGS, CODE_HEADS
+from mllm.image_inputs import IMAGE_INPUTS
 from mllm.orders import ORDERS
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,12 @@ def test_weights_other_than_the_measured_ones_are_found(tiny_model, tiny_folder,
 def test_a_model_that_draws_several_positions_a_step_is_healthy(make_tiny_model):
     patient = Patient("tiny", *make_tiny_model(order="locality", image_size=64))
     assert caches(patient) == "32 codes agree" and prefills(patient)
+
+
+@pytest.mark.parametrize("image_input", IMAGE_INPUTS)
+def test_a_model_that_reads_in_any_way_is_healthy(make_tiny_model, image_input):
+    patient = Patient("tiny", *make_tiny_model(image_input=image_input))
+    assert forwards(patient) and draws(patient) and caches(patient) == "8 codes agree" and prefills(patient)
 
 
 def test_a_cache_that_forgets_is_found(tiny_model, monkeypatch):

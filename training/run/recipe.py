@@ -286,7 +286,7 @@ class ModelConfig(Section):
     image_layers: dict[str, Any] = field(default_factory=dict)
     order: str | None = None
     image_input: str | None = None
-    image_lengths: list[int] = field(default_factory=list)
+    image_lengths: list[int] = within("[1, inf)", list)
     plan_length: int | None = within("[0, inf)", None)
     trainable: list[str] = field(default_factory=lambda: [""])
     words: bool = False

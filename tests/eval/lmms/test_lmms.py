@@ -25,6 +25,7 @@ from eval.scenes.detector import Detector, DetectorConfig
 from eval.scenes.suite import asked
 from mllm import generate_texts
 from mllm.decode.stream import Stream
+from mllm.image_inputs import IMAGE_INPUTS
 
 ROOT = Path(__file__).parents[3]
 OFFICIAL = [Path(lmms_eval.tasks.__file__).parent / task for task in ("mme", "pope")]
@@ -154,8 +155,18 @@ def test_rounds_see_the_answers_before_them(load, interface):
     assert told == [(1, answers[:1], None), (2, answers[:2], "round 1"), (3, answers, "round 2")]
 
 
-def test_log_likelihood_is_the_mean_loss_of_the_answer(load, tiny_model):
-    model, processor = tiny_model
+@pytest.mark.parametrize("image_input", IMAGE_INPUTS)
+def test_log_likelihood_is_the_mean_loss_of_the_answer(make_tiny_model, image_input, tmp_path):
+    model, processor = make_tiny_model(image_input=image_input, image_lengths=[1, 4])
+    processor.image_length = 1
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+
+    def load(batch_size: int) -> SimpleModel:
+        scorer = SimpleModel(str(tmp_path), batch_size=batch_size)
+        scorer.task_dict = {"task": {"test": DOCS}}
+        return scorer
+
     answers = [" a dog", " two cats on a table", lambda doc: "yes", " a dog", " no"]
     requests = [choice(i, answer) for i, answer in enumerate(answers)]
     by_size = [[r.text for r in load(batch_size=size).loglikelihood(requests)] for size in (1, 2, 8)]
