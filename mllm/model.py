@@ -376,7 +376,9 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             features_NLQ = self.image_tokenizer.encode_features(pixel_values)
             codes = self.image_tokenizer.quantizer.encode(features_NLQ)
-            features = features_NLQ if is_target is None else features_NLQ[~is_target.to(features_NLQ.device)]
+            features = features_NLQ
+            if is_target is not None:
+                features = features_NLQ.index_select(0, send((~is_target).nonzero()[:, 0], features_NLQ.device))
         if inputs_embeds is None:
             is_noisy = code_noise and codes is not None and is_target is not None
             read = self.noisy(codes, is_target, code_noise) if is_noisy else codes

@@ -61,7 +61,8 @@ class TunedMllm(Mllm):
         decoded_N3HW = self.image_tokenizer.decode_features(quantized.features_NLQ)
         terms = reconstruction_losses(decoded_N3HW, pixel_values, self.tune, self.network)
         guard = terms["reconstruction"] + self.tune.quantizer * quantized.loss
-        features = features_NLQ[send(~is_target, features_NLQ.device)] if given else None
+        read = send((~is_target).nonzero()[:, 0], features_NLQ.device)
+        features = features_NLQ.index_select(0, read) if given else None
         embeds_BTD = self.embed(input_ids, codes, quantized, is_target, features, image_lengths)
         output = super().forward(input_ids, codes, is_target, inputs_embeds=embeds_BTD, labels=labels, **inputs)
         count = len(pixel_values) if given else 0
