@@ -6,7 +6,9 @@ and verdicts stay in `out`; a second run goes on there.
 """
 
 import json
+import operator
 import random
+import re
 import subprocess
 import sys
 import time
@@ -95,13 +97,19 @@ def by_scenes(folder: Path, settings: Settings, measure: Callable[[range], Any],
 
 
 def answer_questions(
-    subject: Subject, settings: Settings, out: Path, part: str = "questions", forms: Mapping[str, str] = FORMS
+    subject: Subject,
+    settings: Settings,
+    out: Path,
+    part: str = "questions",
+    forms: Mapping[str, str] = FORMS,
+    is_right: Callable[[str, str], bool] = operator.eq,
 ) -> dict[str, float] | None:
-    """Share of answers that match exactly, overall and by kind; greedy. Rows in `part`.jsonl."""
+    """Share of replies that are the answer, or are right by `is_right` (reply, answer), overall and by kind; greedy.
+    Rows in `part`.jsonl."""
 
     def answers(seeds: range) -> list[dict]:
         batches = in_batches(list(asked(subject.world, seeds, forms)), settings.batch_size)
-        return [row for batch in batches for row in answered(subject, batch)]
+        return [row for batch in batches for row in answered(subject, batch, is_right)]
 
     pieces = by_scenes(out / "pieces" / part, settings, answers, part)
     if pieces is None:
@@ -114,8 +122,15 @@ def answer_questions(
 
 
 def answer_freely_worded(subject: Subject, settings: Settings, out: Path) -> dict[str, float] | None:
-    """The same of the same questions, worded as none was in training."""
-    return answer_questions(subject, settings, out, "free_wording", FREE_FORMS)
+    """The same of the same questions, worded as none was in training. A reply may be a sentence: it is right if it
+    holds the answer."""
+    return answer_questions(subject, settings, out, "free_wording", FREE_FORMS, holds)
+
+
+def holds(reply: str, answer: str) -> bool:
+    """Whether the words of the answer stand in the reply, side by side, in any case."""
+    said, wanted = (" ".join(["", *re.findall(r"\w+", text.lower()), ""]) for text in (reply, answer))
+    return wanted in said
 
 
 def asked(world: World, seeds: Iterable[int], forms: Mapping[str, str] = FORMS) -> Iterator[tuple]:
@@ -132,7 +147,7 @@ def asked_once(artwork: str, seeds: range) -> list[tuple]:
     return list(asked(World(artwork), seeds))
 
 
-def answered(subject: Subject, batch: Sequence[tuple]) -> list[dict]:
+def answered(subject: Subject, batch: Sequence[tuple], is_right: Callable[[str, str], bool]) -> list[dict]:
     world = subject.world
     images = {seed: world.render(world.scene(seed, "held_out")) for seed, _, _ in batch}
     talks = [[user(images[seed], question.text)] for seed, _, question in batch]
@@ -145,7 +160,7 @@ def answered(subject: Subject, batch: Sequence[tuple]) -> list[dict]:
             "question": question.text,
             "answer": question.answer,
             "reply": reply.strip(),
-            "correct": reply.strip() == question.answer,
+            "correct": is_right(reply.strip(), question.answer),
         }
         for (seed, number, question), reply in zip(batch, replies, strict=True)
     ]

@@ -22,13 +22,11 @@ def test_results_md_has_the_numbers_of_all_results():
 
 def test_other_numbers_give_another_table():
     readme, content = (ROOT / "README.md").read_text(), read_results(README_RESULTS)
-    scores = content["parts"]["tokenizer"]["scores"]
-    scores["psnr"], scores["usage"] = 31.25, {"0": 0.5, "1": 0.125}
-    content["parts"]["questions"]["settings"]["limit"] = 20
+    content["parts"]["tokenizer"]["scores"]["psnr"] = 31.25
+    content["parts"]["drawing"]["settings"]["limit"] = 20
     table = with_table(readme, content)
     assert "| image tokenizer, PSNR | 31.2 dB | 27 dB |" in table
-    assert "| image tokenizer, least used sub-codebook | 12 % | 90 % |" in table
-    assert "| questions, exact match, 20 of 600 scenes |" in table
+    assert "| drawing, GenEval's rules, 20 of 457 raw prompts, " in table
     assert len(table.splitlines()) == len(readme.splitlines())
     del content["parts"]["speed"]
     with pytest.raises(ValueError, match="no speed.image: run scripts.eval_scenes with all parts"):

@@ -69,6 +69,15 @@ def test_freely_worded_questions_are_the_same_in_other_words(subject, tmp_path):
     assert not {row["question"] for row in plain} & {row["question"] for row in free}
 
 
+def test_freely_worded_questions_may_be_answered_in_a_sentence():
+    assert scenes.holds("No, there is a dog.", "no") and scenes.holds("It's Light Blue!", "light blue")
+    assert (
+        not scenes.holds("nothing", "no")
+        and not scenes.holds("", "no")
+        and not scenes.holds("blue, light", "light blue")
+    )
+
+
 def test_right_answers_score_one(subject, tmp_path, monkeypatch):
     order = iter([question.answer for _, _, question in scenes.asked(subject.world, range(3))])
     monkeypatch.setattr(scenes, "generate_texts", lambda model, processor, talks: [f" {next(order)}\n" for _ in talks])
