@@ -1,5 +1,5 @@
-"""A model at work: it answers questions about held-out scenes, in words that no training sample has, and draws prompts
-of GenEval; a table and a page."""
+"""A model at work: it answers questions about held-out scenes, as people put them, and draws prompts of GenEval; a
+table and a page."""
 
 import random
 import time
@@ -110,7 +110,7 @@ def make_examples(seed: int) -> list[Example]:
     world, examples = World(), []
     for number, skill in enumerate(SKILLS, 1):
         scene, rng = world.scene(seed, "held_out", skill), random.Random(f"{skill} {seed}")
-        found = [AskedOfScene(seed, kind, scene, ask(scene, rng, kind, "held_out")) for kind in KINDS]
+        found = [AskedOfScene(seed, kind, scene, ask(scene, rng, kind)) for kind in KINDS]
         found = [one for one in found if one.question]
         chosen = rng.sample(found, min(len(found), QUESTIONS_PER_IMAGE))
         examples.append(Example(f"example_{number:02d}.png", world.render(scene), list(map(Asked, chosen))))
@@ -233,8 +233,8 @@ BODY = Template("""\
 <h1>What &ldquo;$model&rdquo; sees and draws</h1>
 <p>$summary.</p>
 <h2>Questions about images</h2>
-<p>$right of $asked answers are right. The images are held out: their combinations of things, colors or places are in no
-training image. So are the words: no training question is put like these.</p>
+<p>$right of $asked answers are right.
+The images are held out: their combinations of things, colors or places are in no training image.</p>
 <div class="cards">
 $examples
 </div>
