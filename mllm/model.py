@@ -374,11 +374,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         that are to be predicted (see `noisy`). All other arguments, such as keys and values, go to the backbone. Raises
         ValueError when images and placeholders disagree, and for codes outside the codebooks."""
         if pixel_values is not None:
-            features_NLQ = self.image_tokenizer.encode_features(pixel_values)
-            codes = self.image_tokenizer.quantizer.encode(features_NLQ)
-            features = features_NLQ
-            if is_target is not None:
-                features = features_NLQ.index_select(0, send((~is_target).nonzero()[:, 0], features_NLQ.device))
+            codes, features = self._encoded(pixel_values, is_target)
         if inputs_embeds is None:
             is_noisy = code_noise and codes is not None and is_target is not None
             read = self.noisy(codes, is_target, code_noise) if is_noisy else codes
@@ -440,6 +436,16 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             images = {name: value[order.to(value.device)] for name, value in images.items()}
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, {**kwargs, **images}
+
+    def _encoded(
+        self, pixels_N3HW: torch.Tensor, is_target_N: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """codes_NLK of all images, and features_MLQ of those to read."""
+        features_NLQ = self.image_tokenizer.encode_features(pixels_N3HW)
+        codes_NLK = self.image_tokenizer.quantizer.encode(features_NLQ)
+        if is_target_N is None:
+            return codes_NLK, features_NLQ
+        return codes_NLK, features_NLQ.index_select(0, send((~is_target_N).nonzero()[:, 0], features_NLQ.device))
 
     def _drawn(
         self, codes_NLK: torch.Tensor | None, is_target_N: torch.Tensor | None, ids_BT: torch.Tensor
